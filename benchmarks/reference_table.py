@@ -1,0 +1,97 @@
+"""The reference table: every method at 50 %, 2:4 and 4:8 on one model, by one protocol.
+
+    python benchmarks/reference_table.py MODEL --calibration c4.jsonl --text wiki.test.raw
+
+Float32; 16 calibration windows of 1024 tokens, seed 0; perplexity on the first 8 windows of 2048.
+Prints a Markdown table row by row; every run starts from the same dense weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+
+import torch
+
+import prunus
+from prunus.checkpoint import load_model, load_tokenizer
+
+RUNS = [
+    ("magnitude", {}),
+    ("ri", {}),
+    ("wanda", {}),
+    ("ria", {}),
+    ("dass", {}),
+]
+PATTERNS = [{"sparsity": 0.5}, {"pattern": "2:4"}, {"pattern": "4:8"}]
+ALSO = [  # readings that the papers leave open, at 50 %
+    ("ria", {"pattern": "row"}),
+    ("wanda", {"pattern": "layer"}),
+    ("ria", {"settings": {"score.terms": "in"}}),
+    ("ria", {"settings": {"score.terms": "out"}}),
+    ("dass", {"mlp_only": True}),
+    ("wanda", {"mlp_only": True}),
+]
+DATA_FREE = ("magnitude", "ri")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--only", nargs="*", help="methods to run; default: all")
+    parser.add_argument("--also", action="store_true", help="the readings the papers leave open")
+    given = parser.parse_args()
+
+    model = load_model(given.model, dtype="float32")
+    tokenizer = load_tokenizer(given.model)
+    dense = copy.deepcopy(model.state_dict())
+    print(
+        "| method | pattern | sparsity | perplexity | prune s |\n|---|---|---|---|---|", flush=True
+    )
+    row("dense", "", 0, measure(model, tokenizer, given), 0)
+    runs = [(m, {**f, **p}) for m, f in RUNS for p in PATTERNS] if not given.also else ALSO
+    for method, fields in runs:
+        if given.only and method not in given.only:
+            continue
+        model.load_state_dict(dense)
+        begun = time.perf_counter()
+        source = "none" if method in DATA_FREE else given.calibration
+        result = prunus.prune(
+            model,
+            method=method,
+            tokenizer=tokenizer,
+            calibration=source,
+            samples=given.samples,
+            length=given.length,
+            **fields,
+        )
+        seconds = time.perf_counter() - begun
+        name = " ".join(
+            [
+                fields.get("pattern") or "50 %",
+                *(["mlp only"] if fields.get("mlp_only") else []),
+                *[f"{k}={v}" for k, v in fields.get("settings", {}).items()],
+            ]
+        )
+        row(method, name, result.report.sparsity, measure(model, tokenizer, given), seconds)
+
+
+def measure(model: torch.nn.Module, tokenizer: object, given: argparse.Namespace) -> float:
+    return prunus.evaluate(
+        model, given.text, length=2048, windows=given.windows, tokenizer=tokenizer
+    ).perplexity
+
+
+def row(method: str, pattern: str, sparsity: float, perplexity: float, seconds: float) -> None:
+    line = f"| {method} | {pattern} | {sparsity:.4f} | {perplexity:.2f} | {seconds:.0f} |"
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Prunus prunes pretrained language models without retraining.
+
+import prunus
+result = prunus.prune("path/to/model", method="ria", sparsity=0.5, output="pruned")
+prunus.evaluate("pruned", "wiki.test.raw").perplexity
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .api import Result, evaluate, load, prune
+    from .engine import Observer
+    from .errors import PrunusError
+    from .recipe import Recipe
+    from .verification import verify
+
+__all__ = [
+    "Observer",
+    "PrunusError",
+    "Recipe",
+    "Result",
+    "__version__",
+    "evaluate",
+    "load",
+    "prune",
+    "verify",
+]
+
+# Imported when first used: torch and transformers take seconds, `prunus --help` should not.
+_HOME = {
+    "Observer": "engine",
+    "PrunusError": "errors",
+    "Recipe": "recipe",
+    "Result": "api",
+    "evaluate": "api",
+    "load": "api",
+    "prune": "api",
+    "verify": "verification",
+}
+_PARTS = ("errors", "evaluation", "patterns", "pruners", "scores", "stats", "updates")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    if name in _PARTS:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

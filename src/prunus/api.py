@@ -1,0 +1,300 @@
+"""The three calls of the library: prune, evaluate, load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .allocation import Uniform, select_layers
+from .calibration import Protocol, generate, read_documents, sample_windows
+from .calibration.sampling import digest
+from .checkpoint import (
+    Dtype,
+    check_output,
+    context_length,
+    load_model,
+    load_tokenizer,
+    new_folder,
+    write_model,
+)
+from .engine import Observer, Silent, inspect, prune_blocks, start
+from .errors import CalibrationError, InputError, UnknownNameError
+from .evaluation import Evaluation, perplexity
+from .methods import METHODS
+from .recipe import Recipe
+from .report import Coverage, PruningReport, model_card
+from .report.pruning_report import realised_sparsity
+from .types import Plan
+from .verification import Verification, verify
+
+DEFAULT_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pruned model and all that is known about it.
+
+    Attributes:
+        model: pruned in place, in eval mode.
+        report: layer by layer.
+        output: the checkpoint, if one was written.
+        verification: what ``verify`` found in it.
+
+    """
+
+    model: PreTrainedModel
+    report: PruningReport
+    output: Path | None
+    verification: Verification | None
+
+
+def prune(
+    model: str | Path | PreTrainedModel,
+    recipe: Recipe | str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    tokenizer: Any = None,
+    tokens_ST: Tensor | None = None,
+    trust_remote_code: bool = False,
+    observer: Observer | None = None,
+    **fields: Any,
+) -> Result:
+    """Prune a causal language model without retraining.
+
+    >>> prunus.prune("path/to/model", method="ria", sparsity=0.5, output="pruned")
+    >>> prunus.prune(model, method="wanda", pattern="2:4", tokenizer=tokenizer)  # in place
+
+    Args:
+        model: a folder, hub id or GGUF; or a model in memory, which is pruned in place.
+        recipe: a Recipe, or a YAML file of one; fields given beside it replace its own.
+        output: folder for the checkpoint, which must not exist; None writes nothing.
+        tokenizer: of a model in memory; a path brings its own.
+        tokens_ST: calibration token ids (samples, tokens) instead of text.
+        trust_remote_code: run code that comes with the checkpoint.
+        observer: told of every step.
+        **fields: the fields of ``Recipe``: method, sparsity, pattern, calibration, samples …
+
+    Raises:
+        InputError: anything that cannot be used, with the cure; nothing is written then.
+        NumericalError: NaN or inf, with the layer or block.
+
+    """
+    observer = observer or Silent()
+    recipe = _recipe(recipe, fields)
+    pruner, sparsity = recipe.build()
+    recipe = recipe.model_copy(update={"sparsity": sparsity})
+    if pruner.needs and recipe.calibration == "none" and tokens_ST is None:
+        raise CalibrationError(
+            f"{recipe.method} reads activations ({METHODS[recipe.method].needs}), so it needs "
+            "calibration text. Give a source, or use magnitude or ri."
+        )
+    if output is not None:
+        check_output(output)
+    device = pick_device(recipe.device)
+    name = str(model) if isinstance(model, str | Path) else model.config.name_or_path or "in memory"
+    if isinstance(model, str | Path):
+        observer.say(f"loading {model}")
+        if tokenizer is None and (output is not None or tokens_ST is None):
+            tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        model = load_model(model, dtype=recipe.dtype, trust_remote_code=trust_remote_code)
+    model.eval()
+
+    ids_ST, protocol = _calibration(model, tokenizer, recipe, tokens_ST, observer)
+    begun = time.perf_counter()
+    probe = ids_ST if ids_ST is not None else _any_tokens(model)
+    blocks, traced = inspect(model, probe)
+    layers = select_layers(blocks, mlp_only=recipe.mlp_only, skip_blocks=recipe.skip_blocks)
+    plan: Plan = Uniform()(layers, sparsity)
+    for block in blocks:  # before the time is spent on recording
+        pruner.check(block, plan)
+    coverage = Coverage.of(model, blocks, set(plan))
+    observer.say(f"pruning {len(layers)} layers in {len(blocks)} blocks: {coverage}")
+    recording = start(model, blocks, traced, ids_ST) if ids_ST is not None else None
+    reports = prune_blocks(blocks, recording, pruner, plan, device=device, observer=observer)
+    report = PruningReport(
+        model=name,
+        method=recipe.method,
+        pruner=repr(pruner),
+        pattern=recipe.pattern,
+        requested=sparsity,
+        sparsity=realised_sparsity(reports),
+        coverage=coverage,
+        protocol=protocol,
+        seconds=time.perf_counter() - begun,
+        layers=reports,
+    )
+    if output is None:
+        return Result(model, report, None, None)
+    verification = write(output, model, tokenizer, recipe, report, observer)
+    return Result(model, report, Path(output), verification)
+
+
+def write(
+    output: str | Path,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    report: PruningReport,
+    observer: Observer,
+) -> Verification:
+    """Write the checkpoint under a temporary name, verify it, then give it its own."""
+    recipe_yaml = recipe.to_yaml(report.model)
+    texts = {
+        "recipe.yaml": recipe_yaml,
+        "pruning_report.json": report.to_json(),
+        "README.md": model_card(report, recipe_yaml),
+    }
+    with new_folder(output) as folder:
+        observer.say(f"writing {output}")
+        write_model(folder, model, tokenizer, texts)
+        observer.say("verifying: patterns, zeros, and a reload in a fresh process")
+        verification = verify(folder)
+        if not verification.ok:
+            raise InputError(
+                f"The checkpoint did not pass its own verification and was not kept: "
+                f"{verification.problems[0]}"
+            )
+    return verification
+
+
+def evaluate(
+    model: str | Path | PreTrainedModel,
+    text: str = "builtin",
+    *,
+    length: int | None = None,
+    windows: int | None = None,
+    tokenizer: Any = None,
+    data_dir: str | Path | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    scored: Callable[[int, int, float], None] = lambda done, total, perplexity: None,
+) -> Evaluation:
+    """Perplexity by the papers' protocol: see ``prunus.evaluation.perplexity``.
+
+    >>> prunus.evaluate("pruned", "wiki.test.raw", length=2048, windows=8).perplexity
+
+    Args:
+        model: a folder, hub id or GGUF, or a model in memory.
+        text: a SOURCE: a file, a folder, c4, wikitext2, ptb, lambada, or builtin's held-out half.
+        length: tokens per window; None: 2048, or the model's context where that is shorter.
+        windows: how many to score; None: all.
+        tokenizer: of a model in memory; a path brings its own.
+        data_dir: where named sources lie as files.
+        dtype: of the weights of a model that is loaded here.
+        device: where to run.
+        trust_remote_code: run code that comes with the checkpoint.
+        scored: called after every window with (done, total, perplexity so far).
+
+    """
+    if text == "self":
+        raise CalibrationError("Text that the model writes itself cannot judge it; give a file.")
+    documents = read_documents(text, "evaluation", data_dir)
+    if isinstance(model, str | Path):
+        tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust_remote_code)
+        model = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
+    ids_T = torch.tensor(_tokenize(_needed(tokenizer), documents.joined()), dtype=torch.int64)
+    model.eval()
+    model.to(pick_device(device))  # type: ignore[arg-type]
+    length = _length(model, length)
+    return perplexity(
+        model, ids_T, length=length, windows=windows, source=documents.name, scored=scored
+    )
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A model in eval mode from a folder, a hub id or a GGUF."""
+    model = load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
+    model.to(pick_device(device))  # type: ignore[arg-type]
+    return model
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"]) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: this torch sees no CUDA device. Use --device cpu.")
+    return device
+
+
+def _recipe(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recipe:
+    if recipe is None:
+        return Recipe.of(**fields)
+    if isinstance(recipe, Recipe):
+        return Recipe.of(**{**recipe.model_dump(), **fields})
+    return Recipe.read(recipe, **fields)
+
+
+def _calibration(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    tokens_ST: Tensor | None,
+    observer: Observer,
+) -> tuple[Tensor | None, Protocol | None]:
+    if tokens_ST is not None:
+        samples, length = tokens_ST.shape
+        protocol = Protocol("tokens given", samples, length, 0, 0, 0, False, digest(tokens_ST))
+        return tokens_ST, protocol
+    if recipe.calibration == "none":
+        return None, None
+    tokenizer, length = _needed(tokenizer), _length(model, recipe.length)
+    if recipe.calibration == "self":
+        observer.say(f"the model writes {recipe.samples} × {length} tokens of calibration text")
+        ids_ST, protocol = generate(
+            model, tokenizer, samples=recipe.samples, length=length, seed=recipe.seed
+        )
+    else:
+        documents = read_documents(recipe.calibration, "calibration", recipe.data_dir)
+        ids_ST, protocol = sample_windows(
+            documents,
+            lambda text: _tokenize(tokenizer, text),
+            samples=recipe.samples,
+            length=length,
+            seed=recipe.seed,
+        )
+    observer.say(f"calibration: {protocol}")
+    return ids_ST, protocol
+
+
+def _length(model: PreTrainedModel, length: int | None) -> int:
+    limit = context_length(model)
+    if length is None:
+        return min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
+    if limit is not None and length > limit:
+        raise InputError(f"--length {length} is more than the model's context of {limit} tokens.")
+    return length
+
+
+def _needed(tokenizer: Any) -> Any:
+    if tokenizer is None:
+        raise InputError("A model in memory needs tokenizer=…, or tokens_ST=… of token ids.")
+    return tokenizer
+
+
+def _tokenize(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, truncation=False, verbose=False).input_ids
+    return ids
+
+
+def _any_tokens(model: PreTrainedModel) -> Tensor:
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    return torch.randint(0, vocabulary, (1, 64), generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,159 @@
+"""Finds the decoder blocks of a model and their linear layers, by structure alone.
+
+No model names: the blocks are the ModuleList that holds the most parameters, a layer is an
+``nn.Linear`` or transformers' ``Conv1D`` in it, and ``probe`` finds out what each layer is for. A
+block with a matrix that is neither (experts in 3-D, state-space kernels) is refused, never skipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .errors import NumericalError, UnsupportedModelError
+from .types import Plan
+
+Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "other"]
+Kind = Literal["attention", "mlp"]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One linear map of a block, seen as ``weight_OI`` whatever the module stores.
+
+    Attributes:
+        name: the module's full name, such as ``model.layers.0.mlp.up_proj``.
+        block: index of its block.
+        module: the ``nn.Linear`` or ``Conv1D``.
+        role: what it is for; "qkv" and "gate_up" are fused, "up" alone is a plain MLP's first.
+        kind: the half of the block that it belongs to.
+        site: name of the first layer that reads the same input; statistics are kept per site.
+        feeds: the site whose input its output becomes with no other layer between; None for the
+            layers that write to the residual stream.
+        parts: the rows of each projection that it fuses; one slice where it fuses none.
+
+    """
+
+    name: str
+    block: int
+    module: nn.Module
+    role: Role
+    kind: Kind
+    site: str
+    feeds: str | None = None
+    parts: tuple[slice, ...] = (slice(None),)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the module stores (I, O)."""
+        return isinstance(self.module, Conv1D)
+
+    @property
+    def weight_OI(self) -> Tensor:
+        """A view of the stored weight, outputs first."""
+        weight: Tensor = self.module.weight.detach()  # type: ignore[operator]
+        return weight.T if self.transposed else weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)."""
+        rows, columns = self.weight_OI.shape
+        return rows, columns
+
+    def write(self, weight_OI: Tensor) -> None:
+        """Store new values, in the module's own dtype and layout."""
+        self.weight_OI.copy_(weight_OI)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One decoder layer of the model."""
+
+    index: int
+    name: str
+    module: nn.Module
+    layers: tuple[Layer, ...]
+
+    @property
+    def gated(self) -> bool:
+        """Whether its MLP multiplies a gate with an up projection."""
+        return any(layer.role in ("gate", "gate_up") for layer in self.layers)
+
+    @property
+    def sites(self) -> dict[str, Layer]:
+        """The first layer of each site, by the site's name."""
+        return {layer.site: layer for layer in self.layers if layer.name == layer.site}
+
+    def planned(self, plan: Plan) -> list[Layer]:
+        """Its layers that the plan names, in the order of the module tree."""
+        return [layer for layer in self.layers if layer.name in plan]
+
+
+def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The decoder blocks by name, in order.
+
+    Raises:
+        UnsupportedModelError: no ModuleList with linear layers, or blocks that share weights.
+
+    """
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and any(map(_is_linear, module.modules()))
+    }
+    if not lists:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no blocks: no list of modules with linear layers in it. "
+            "Prunus prunes decoder language models with at least one block."
+        )
+    # max() keeps the first of equals, and an outer list comes before the lists inside it.
+    name = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
+    blocks = {f"{name}.{i}": block for i, block in enumerate(lists[name])}
+    pointers = [p.data_ptr() for b in blocks.values() for p in b.parameters() if p.ndim > 1]
+    if len(pointers) != len(set(pointers)):
+        raise UnsupportedModelError(
+            f"The blocks in {name} share weights with one another; prunus would prune them twice. "
+            "Models with shared blocks are not handled yet."
+        )
+    return blocks
+
+
+def find_linears(name: str, block: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers of a block by full name.
+
+    Raises:
+        UnsupportedModelError: the block holds a matrix that is in no linear layer.
+        NumericalError: a weight is NaN or inf.
+
+    """
+    linears = {f"{name}.{n}": m for n, m in block.named_modules() if _is_linear(m)}
+    known = {id(module.weight) for module in linears.values()}
+    other = [n for n, p in block.named_parameters() if p.ndim > 1 and id(p) not in known]
+    if other:
+        raise UnsupportedModelError(
+            f"{name} ({type(block).__name__}) has weights outside of linear layers: "
+            f"{', '.join(other[:4])}{' …' if len(other) > 4 else ''}. Mixtures of experts, "
+            "state-space (Mamba) and other such blocks are not handled yet, and prunus does not "
+            "prune a model in part without saying so."
+        )
+    for layer, module in linears.items():
+        weight = module.weight
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            raise UnsupportedModelError(
+                f"{layer} is quantised ({getattr(weight, 'dtype', type(weight).__name__)}). "
+                "Prune the unquantised checkpoint."
+            )
+        if not bool(torch.isfinite(weight).all()):
+            raise NumericalError(
+                f"{layer}.weight holds NaN or inf. The checkpoint is damaged or overflowed when it "
+                "was converted; get a sound one, or load it in float32."
+            )
+    return linears
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)

@@ -1,0 +1,131 @@
+"""The papers' sampling: windows of token ids from documents longer than a window."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import CalibrationError
+from .sources import Documents
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What the statistics were gathered on: printed, and recorded with the checkpoint.
+
+    Attributes:
+        source: the SOURCE and its files.
+        samples: windows.
+        length: tokens per window.
+        seed: of the draws.
+        documents: how many the source has; 0 for text that the model wrote.
+        documents_used: how many distinct ones the windows are from.
+        concatenated: whether documents were too short, so that windows run across their ends.
+        sha256: of the token ids as little-endian int64, window after window.
+
+    """
+
+    source: str
+    samples: int
+    length: int
+    seed: int
+    documents: int
+    documents_used: int
+    concatenated: bool
+    sha256: str
+
+    def __str__(self) -> str:
+        origin = f"from {self.documents_used} of {self.documents} documents"
+        if self.concatenated:
+            origin = (
+                f"from all {self.documents} documents run together, since none is longer than a "
+                "window"
+            )
+        if not self.documents:
+            origin = "written by the model"
+        return (
+            f"{self.source}: {self.samples} windows of {self.length} tokens {origin}; "
+            f"seed {self.seed}; sha256 {self.sha256[:12]}"
+        )
+
+
+def sample_windows(
+    documents: Documents,
+    tokenize: Callable[[str], Sequence[int]],
+    *,
+    samples: int,
+    length: int,
+    seed: int,
+) -> tuple[Tensor, Protocol]:
+    """Token ids (samples, length), drawn as Wanda, SparseGPT, RIA and DaSS draw theirs.
+
+    Per sample: a document uniformly with replacement, drawn again until it has more than
+    ``length`` tokens; then a window at ``randint(0, tokens − length − 1)``. The draws are those of
+    ``random.seed(seed)`` in the authors' code, so the same documents and tokenizer give the same
+    windows. Where no document is long enough (the authors' code then never ends), all are run
+    together in a random order and windows are drawn from the whole.
+
+    Raises:
+        CalibrationError: less text than one window.
+
+    """
+    draw = random.Random(seed)
+    ids_of: dict[int, Sequence[int]] = {}
+    long_enough: set[int] = set()
+    used: set[int] = set()
+    windows: list[Sequence[int]] = []
+    while len(windows) < samples:
+        if len(ids_of) == len(documents.texts) and not long_enough:
+            ids = _run_together(list(ids_of.values()), draw, samples * length)
+            windows = _windows_of(ids, documents.name, samples, length, draw)
+            break
+        index = draw.randint(0, len(documents.texts) - 1)
+        if index not in ids_of:
+            ids_of[index] = tokenize(documents.texts[index])
+            if len(ids_of[index]) > length:
+                long_enough.add(index)
+            elif long_enough:
+                ids_of[index] = ()  # too short, and not needed to run together any more
+        if index in long_enough:
+            start = draw.randint(0, len(ids_of[index]) - length - 1)
+            windows.append(ids_of[index][start : start + length])
+            used.add(index)
+    ids_ST = torch.tensor(windows, dtype=torch.int64)
+    count = len(documents.texts)
+    protocol = Protocol(
+        documents.name, samples, length, seed, count, len(used) or count, not used, digest(ids_ST)
+    )
+    return ids_ST, protocol
+
+
+def digest(ids_ST: Tensor) -> str:
+    """SHA-256 of token ids, the same on every machine."""
+    return hashlib.sha256(ids_ST.cpu().to(torch.int64).numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def _run_together(all_ids: list[Sequence[int]], draw: random.Random, wanted: int) -> list[int]:
+    """Documents in a random order, until there are four times as many tokens as are wanted."""
+    draw.shuffle(all_ids)
+    stream: list[int] = []
+    for ids in all_ids:
+        stream.extend(ids)
+        if len(stream) >= 4 * wanted:
+            break
+    return stream
+
+
+def _windows_of(
+    ids: list[int], name: str, samples: int, length: int, draw: random.Random
+) -> list[Sequence[int]]:
+    if len(ids) < length:
+        raise CalibrationError(
+            f"{name} has {len(ids)} tokens in all, fewer than one window of {length}. "
+            f"Give more text, or --length {max(len(ids), 1)} or less."
+        )
+    starts = [draw.randint(0, len(ids) - length) for _ in range(samples)]
+    return [ids[start : start + length] for start in starts]

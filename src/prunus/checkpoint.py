@@ -1,0 +1,247 @@
+"""Reads a checkpoint (folder, hub id, GGUF) and writes one that plain transformers loads.
+
+Only safetensors and GGUF are read, never a pickle. A local path is never looked up on the hub.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from .errors import CheckpointError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint is: arguments that transformers takes."""
+
+    location: str
+    gguf_file: str | None = None
+    local: bool = True
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for ``from_pretrained``."""
+        gguf = {"gguf_file": self.gguf_file} if self.gguf_file else {}
+        return {"local_files_only": True, **gguf} if self.local else gguf
+
+
+def find(checkpoint: str | Path) -> Source:
+    """A folder, a GGUF file, a folder that holds one, or a hub id.
+
+    Raises:
+        CheckpointError: none of these, or a folder whose files are damaged.
+
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise CheckpointError(
+                f"{path} is a file but not a GGUF. Give the folder of a checkpoint, or a .gguf."
+            )
+        return Source(str(path.parent), path.name)
+    if path.is_dir():
+        return _find_in(path)
+    name = str(checkpoint)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix == ".gguf":
+        raise CheckpointError(f"{name} does not exist. Give a folder, a .gguf file or a hub id.")
+    return Source(name, local=False)
+
+
+def _find_in(folder: Path) -> Source:
+    if (folder / "config.json").exists():
+        check_shards(folder)
+        return Source(str(folder))
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) > 1:
+        names = ", ".join(p.name for p in ggufs)
+        raise CheckpointError(f"{folder} holds several GGUF files ({names}). Name one of them.")
+    if not ggufs:
+        raise CheckpointError(
+            f"{folder} holds no checkpoint: no config.json and no .gguf. Give the folder that "
+            "save_pretrained wrote."
+        )
+    return Source(str(folder), ggufs[0].name)
+
+
+def check_shards(folder: Path) -> dict[str, Path]:
+    """Every tensor's name and the shard that holds it, after a look at each shard's header.
+
+    Raises:
+        CheckpointError: no safetensors, a shard that is missing, damaged or outside of the folder.
+
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise CheckpointError(f"{index} is damaged; download the checkpoint again.") from None
+        files = [folder / name for name in names]
+    else:
+        files = [folder / "model.safetensors"]
+    tensors: dict[str, Path] = {}
+    for file in files:
+        if folder.resolve() not in file.resolve(strict=False).parents and not file.is_symlink():
+            raise CheckpointError(f"{index} names {file}, which lies outside of the folder.")
+        if not file.exists():
+            pickles = list(folder.glob("*.bin")) and " It holds .bin files: prunus reads no pickle."
+            raise CheckpointError(
+                f"{folder} has no {file.name}.{pickles or ''} Give a checkpoint saved as "
+                "safetensors, complete."
+            )
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensors.update(dict.fromkeys(opened.keys(), file))
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{file} is damaged ({error}). Download or copy the checkpoint again."
+            ) from None
+    return tensors
+
+
+def load_model(
+    checkpoint: str | Path, *, dtype: Dtype = "auto", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A causal language model in eval mode on the CPU.
+
+    Raises:
+        CheckpointError: not there, damaged, incomplete, or of no causal language model.
+
+    """
+    source = find(checkpoint)
+    loaded: Any  # a pair, which the stubs do not know
+    with _explained(checkpoint):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if source.gguf_file else True,
+            output_loading_info=True,
+            **source.arguments,
+        )
+    model, loading = loaded
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint} lacks {len(missing)} tensors ({', '.join(missing[:3])} …); transformers "
+            "would fill them at random. Get the complete checkpoint."
+        )
+    result: PreTrainedModel = _without_gguf(model) if source.gguf_file else model
+    result.eval()
+    return result
+
+
+def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer beside the checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+
+    """
+    source = find(checkpoint)
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.location, trust_remote_code=trust_remote_code, **source.arguments
+        )
+    except Exception as error:  # transformers raises half a dozen kinds here
+        raise CheckpointError(
+            f"{checkpoint} has no tokenizer that can be loaded ({_first_line(error)}). Copy "
+            "tokenizer.json and tokenizer_config.json of the model into the folder."
+        ) from None
+
+
+@contextmanager
+def _explained(checkpoint: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, KeyError) as error:
+        raise CheckpointError(
+            f"{checkpoint} cannot be loaded as a causal language model: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".:") if text else type(error).__name__
+
+
+def _without_gguf(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model whose config does not claim to be a GGUF, so it can be saved."""
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    with init_empty_weights():
+        plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    result: PreTrainedModel = plain
+    return result
+
+
+@contextmanager
+def new_folder(output: str | Path) -> Iterator[Path]:
+    """A folder under a temporary name, renamed to ``output`` when all went well, else removed.
+
+    Raises:
+        CheckpointError: ``output`` exists, or cannot be made.
+
+    """
+    output = Path(output)
+    check_output(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        folder.chmod(0o755)  # mkdtemp's 0700 is for secrets
+    except OSError as error:
+        raise CheckpointError(f"{output} cannot be written: {error}.") from None
+    try:
+        yield folder
+        check_output(output)
+        folder.rename(output)
+    except OSError as error:
+        raise CheckpointError(f"{output} could not be written: {error}.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_output(output: str | Path) -> None:
+    """Raise CheckpointError if ``output`` exists: nothing is ever overwritten."""
+    if Path(output).exists():
+        raise CheckpointError(
+            f"{output} exists. Choose another --output, or remove it first; nothing is overwritten."
+        )
+
+
+def write_model(
+    folder: Path, model: PreTrainedModel, tokenizer: Any, texts: Mapping[str, str]
+) -> None:
+    """Safetensors shards, config, generation config, tokenizer, and ``texts`` by file name."""
+    model.save_pretrained(folder, max_shard_size="5GB")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600, which a server's user could not read
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The longest sequence that the model takes, where its config says so."""
+    config = model.config.get_text_config()
+    found: int | None = getattr(config, "max_position_embeddings", None)
+    return found

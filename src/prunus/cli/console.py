@@ -1,0 +1,150 @@
+"""What every sub-command shares: streams, errors, progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from ..errors import PrunusError
+
+if TYPE_CHECKING:
+    from ..types import LayerReport
+
+P = ParamSpec("P")
+
+# Results go to stdout, everything else here: `prunus … --json | jq` always works.
+console = Console(stderr=True, highlight=False)
+
+
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """Quiet libraries, and errors as one sentence with exit code 2."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from transformers import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            function(*args, **kwargs)
+        except PrunusError as error:
+            console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(2) from None
+        except MemoryError:
+            console.print(
+                "[bold red]error:[/] out of memory. Use fewer --samples, a shorter --length, or "
+                "--dtype bfloat16.",
+                soft_wrap=True,
+            )
+            raise typer.Exit(2) from None
+
+    return run
+
+
+def escape(text: str) -> str:
+    """Text with rich's square brackets made harmless."""
+    from rich.markup import escape as escaped
+
+    return escaped(text)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One JSON object to stdout; NaN and infinities, which JSON lacks, as null."""
+    clean = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in content.items()
+    }
+    sys.stdout.write(json.dumps(clean, allow_nan=False) + "\n")
+
+
+def print_line(text: str = "") -> None:
+    """A line of the result, to stdout."""
+    typer.echo(text)
+
+
+class PruningBar:
+    """An Observer that shows the current block, layer, sparsity, error and the time left.
+
+    On a terminal a live bar; elsewhere (a log file) one line per block.
+    """
+
+    def __init__(self) -> None:
+        self._bars = bars("{task.fields[now]}")
+        self._task: Any = None
+        self._begun = time.perf_counter()
+        self._last: LayerReport | None = None
+
+    def __enter__(self) -> PruningBar:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def say(self, message: str) -> None:
+        """A sentence above the bar."""
+        console.print(escape(message), soft_wrap=True)
+
+    def block(self, index: int, total: int, name: str, step: str) -> None:
+        """A step of a block begins; the two forwards and the pruning count alike."""
+        if self._task is None:
+            self._task = self._bars.add_task("pruning", total=total, now="")
+            self._begun = time.perf_counter()
+        done = index + {"record": 0.0, "prune": 0.5, "advance": 0.6}[step]
+        now = f"{step} {name}"
+        if step == "advance" and self._last is not None:
+            now += f" · {_state(self._last)}"
+        self._bars.update(self._task, completed=done, now=escape(now))
+        if step == "record":
+            self._log()
+
+    def layer(self, report: LayerReport) -> None:
+        """A layer is done."""
+        self._last = report
+        if self._task is not None:
+            self._bars.update(self._task, now=escape(f"{report.name} · {_state(report)}"))
+
+    def done(self) -> None:
+        """All blocks are done."""
+        self._log()
+        if self._task is not None:
+            total = self._bars.tasks[self._task].total
+            self._bars.update(self._task, completed=total, now="done")
+
+    def _log(self) -> None:
+        """A line for the block that is done, where no bar is drawn."""
+        if self._last is None or console.is_terminal:
+            return
+        seconds = time.perf_counter() - self._begun
+        line = f"{self._last.name}: {_state(self._last)}; {seconds:.0f} s so far"
+        console.print(escape(line), soft_wrap=True)
+        self._last = None
+
+
+def _state(report: LayerReport) -> str:
+    error = report.relative_output_error
+    shown = "" if error is None else f", output error {error:.3f}"
+    return f"sparsity {report.sparsity:.3f}{shown}"
+
+
+def bars(now: str) -> Bars:
+    """A progress bar on stderr: number done, time left, and what is going on."""
+    return Bars(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn(now),
+        console=console,
+        disable=not console.is_terminal,
+    )

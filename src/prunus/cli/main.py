@@ -1,0 +1,38 @@
+"""``prunus``: the sub-commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .._version import __version__
+from . import demo, evaluate, methods, prune, verify
+
+app = typer.Typer(
+    help="Prune pretrained language models without retraining.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("prune", epilog=prune.EXAMPLES)(prune.run)
+app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.run)
+app.command("verify", epilog=verify.EXAMPLES)(verify.run)
+app.command("methods")(methods.run)
+app.command("demo")(demo.run)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Prune pretrained language models without retraining."""

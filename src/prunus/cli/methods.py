@@ -1,0 +1,36 @@
+"""``prunus methods``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .console import command, print_json, print_line
+
+
+@command
+def run(
+    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+) -> None:
+    """The paper table: name, paper, parts, needs, differences from the authors' code."""
+    from ..methods import METHODS
+
+    if json:
+        print_json(
+            {
+                name: {
+                    "paper": method.paper,
+                    "url": method.url,
+                    "parts": repr(method.build(None)),
+                    "needs": method.needs,
+                    "differs": method.differs,
+                }
+                for name, method in METHODS.items()
+            }
+        )
+        return
+    for name, method in METHODS.items():
+        print_line(f"{name}\n  paper    {method.paper}\n           {method.url}")
+        print_line(f"  parts    {method.build(None)!r}\n  needs    {method.needs}")
+        print_line(f"  differs  {method.differs}\n")

@@ -1,0 +1,114 @@
+"""``prunus prune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import PruningBar, command, print_json, print_line
+
+EXAMPLES = """
+**Examples**
+
+`prunus prune ./SmolLM2 --method ria --output pruned` (half of all weights)
+
+`prunus prune org/model --method wanda --pattern 2:4 --calibration c4 --output pruned-2-4`
+
+`prunus prune model.gguf --method dass --mlp-only --calibration text.jsonl --output pruned`
+
+`prunus prune ./model --recipe pruned/recipe.yaml --seed 1 --output again`
+"""
+
+
+@command
+def run(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, or a GGUF.")],
+    output: Annotated[Path, typer.Option(help="Folder for the checkpoint; must not exist.")],
+    method: Annotated[str | None, typer.Option(help="See `prunus methods`.")] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Fraction of weights to remove, 0 to 1.  [default: 0.5]")
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="layer, row, column or N:M (N kept of M).  [default: the method's]"),
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of the method: score.power=0.4")
+    ] = None,
+    mlp_only: Annotated[
+        bool | None, typer.Option("--mlp-only", help="Leave attention dense.")
+    ] = None,
+    skip_blocks: Annotated[
+        str | None, typer.Option(help="A:B leaves blocks A to B-1 dense.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe.yaml; options beside it replace its fields.")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Text: a .txt, .raw, .jsonl or .parquet file, a folder, c4, wikitext2, ptb, "
+            "lambada, self, builtin, or none (data-free methods).  [default: builtin]"
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where c4, wikitext2 … lie as files.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Windows.  [default: 128]")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens per window.  [default: up to 2048]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.  [default: 0]")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="auto, float32, bfloat16, float16.  [default: the checkpoint's]"),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+) -> None:
+    """Prune MODEL and write a checkpoint that plain transformers loads."""
+    from ..api import prune
+    from ..errors import InputError
+
+    given: dict[str, Any] = {
+        "method": method,
+        "sparsity": sparsity,
+        "pattern": pattern,
+        "mlp_only": mlp_only,
+        "skip_blocks": skip_blocks,
+        "calibration": calibration,
+        "data_dir": str(data_dir) if data_dir else None,
+        "samples": samples,
+        "length": length,
+        "seed": seed,
+        "dtype": dtype,
+        "device": device,
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
+    if setting:
+        if wrong := [item for item in setting if "=" not in item]:
+            raise InputError(f"--set takes FIELD=VALUE, such as score.power=0.4; got {wrong[0]!r}.")
+        fields["settings"] = dict(item.split("=", 1) for item in setting)
+    with PruningBar() as bar:
+        result = prune(
+            model,
+            recipe,
+            output=output,
+            trust_remote_code=trust_remote_code,
+            observer=bar,
+            **fields,
+        )
+    report = result.report
+    if json:
+        print_json({"output": str(output), **report.summary()})
+        return
+    print_line(f"{output}: {report.sparsity:.2%} of {len(report.layers)} layers are zero")
+    print_line(f"  covers {report.coverage}")
+    print_line(f"  {report.seconds:.0f} s; verified: pattern, zeros, reload in a fresh process")
+    print_line("  Stored as ordinary numbers: as large and as fast as the dense model.")
+    print_line(f"  Quality: prunus eval {output} --text your.txt")

@@ -1,0 +1,56 @@
+"""``prunus verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import command, print_json, print_line
+
+EXAMPLES = """
+**Examples**
+
+`prunus verify pruned` — exit 0 when all holds, 1 when not
+
+`prunus verify pruned --source ./model --pattern 2:4 --json`
+"""
+
+
+@command
+def run(
+    folder: Annotated[Path, typer.Argument(help="What `prunus prune --output` wrote.")],
+    source: Annotated[
+        str | None, typer.Option(help="The checkpoint it was made from: compare the other tensors.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Demand this pattern of every pruned layer.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+) -> None:
+    """Check zeros, pattern, finite weights, report; reload in a fresh process."""
+    from ..verification import verify
+
+    found = verify(folder, source=source, pattern=pattern)
+    if json:
+        print_json(
+            {
+                "ok": found.ok,
+                "problems": found.problems,
+                "sparsity": found.sparsity,
+                "pattern": found.pattern,
+                "patterns": found.patterns,
+                "checks": found.checks,
+            }
+        )
+    else:
+        for check in found.checks:
+            print_line(f"checked: {check}")
+        for problem in found.problems:
+            print_line(f"PROBLEM: {problem}")
+        layers = ", ".join(f"{count} × {name}" for name, count in found.patterns.items())
+        print_line(f"sparsity {found.sparsity:.4%} in {layers}")
+        print_line("ok" if found.ok else f"{len(found.problems)} problems")
+    if not found.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,228 @@
+"""The loop: record, prune, advance, one block after the other. All side effects are here.
+
+For each block, in order:
+    record   the block, still dense, on the outputs of the pruned ones before it: statistics
+    prune    BlockPruner → new weights, written layer by layer, with a report each
+    advance  the block again, now pruned → the inputs of the next block
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import Block, Layer, find_blocks
+from .errors import NumericalError, PrunusError
+from .probe import probe_block
+from .replay import Recording, Trace, check_replay, record, trace
+from .stats import Statistics, TokenSample
+from .types import BlockPruner, LayerReport, Needs, Plan, Pruned
+
+PROBE_TOKENS = 64
+
+
+class Observer(Protocol):
+    """Told what happens, for progress bars."""
+
+    def say(self, message: str) -> None:
+        """Take note of a sentence for the user."""
+        ...
+
+    def block(self, index: int, total: int, name: str, step: str) -> None:
+        """A step ("record", "prune", "advance") of a block begins."""
+        ...
+
+    def layer(self, report: LayerReport) -> None:
+        """A layer has been pruned and written."""
+        ...
+
+    def done(self) -> None:
+        """The last block is done."""
+        ...
+
+
+class Silent:
+    """Watches nothing; a base for observers that want to hear a part of it."""
+
+    def say(self, message: str) -> None:
+        """Ignore it."""
+
+    def block(self, index: int, total: int, name: str, step: str) -> None:
+        """Ignore it."""
+
+    def layer(self, report: LayerReport) -> None:
+        """Ignore it."""
+
+    def done(self) -> None:
+        """Ignore it."""
+
+
+def inspect(model: nn.Module, ids: Tensor) -> tuple[list[Block], Trace]:
+    """The blocks with sites and roles, after the proof that they can be replayed (law 5).
+
+    Args:
+        model: in eval mode, on one device.
+        ids: token ids (1, T); the first 64 are used.
+
+    Raises:
+        UnsupportedModelError: a structure that prunus cannot handle yet.
+        NumericalError: NaN or inf in a weight or in a block's output.
+
+    """
+    modules = find_blocks(model)
+    ids = ids[:1, :PROBE_TOKENS].to(_device(model))
+    traced = trace(model, modules, ids)
+    check_replay(modules, record(model, modules, [ids], traced), traced)
+    blocks = [
+        probe_block(index, name, module, traced.calls[index], traced.inputs[index])
+        for index, (name, module) in enumerate(modules.items())
+    ]
+    return blocks, traced
+
+
+def start(model: nn.Module, blocks: Sequence[Block], traced: Trace, ids_ST: Tensor) -> Recording:
+    """Record the calibration samples (S, T) up to the first block."""
+    modules = {block.name: block.module for block in blocks}
+    device = _device(model)
+    return record(model, modules, (ids_T[None].to(device) for ids_T in ids_ST), traced)
+
+
+@torch.no_grad()
+def prune_blocks(
+    blocks: Sequence[Block],
+    recording: Recording | None,
+    pruner: BlockPruner,
+    plan: Plan,
+    *,
+    device: torch.device,
+    observer: Observer,
+) -> list[LayerReport]:
+    """Prune the planned layers in place, each block on the outputs of the pruned ones before it.
+
+    Args:
+        blocks: all blocks of the model, in order.
+        recording: the calibration samples at the first block; None prunes by weights alone.
+        pruner: what to do with a block.
+        plan: sparsity per layer name.
+        device: where a block and its statistics live while it is pruned.
+        observer: told of every step.
+
+    Raises:
+        NumericalError: NaN or inf in an activation or in a new weight.
+        InputError: from the pruner, before anything is changed.
+
+    """
+    for block in blocks:
+        pruner.check(block, plan)
+    reports: list[LayerReport] = []
+    last = max(block.index for block in blocks if block.planned(plan))
+    for block in blocks[: last + 1]:
+        home = next(block.module.parameters()).device
+        block.module.to(device)
+        stats: Mapping[str, Statistics] = _Weightless(device)
+        if recording is not None and block.planned(plan):
+            observer.block(block.index, len(blocks), block.name, "record")
+            stats = _gather(block, recording, pruner.needs, device)
+        observer.block(block.index, len(blocks), block.name, "prune")
+        reports += _prune(block, stats, pruner, plan, observer)
+        if recording is not None and block.index < last:
+            observer.block(block.index, len(blocks), block.name, "advance")
+            recording.advance(block.index, block.module, device)
+        block.module.to(home)
+    observer.done()
+    return reports
+
+
+class _Weightless(dict[str, Statistics]):
+    """Empty statistics for every site: reading one says that this run had no text."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __missing__(self, site: str) -> Statistics:
+        return Statistics((), 0, self.device)
+
+
+def _gather(
+    block: Block, recording: Recording, needs: Needs, device: torch.device
+) -> dict[str, Statistics]:
+    """Run the recorded calls through the block; summarise each site's input once."""
+    kinds = tuple(dict.fromkeys((*needs, TokenSample)))
+    stats = {site: Statistics(kinds, layer.shape[1], device) for site, layer in block.sites.items()}
+
+    def into(statistics: Statistics) -> Any:
+        return lambda _, args: statistics.update(args[0])
+
+    with ExitStack() as stack:
+        for site, layer in block.sites.items():
+            handle = layer.module.register_forward_pre_hook(into(stats[site]))
+            stack.callback(handle.remove)
+        for sample, call in enumerate(recording.calls[block.index]):
+            output = call(block.module, recording.hidden[sample].to(device))
+            if not bool(output.isfinite().all()):
+                raise NumericalError(
+                    f"{block.name} puts out NaN or inf on calibration sample {sample}. "
+                    "Use a wider dtype (--dtype float32), or check the checkpoint."
+                )
+    return stats
+
+
+def _prune(
+    block: Block,
+    stats: Mapping[str, Statistics],
+    pruner: BlockPruner,
+    plan: Plan,
+    observer: Observer,
+) -> list[LayerReport]:
+    reports = []
+    begun = time.perf_counter()
+    for layer, pruned in pruner(block, stats, plan):
+        error = _write(layer, pruned, stats[layer.site])
+        weight_OI = layer.weight_OI
+        report = LayerReport(
+            name=layer.name,
+            role=layer.role,
+            block=block.index,
+            shape=layer.shape,
+            transposed=layer.transposed,
+            pattern=str(pruner.pattern(layer)),
+            requested=plan[layer.name],
+            sparsity=int((weight_OI == 0).sum()) / weight_OI.numel(),
+            relative_output_error=error,
+            seconds=time.perf_counter() - begun,
+            notes=pruned.notes,
+        )
+        reports.append(report)
+        observer.layer(report)
+        begun = time.perf_counter()
+    return reports
+
+
+def _write(layer: Layer, pruned: Pruned, stats: Statistics) -> float | None:
+    """Store the new weight if it is sound; how far the layer's output moves on sampled tokens."""
+    new_OI = pruned.weight_OI.to(layer.weight_OI.dtype)
+    if not bool(new_OI.isfinite().all()):
+        raise NumericalError(f"{layer.name}: pruning made NaN or inf of its weights.")
+    if bool(new_OI[~pruned.mask_OI].any()):
+        raise PrunusError(
+            f"{layer.name}: the pruner left values on pruned weights; they must be 0."
+        )
+    error = None
+    if TokenSample in stats:
+        inputs_TI = stats[TokenSample].inputs_TI
+        old_OI = layer.weight_OI.float()
+        moved = (inputs_TI @ (old_OI - new_OI.float()).T).norm()
+        size = (inputs_TI @ old_OI.T).norm()
+        error = float(moved / size) if size > 0 else None
+    layer.write(new_OI)
+    return error
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,61 @@
+"""Every error that prunus raises on purpose.
+
+    PrunusError
+    ├── InputError (also a ValueError)    what came cannot be used; the message names the cure
+    │   ├── UnknownNameError              a method, source or setting that no table holds
+    │   ├── PatternError                  a sparsity pattern that a layer or a request cannot have
+    │   ├── CalibrationError              no text, too little text, text that cannot be read
+    │   ├── CheckpointError               a checkpoint that cannot be read or written
+    │   └── UnsupportedModelError         a model whose structure prunus cannot handle yet
+    ├── NumericalError                    NaN or inf in weights, activations or scores
+    └── MissingStatisticError             a part read a statistic that its ``needs`` do not name
+
+The command line prints the message of any of them as one line and exits with code 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PrunusError(Exception):
+    """The root: catch it to catch everything that prunus raises on purpose."""
+
+
+class InputError(PrunusError, ValueError):
+    """What came cannot be used; the message says what was expected and what to change."""
+
+
+class UnknownNameError(InputError):
+    """A name that no table holds; the message suggests the nearest and lists the rest."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(names)}.")
+
+
+class PatternError(InputError):
+    """A sparsity pattern that this layer or this request cannot have."""
+
+
+class CalibrationError(InputError):
+    """Calibration or evaluation text that is missing, too short or unreadable."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be read, or a place where none can be written."""
+
+
+class UnsupportedModelError(InputError):
+    """A model whose structure prunus cannot handle yet."""
+
+
+class NumericalError(PrunusError):
+    """NaN or inf where a finite number is needed."""
+
+
+class MissingStatisticError(PrunusError):
+    """A statistic was read that nobody asked to gather."""

@@ -1,0 +1,5 @@
+"""Quality: perplexity by the papers' protocol."""
+
+from .perplexity import Evaluation, perplexity
+
+__all__ = ["Evaluation", "perplexity"]

@@ -1,0 +1,127 @@
+"""The paper table: one row per method, a literal composition of parts.
+
+To add a method: write its part, add a row here, add its golden value to the tests. Nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import yaml
+
+from .errors import InputError, UnknownNameError
+from .patterns import Unstructured
+from .pruners import Compose, DaSS, EachLayer
+from .scores import RIA, Magnitude, RelativeImportance, Wanda
+from .types import BlockPruner, Pattern, Score
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        paper: authors, year, title.
+        url: where to read it.
+        build: the composition; a pattern of None means the method's own comparison groups.
+        differs: what differs from the authors' code.
+
+    """
+
+    paper: str
+    url: str
+    build: Callable[[Pattern | None], BlockPruner]
+    differs: str
+
+    @property
+    def needs(self) -> str:
+        """What it reads beside the weights."""
+        return ", ".join(kind.__name__ for kind in self.build(None).needs) or "nothing (data-free)"
+
+
+def _scored(score: Score, group: Unstructured) -> Callable[[Pattern | None], BlockPruner]:
+    return lambda pattern: EachLayer(Compose(score, pattern or group))
+
+
+METHODS: Mapping[str, Method] = {
+    "magnitude": Method(
+        paper="Han et al. 2015, Learning both Weights and Connections",
+        url="https://arxiv.org/abs/1506.02626",
+        build=_scored(Magnitude(), Unstructured("layer")),
+        differs="Wanda's and SparseGPT's baselines remove every weight <= a threshold, one more "
+        "than asked and all ties; here the count is exact.",
+    ),
+    "ri": Method(
+        paper="Zhang et al. 2024 (ICLR), Plug-and-Play, eq. 2",
+        url="https://openreview.net/forum?id=Tr0lPx9woF",
+        build=_scored(RelativeImportance(), Unstructured("layer")),
+        differs="Float32 sums (theirs in the weight's dtype); exact count.",
+    ),
+    "wanda": Method(
+        paper="Sun et al. 2024 (ICLR), A Simple and Effective Pruning Approach",
+        url="https://arxiv.org/abs/2306.11695",
+        build=_scored(Wanda(), Unstructured("row")),
+        differs="Root mean square over tokens for the L2 norm: the same masks.",
+    ),
+    "ria": Method(
+        paper="Zhang et al. 2024 (ICLR), Plug-and-Play, eq. 3",
+        url="https://openreview.net/forum?id=Tr0lPx9woF",
+        build=_scored(RIA(), Unstructured("layer")),
+        differs="The paper is silent on comparison groups; as their code, per layer (their flag "
+        "per_outneuron is --pattern row). Float32 sums; exact count.",
+    ),
+    "dass": Method(
+        paper="Guo et al. 2024 (TMLR), Dependency-Aware Semi-Structured Sparsity",
+        url="https://arxiv.org/abs/2405.01943",
+        build=DaSS.with_pattern,
+        differs="Attention by Wanda as in the paper's Table 2; their code never prunes it "
+        "(--mlp-only).",
+    ),
+}
+
+
+def build_method(
+    name: str, pattern: Pattern | None = None, settings: Mapping[str, Any] | None = None
+) -> BlockPruner:
+    """The pruner of a row, with some of its fields set otherwise.
+
+    >>> build_method("ria", settings={"score.power": 0.4})
+
+    Raises:
+        UnknownNameError: no such method.
+        InputError: a setting that names no field, or a value of another type.
+
+    """
+    if name not in METHODS:
+        raise UnknownNameError("method", name, METHODS)
+    pruner = METHODS[name].build(pattern)
+    for path, value in (settings or {}).items():
+        if isinstance(pruner, EachLayer):
+            pruner = EachLayer(_set(pruner.pruner, path, path.split("."), value))
+        else:
+            pruner = _set(pruner, path, path.split("."), value)
+    return pruner
+
+
+def _set(part: Any, path: str, names: list[str], value: Any) -> Any:
+    known = [f.name for f in fields(part) if f.init] if is_dataclass(part) else []
+    name, *rest = names
+    if name not in known:
+        raise InputError(
+            f"--set {path}: {type(part).__name__} has no field {name!r}; "
+            f"it has {', '.join(known) or 'none'}."
+        )
+    old = getattr(part, name)
+    if rest:
+        return replace(part, **{name: _set(old, path, rest, value)})
+    new = yaml.safe_load(value) if isinstance(value, str) and not isinstance(old, str) else value
+    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+        new = float(new)
+    if type(new) is not type(old):
+        raise InputError(
+            f"--set {path}={value}: expected {type(old).__name__} such as {old!r}, "
+            f"got {type(new).__name__}."
+        )
+    return replace(part, **{name: new})

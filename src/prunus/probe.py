@@ -1,0 +1,233 @@
+"""Finds what each linear layer of a block is for, from the data flow of one small forward.
+
+Every layer's output is cut from the graph and becomes a leaf, so the gradient of a layer's input
+with respect to a leaf is nonzero exactly when the one reaches the other with no third layer
+between. From that alone:
+
+- a site is a set of layers that were given the very same tensor;
+- a layer **reads the residual stream** if its input depends on the block's input directly, and
+  **writes** to it if the block's output depends on its output directly;
+- the input of a writer that mixes tokens belongs to an attention's output projection ("o"); one
+  that does not, to an MLP's "down" projection;
+- negating "v" or "up" negates what they feed, which is true of no "q", "k" or "gate";
+- of the two others before an attention, "q" reaches only its own token's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import Block, Kind, Layer, Role, find_linears
+from .errors import UnsupportedModelError
+from .replay import Call
+
+
+def probe_block(index: int, name: str, module: nn.Module, call: Call, hidden: Tensor) -> Block:
+    """The block with its layers' sites, roles and kinds.
+
+    Args:
+        index: its position in the model.
+        name: its module name.
+        module: the block.
+        call: a recorded call of it.
+        hidden: the hidden states of that call, (1, T, d) with T at least 2.
+
+    Raises:
+        UnsupportedModelError: a layer that does not run exactly once, or weights in no layer.
+
+    """
+    linears = find_linears(name, module)
+    flow = _run(module, linears, call, hidden)
+    roles, fused = _roles(flow, lambda layer, rows: _odd(flow, linears, module, call, layer, rows))
+    layers = tuple(
+        Layer(
+            full,
+            index,
+            linear,
+            roles[full],
+            flow.kind(full),
+            flow.site[full],
+            flow.feeds.get(full),
+            fused.get(full, (slice(None),)),
+        )
+        for full, linear in linears.items()
+    )
+    return Block(index, name, module, layers)
+
+
+@dataclass
+class _Flow:
+    """Which layer's output reaches which site's input, with no layer between."""
+
+    hidden: Tensor
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    site: dict[str, str]
+    producers: dict[str, list[str]]
+    mixing: set[str]
+    writers: set[str]
+
+    @property
+    def feeds(self) -> dict[str, str]:
+        """The interior site that each layer feeds."""
+        return {layer: site for site, layers in self.producers.items() for layer in layers}
+
+    def kind(self, layer: str) -> Kind:
+        """Attention if the layer's site, or one that it feeds in turn, mixes tokens."""
+        sites, site = [self.site[layer]], self.feeds.get(layer)
+        while site is not None and site not in sites:
+            sites.append(site)
+            site = self.feeds.get(site)
+        return "attention" if self.mixing.intersection(sites) else "mlp"
+
+
+def _run(
+    module: nn.Module,
+    linears: Mapping[str, nn.Module],
+    call: Call,
+    hidden: Tensor,
+    negate: tuple[str, slice] | None = None,
+) -> _Flow:
+    """One forward with every layer's output cut off, and its data flow by autograd."""
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def cut(name: str) -> Callable[..., Tensor]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if name in inputs:
+                raise UnsupportedModelError(f"{name} runs twice in one forward; not handled yet.")
+            leaf = output.detach().clone()
+            if negate is not None and negate[0] == name:
+                leaf[..., negate[1]] *= -1
+            inputs[name], outputs[name] = args[0], leaf.requires_grad_()
+            return leaf.clone()  # a clone: the block may work on it in place
+
+        return hook
+
+    with ExitStack() as stack, torch.enable_grad():
+        for name, linear in linears.items():
+            stack.callback(linear.register_forward_hook(cut(name)).remove)
+        hidden = hidden.detach().clone().requires_grad_()
+        output = call(module, hidden.clone())
+    unseen = [name for name in linears if name not in inputs]
+    if unseen:
+        raise UnsupportedModelError(
+            f"{', '.join(unseen[:4])} did not run in the probing forward. Mixtures of experts and "
+            "blocks that skip layers are not handled yet."
+        )
+    return _flow(hidden, output, inputs, outputs)
+
+
+def _flow(
+    hidden: Tensor, output: Tensor, inputs: dict[str, Tensor], outputs: dict[str, Tensor]
+) -> _Flow:
+    # All inputs are alive here, so one address, shape and version is one tensor.
+    first: dict[tuple[object, ...], str] = {}
+    site = {
+        name: first.setdefault((x.data_ptr(), x.shape, x._version), name)
+        for name, x in inputs.items()
+    }
+    flow = _Flow(hidden, inputs, outputs, site, {}, set(), set())
+    for name in first.values():
+        touched = _reached(inputs[name], [hidden, *outputs.values()])
+        if touched[0]:  # the residual stream itself: nobody's interior
+            continue
+        flow.producers[name] = [n for n, hit in zip(outputs, touched[1:], strict=True) if hit]
+        if any(_reached(inputs[name][:, -1], list(outputs.values()), earlier=True)):
+            flow.mixing.add(name)
+    written = _reached(output, list(outputs.values()))
+    flow.writers = {name for name, hit in zip(outputs, written, strict=True) if hit}
+    return flow
+
+
+def _reached(target: Tensor, leaves: list[Tensor], earlier: bool = False) -> list[bool]:
+    """For each leaf, whether ``target`` depends on it (on its tokens before the last one)."""
+    if target.grad_fn is None:
+        return [False] * len(leaves)
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(target.shape, generator=generator).to(target)
+    gradients = torch.autograd.grad(target, leaves, direction, retain_graph=True, allow_unused=True)
+    if earlier:
+        return [g is not None and bool(g[:, :-1].any()) for g in gradients]
+    return [g is not None and bool(g.any()) for g in gradients]
+
+
+def _roles(
+    flow: _Flow, odd: Callable[[str, slice], bool]
+) -> tuple[dict[str, Role], dict[str, tuple[slice, ...]]]:
+    """Roles by the rules at the top, and the rows of each half of a fused gate and up."""
+    roles: dict[str, Role] = dict.fromkeys(flow.inputs, "other")
+    fused: dict[str, tuple[slice, ...]] = {}
+    for site, producers in flow.producers.items():
+        readers = [name for name in flow.inputs if flow.site[name] == site]
+        if len(readers) != 1 or readers[0] not in flow.writers:
+            continue
+        neurons = flow.inputs[site].shape[-1]
+        widths = [flow.outputs[name].shape[-1] for name in producers]
+        if site in flow.mixing:
+            roles[site] = "o"
+            if len(producers) == 1:
+                roles[producers[0]] = "qkv"
+            elif len(producers) == 3:
+                roles.update(_attention_roles(flow, site, producers, odd))
+            continue
+        roles[site] = "down"
+        if widths == [neurons]:
+            roles[producers[0]] = "up"
+        elif widths == [2 * neurons]:
+            roles[producers[0]] = "gate_up"
+            fused[producers[0]] = _halves(flow, site, producers[0])
+        elif widths == [neurons, neurons]:
+            up = next((p for p in producers if odd(p, slice(None))), producers[1])
+            roles.update({p: "up" if p == up else "gate" for p in producers})
+    return roles, fused
+
+
+def _attention_roles(
+    flow: _Flow, site: str, producers: list[str], odd: Callable[[str, slice], bool]
+) -> dict[str, Role]:
+    leaves = [flow.outputs[name] for name in producers]
+    earlier = _reached(flow.inputs[site][:, -1], leaves, earlier=True)
+    roles: dict[str, Role] = {}
+    for name, mixes in zip(producers, earlier, strict=True):
+        roles[name] = "q" if not mixes else "v" if odd(name, slice(None)) else "k"
+    return roles if len(set(roles.values())) == 3 else dict.fromkeys(producers, "other")
+
+
+def _odd(
+    flow: _Flow,
+    linears: Mapping[str, nn.Module],
+    module: nn.Module,
+    call: Call,
+    layer: str,
+    rows: slice,
+) -> bool:
+    """Whether negating these rows of the layer's output negates the input that it feeds."""
+    site = flow.feeds[layer]
+    negated = _run(module, linears, call, flow.hidden, negate=(layer, rows)).inputs[site]
+    before = flow.inputs[site].detach().float()
+    return bool((negated.float() + before).abs().max() <= 1e-3 * before.abs().max())
+
+
+def _halves(flow: _Flow, site: str, layer: str) -> tuple[slice, slice]:
+    """The rows of the two halves of a fused gate and up: one after the other, or in turns."""
+    target, leaf = flow.inputs[site], flow.outputs[layer]
+    neurons = target.shape[-1]
+    loudest = int(target.detach().abs().flatten(0, -2).sum(0).argmax())
+    (gradient,) = torch.autograd.grad(target[..., loudest].sum(), leaf, retain_graph=True)
+    rows = gradient.flatten(0, -2).any(0).nonzero().flatten().tolist()
+    for halves in (
+        (slice(0, neurons), slice(neurons, 2 * neurons)),
+        (slice(0, None, 2), slice(1, None, 2)),
+    ):
+        if rows == [range(2 * neurons)[half][loudest] for half in halves]:
+            return halves
+    raise UnsupportedModelError(
+        f"{layer} fuses the gate and up projections in an order that prunus does not know "
+        f"(neuron {loudest} reads rows {rows[:6]}). Not handled yet."
+    )

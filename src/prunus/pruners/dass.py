@@ -1,0 +1,89 @@
+"""DaSS on a block: each role of a gated MLP by its own rule, attention by Wanda."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..blocks import Block, Layer
+from ..errors import UnsupportedModelError
+from ..patterns import NM, Unstructured
+from ..scores import DaSS as DaSSScore
+from ..scores import Wanda
+from ..stats import Statistics
+from ..types import LayerPruner, Needs, Pattern, Plan, Pruned
+from .compose import Compose
+from .each_layer import check_fit
+
+
+@dataclass(frozen=True)
+class DaSS:
+    """Gate and up by the intermediate activation, down and attention by Wanda.
+
+    A matrix that holds gate and up together (Phi-3) is pruned half by half, so its masks are those
+    of the same weights stored apart.
+
+    Attributes:
+        gate_up: compares down each input column; N:M along outputs (section 3, granularity).
+        rest: compares within each output row; N:M along inputs.
+
+    Differs from the authors' code: theirs never touches attention; the paper's Table 2 prunes it by
+    Wanda, as here (``--mlp-only`` gives the code's reading, and the paper's Tables 1 and 3).
+
+    Reference: Guo et al. 2024, arXiv:2405.01943, section 3.
+
+    """
+
+    gate_up: LayerPruner = Compose(DaSSScore(), Unstructured("column"))
+    rest: LayerPruner = Compose(Wanda(), Unstructured("row"))
+
+    @classmethod
+    def with_pattern(cls, pattern: Pattern | None) -> DaSS:
+        """The paper's groups; an N:M pattern is turned along outputs for gate and up."""
+        if pattern is None:
+            return cls()
+        turned = NM(pattern.keep, pattern.of, "output") if isinstance(pattern, NM) else pattern
+        return cls(Compose(DaSSScore(), turned), Compose(Wanda(), pattern))
+
+    @property
+    def needs(self) -> Needs:
+        """Those of both rules, each once."""
+        return tuple(dict.fromkeys((*self.gate_up.needs, *self.rest.needs)))
+
+    def pattern(self, layer: Layer) -> Pattern:
+        """By role."""
+        return self._rule(layer).pattern
+
+    def check(self, block: Block, plan: Plan) -> None:
+        """Every planned layer must fit, and every planned MLP must be gated."""
+        for layer in block.planned(plan):
+            if layer.role == "up" and not block.gated:
+                raise UnsupportedModelError(
+                    f"dass needs a gated MLP (gate, up and down projections); {layer.name} has no "
+                    "gate beside it. Use wanda or ria for this model."
+                )
+            for rows in layer.parts:
+                shape_OI = (len(range(*rows.indices(layer.shape[0]))), layer.shape[1])
+                check_fit(self.pattern(layer), layer, shape_OI, plan[layer.name])
+
+    def __call__(
+        self, block: Block, stats: Mapping[str, Statistics], plan: Plan
+    ) -> Iterator[tuple[Layer, Pruned]]:
+        for layer in block.planned(plan):
+            rule, weight_OI = self._rule(layer), layer.weight_OI
+            site = layer.feeds if rule is self.gate_up and layer.feeds else layer.site
+            if rule is self.rest or len(layer.parts) == 1:
+                yield layer, rule(weight_OI, stats[site], plan[layer.name])
+                continue
+            new_OI = weight_OI.clone()
+            mask_OI = torch.ones_like(weight_OI, dtype=torch.bool)
+            for rows in layer.parts:
+                half = rule(weight_OI[rows], stats[site], plan[layer.name])
+                new_OI[rows], mask_OI[rows] = half.weight_OI, half.mask_OI
+            apart = [list(rows.indices(layer.shape[0])) for rows in layer.parts]
+            yield layer, Pruned(new_OI, mask_OI, notes={"pruned_apart": apart})
+
+    def _rule(self, layer: Layer) -> LayerPruner:
+        return self.gate_up if layer.role in ("gate", "up", "gate_up") else self.rest

@@ -1,0 +1,46 @@
+"""One layer pruner for every layer of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ..blocks import Block, Layer
+from ..errors import PatternError
+from ..stats import Statistics
+from ..types import LayerPruner, Needs, Pattern, Plan, Pruned
+
+
+@dataclass(frozen=True)
+class EachLayer:
+    """Runs ``pruner`` on every planned layer, each with the statistics of its own site."""
+
+    pruner: LayerPruner
+
+    @property
+    def needs(self) -> Needs:
+        """Those of the layer pruner."""
+        return self.pruner.needs
+
+    def pattern(self, layer: Layer) -> Pattern:
+        """The same for every layer."""
+        return self.pruner.pattern
+
+    def check(self, block: Block, plan: Plan) -> None:
+        """Every planned layer must fit the pattern."""
+        for layer in block.planned(plan):
+            check_fit(self.pruner.pattern, layer, layer.shape, plan[layer.name])
+
+    def __call__(
+        self, block: Block, stats: Mapping[str, Statistics], plan: Plan
+    ) -> Iterator[tuple[Layer, Pruned]]:
+        for layer in block.planned(plan):
+            yield layer, self.pruner(layer.weight_OI, stats[layer.site], plan[layer.name])
+
+
+def check_fit(pattern: Pattern, layer: Layer, shape_OI: tuple[int, int], sparsity: float) -> None:
+    """``pattern.check`` with the layer's name in the message."""
+    try:
+        pattern.check(shape_OI, sparsity)
+    except PatternError as error:
+        raise PatternError(f"{layer.name} ({shape_OI[0]} × {shape_OI[1]}): {error}") from None

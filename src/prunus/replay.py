@@ -1,0 +1,218 @@
+"""Records how a model calls its blocks, and replays one block at a time.
+
+The calls are the model's own: every argument of every block is captured from a real forward
+(masks and rotary embeddings can differ per block, some are None), none is rebuilt by hand.
+``record`` runs that forward with the blocks' computation left out, so a sample costs an embedding
+look-up. That is sound when no argument depends on an earlier block's output, which
+``check_replay`` proves on one batch before anything is pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Call:
+    """One recorded call of a block, its hidden states taken out.
+
+    Attributes:
+        args: the other positional arguments.
+        kwargs: the other keyword arguments.
+        keyword: the name under which the hidden states came; None: as the first positional one.
+
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    keyword: str | None
+
+    def __call__(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        """Run the block on ``hidden`` (B, T, d), wherever that lies, with everything else equal."""
+        args, kwargs = map_tensors((self.args, dict(self.kwargs)), lambda t: t.to(hidden.device))
+        if self.keyword is None:
+            return hidden_of(module(hidden, *args, **kwargs))
+        return hidden_of(module(*args, **{self.keyword: hidden}, **kwargs))
+
+    @staticmethod
+    def split(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Call, Tensor]:
+        """A call and the hidden states that it was given."""
+        if args:
+            return Call(args[1:], kwargs, None), args[0]
+        keyword = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+        rest = {name: value for name, value in kwargs.items() if name != keyword}
+        return Call((), rest, keyword), kwargs[keyword]
+
+
+@dataclass
+class Recording:
+    """The calibration set on its way through the model.
+
+    Attributes:
+        hidden: per sample, the input of the next block, in the model's dtype.
+        calls: per block and sample, the rest of the call; equal tensors are held once.
+
+    """
+
+    hidden: list[Tensor]
+    calls: list[list[Call]]
+
+    def advance(self, block: int, module: nn.Module, device: torch.device) -> None:
+        """Replace the inputs of ``block`` by its outputs, and let its calls go."""
+        for i, call in enumerate(self.calls[block]):
+            home = self.hidden[i].device
+            self.hidden[i] = call(module, self.hidden[i].to(device)).to(home)
+        self.calls[block] = []
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What went in and out of every block in one plain forward."""
+
+    calls: list[Call]
+    inputs: list[Tensor]
+    outputs: list[Any]
+
+
+@torch.no_grad()
+def trace(model: nn.Module, blocks: Mapping[str, nn.Module], ids: Tensor) -> Trace:
+    """Run the model's own forward on ``ids`` (B, T) and note every block's call.
+
+    Raises:
+        UnsupportedModelError: a block did not run exactly once.
+
+    """
+    seen: dict[str, list[tuple[Call, Tensor, Any]]] = {name: [] for name in blocks}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            call, hidden = Call.split(args, kwargs)
+            seen[name].append((call, hidden.clone(), out))
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, block in blocks.items():
+            handle = block.register_forward_hook(note(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        model(input_ids=ids, use_cache=False)
+    for name, runs in seen.items():
+        if len(runs) != 1:
+            raise UnsupportedModelError(
+                f"{name} ran {len(runs)} times in one forward pass, and prunus replays blocks that "
+                "run once. This architecture is not handled yet."
+            )
+    calls, inputs, outputs = zip(*(runs[0] for runs in seen.values()), strict=True)
+    return Trace(list(calls), list(inputs), list(outputs))
+
+
+@torch.no_grad()
+def record(
+    model: nn.Module, blocks: Mapping[str, nn.Module], batches: Iterable[Tensor], traced: Trace
+) -> Recording:
+    """The calls that ``model`` makes to its blocks for each batch of token ids (B, T)."""
+    recording = Recording([], [[] for _ in blocks])
+    for ids in batches:
+        with _recording(list(blocks.values()), recording, traced.outputs):
+            try:
+                model(input_ids=ids, use_cache=False)
+            except _LastBlockReached:
+                pass
+    return recording
+
+
+def check_replay(blocks: Mapping[str, nn.Module], recording: Recording, traced: Trace) -> None:
+    """Law 5: the recorded calls, replayed on the real inputs, give the real outputs.
+
+    Raises:
+        UnsupportedModelError: with the first block whose replay differs.
+
+    """
+    for index, (name, block) in enumerate(blocks.items()):
+        with torch.no_grad():
+            replayed = recording.calls[index][0](block, traced.inputs[index]).float()
+        expected = hidden_of(traced.outputs[index]).float()
+        scale = expected.abs().max().clamp_min(1e-12)
+        gap = float((replayed - expected).abs().max() / scale)
+        if not gap <= 1e-3:
+            raise UnsupportedModelError(
+                f"{name}: replaying the block differs from the model's own forward by {gap:.2g} of "
+                "its largest output. Its arguments depend on other blocks; this architecture is "
+                "not handled yet."
+            )
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states that a block returned: the output itself, or the first of a tuple."""
+    hidden = output[0] if isinstance(output, tuple | list) else output
+    if not isinstance(hidden, Tensor):
+        raise UnsupportedModelError(f"A block returned {type(hidden).__name__}, not hidden states.")
+    return hidden
+
+
+def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """``tree`` with every tensor replaced; anything that is not a container stays as it is."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: map_tensors(value, function) for key, value in tree.items()}
+    if isinstance(tree, tuple | list) and type(tree) in (tuple, list):
+        return type(tree)(map_tensors(value, function) for value in tree)
+    return tree
+
+
+class _LastBlockReached(Exception):  # noqa: N818 - a signal, not an error; never leaves this file
+    pass
+
+
+@contextmanager
+def _recording(
+    modules: Sequence[nn.Module], recording: Recording, outputs: Sequence[Any]
+) -> Iterator[None]:
+    """Let every block note its call and return its input; stop the forward at the last one."""
+
+    def stand_in(index: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call, hidden = Call.split(args, kwargs)
+            known = recording.calls[index]
+            recording.calls[index].append(_share(call, known[0]) if known else call)
+            if index == 0:
+                recording.hidden.append(hidden)
+            if index == len(modules) - 1:
+                raise _LastBlockReached
+            output = outputs[index]
+            return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
+
+        return forward
+
+    try:
+        for index, module in enumerate(modules):
+            module.forward = stand_in(index)
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
+
+
+def _share(call: Call, first: Call) -> Call:
+    """``call`` with the tensors that equal the first sample's replaced by those: held once."""
+    return Call(_same(call.args, first.args), _same(call.kwargs, first.kwargs), call.keyword)
+
+
+def _same(value: Any, like: Any) -> Any:
+    if isinstance(value, Tensor) and isinstance(like, Tensor):
+        alike = value.shape == like.shape and value.dtype == like.dtype
+        return like if alike and torch.equal(value, like) else value
+    if isinstance(value, dict) and isinstance(like, dict):
+        return {key: _same(item, like.get(key)) for key, item in value.items()}
+    if type(value) in (tuple, list) and type(like) is type(value) and len(value) == len(like):
+        return type(value)(_same(a, b) for a, b in zip(value, like, strict=True))
+    return value

@@ -1,0 +1,72 @@
+"""The README.md beside the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from huggingface_hub import ModelCardData
+
+from ..methods import METHODS
+from ..types import LayerReport
+from .pruning_report import PruningReport
+
+
+def model_card(report: PruningReport, recipe_yaml: str) -> str:
+    """A card with the facts of the run, the exact recipe and how to load the model."""
+    data = ModelCardData(
+        base_model=report.model if report.model.count("/") == 1 else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["prunus", "pruned", "sparse", report.method],
+    )
+    method = METHODS[report.method]
+    return f"""---
+{data.to_yaml()}
+---
+
+# {report.model}, pruned
+
+{report.sparsity:.1%} of the weights in {len(report.layers)} linear layers are exactly zero. Pruned
+without retraining by prunus {report.versions["prunus"]} with
+`{report.method}` ({method.paper}, <{method.url}>).
+
+| | |
+|---|---|
+| method | `{report.pruner}` |
+| pattern | {report.pattern or "the method's own comparison groups"} |
+| sparsity | {report.requested:.4g} requested, {report.sparsity:.4%} in the tensors |
+| coverage | {report.coverage} |
+| calibration | {report.protocol or "none"} |
+
+The zeros are stored as ordinary numbers: this checkpoint is as large and as fast as the dense one.
+
+```python
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("this folder")
+```
+
+## Layers
+
+Relative output error: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ on sampled calibration tokens; the mean over blocks.
+
+{_layer_table(report.layers)}
+
+## Recipe
+
+```yaml
+{recipe_yaml}```
+"""
+
+
+def _layer_table(layers: Sequence[LayerReport]) -> str:
+    kinds: dict[str, list[LayerReport]] = {}
+    for layer in layers:
+        kinds.setdefault(layer.name.rsplit(".", 1)[-1], []).append(layer)
+    rows = ["| layer | shape | pattern | sparsity | output error |", "|---|---|---|---|---|"]
+    for kind, same in kinds.items():
+        errors = [r.relative_output_error for r in same if r.relative_output_error is not None]
+        error = f"{sum(errors) / len(errors):.3f}" if errors else "not measured"
+        sparsity = sum(r.sparsity for r in same) / len(same)
+        shape = "{} × {}".format(*same[0].shape)
+        rows.append(f"| {kind} | {shape} | {same[0].pattern} | {sparsity:.2%} | {error} |")
+    return "\n".join(rows)

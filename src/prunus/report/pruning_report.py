@@ -1,0 +1,117 @@
+"""``pruning_report.json``: what was asked, what was done, layer by layer."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from .._version import __version__
+from ..blocks import Block
+from ..calibration import Protocol
+from ..types import LayerReport
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which share of the model the method saw.
+
+    Attributes:
+        parameters: all of the model's, tied ones counted once.
+        block_weights: in the linear layers of all blocks.
+        pruned_weights: in the layers that the method was given.
+
+    """
+
+    parameters: int
+    block_weights: int
+    pruned_weights: int
+
+    @classmethod
+    def of(cls, model: nn.Module, blocks: Sequence[Block], planned: set[str]) -> Coverage:
+        """Count."""
+        layers = [layer for block in blocks for layer in block.layers]
+        return cls(
+            sum(p.numel() for p in model.parameters()),
+            sum(layer.weight_OI.numel() for layer in layers),
+            sum(layer.weight_OI.numel() for layer in layers if layer.name in planned),
+        )
+
+    @property
+    def share(self) -> float:
+        """Of all parameters."""
+        return self.pruned_weights / self.parameters
+
+    def __str__(self) -> str:
+        return (
+            f"{self.share:.1%} of all parameters, {self.pruned_weights / self.block_weights:.1%} "
+            "of the weights in blocks"
+        )
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """All facts of a run; the file has the same fields.
+
+    Attributes:
+        model: what was pruned.
+        method: its name in the table.
+        pruner: the composition, spelled out.
+        pattern: the pattern asked for; None: the method's own groups.
+        requested: the sparsity asked for.
+        sparsity: zeros over weights in the layers that were pruned, counted as written.
+        coverage: which share of the model those are.
+        protocol: the calibration; None: none was used.
+        seconds: the whole run, without loading and saving.
+        layers: one entry per layer.
+        versions: of the software that matters.
+
+    """
+
+    model: str
+    method: str
+    pruner: str
+    pattern: str | None
+    requested: float
+    sparsity: float
+    coverage: Coverage
+    protocol: Protocol | None
+    seconds: float
+    layers: list[LayerReport]
+    versions: dict[str, str] = field(
+        default_factory=lambda: {
+            "prunus": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        }
+    )
+
+    def to_json(self) -> str:
+        """The text of ``pruning_report.json``."""
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+
+    def summary(self) -> dict[str, Any]:
+        """What ``prunus prune --json`` prints, beside the output folder."""
+        return {
+            "sparsity": self.sparsity,
+            "coverage": self.coverage.share,
+            "seconds": self.seconds,
+            "method": self.method,
+            "pattern": self.pattern,
+            "layers": len(self.layers),
+            "calibration_sha256": self.protocol.sha256 if self.protocol else None,
+        }
+
+
+def realised_sparsity(layers: Sequence[LayerReport]) -> float:
+    """Zeros over weights of all layers together."""
+    weights = [layer.shape[0] * layer.shape[1] for layer in layers]
+    zeros = [round(layer.sparsity * n) for layer, n in zip(layers, weights, strict=True)]
+    return sum(zeros) / sum(weights)

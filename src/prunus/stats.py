@@ -1,0 +1,122 @@
+"""Statistics of a site's input, gathered over calibration tokens.
+
+Shape legend, used in every module:
+    O = outputs of a layer (rows of W)      I = inputs of a layer (columns of W)
+    T = tokens                              B = batch
+    G = comparison groups                   N = weights in one group
+A site is the set of layers that read the same tensor (q/k/v; gate/up): one set of statistics each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from .errors import CalibrationError, MissingStatisticError
+
+
+class Statistic(Protocol):
+    """A running float32 summary of one input tensor X."""
+
+    def __init__(self, features: int, device: torch.device) -> None: ...
+
+    def update(self, inputs_TI: Tensor) -> None:
+        """Fold more tokens in."""
+        ...
+
+
+S = TypeVar("S", bound=Statistic)
+
+
+class ColumnNorm:
+    """Root mean square of each input feature over all tokens seen.
+
+    ``rms_I[i] = sqrt(mean_t X[t, i]²)``: the papers' ``‖X_i‖₂`` divided by ``sqrt(T)``, one factor
+    for the whole layer, so no mask changes and no sum of 10⁸ squares overflows.
+    """
+
+    def __init__(self, features: int, device: torch.device) -> None:
+        self.sum_of_squares_I = torch.zeros(features, dtype=torch.float32, device=device)
+        self.tokens = 0
+
+    def update(self, inputs_TI: Tensor) -> None:
+        """Add the squares of more tokens; half-precision inputs are squared in float32."""
+        self.sum_of_squares_I += inputs_TI.float().square().sum(0)
+        self.tokens += len(inputs_TI)
+
+    @property
+    def rms_I(self) -> Tensor:
+        """Root mean square per input feature, shape (I,)."""
+        if not self.tokens:
+            raise CalibrationError("No calibration token reached this layer; give more text.")
+        return (self.sum_of_squares_I / self.tokens).sqrt()
+
+
+class TokenSample:
+    """An even sample of the tokens, enough to measure a layer's output error.
+
+    Keeps every ``stride``-th token; when twice ``target`` are held, every other one goes and the
+    stride doubles. The sample is thus spread evenly over all tokens without knowing their number,
+    and is the same for the same tokens in any batch size.
+    """
+
+    target = 128
+
+    def __init__(self, features: int, device: torch.device) -> None:
+        self._rows = [torch.zeros(0, features, dtype=torch.float32, device=device)]
+        self._held, self._stride, self._seen = 0, 1, 0
+
+    def update(self, inputs_TI: Tensor) -> None:
+        """Take the tokens whose running number is a multiple of the stride."""
+        rows_TI = inputs_TI[-self._seen % self._stride :: self._stride].float()
+        self._seen += len(inputs_TI)
+        self._rows.append(rows_TI.clone())  # a clone: the block may reuse its buffer
+        self._held += len(rows_TI)
+        while self._held >= 2 * self.target:
+            kept_TI = torch.cat(self._rows)[::2]
+            self._rows, self._held, self._stride = [kept_TI], len(kept_TI), 2 * self._stride
+
+    @property
+    def inputs_TI(self) -> Tensor:
+        """The sampled tokens, at most ``2 * target`` rows."""
+        return torch.cat(self._rows)
+
+
+class Statistics:
+    """The statistics of one site, looked up by their type: ``stats[ColumnNorm].rms_I``."""
+
+    def __init__(
+        self, kinds: Iterable[type[Statistic]], features: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._by_kind = {kind: kind(features, torch.device(device)) for kind in kinds}
+
+    def update(self, inputs: Tensor) -> None:
+        """Fold a batch in; ``inputs`` has shape (..., I)."""
+        inputs_TI = inputs.flatten(0, -2)
+        for statistic in self._by_kind.values():
+            statistic.update(inputs_TI)
+
+    def __getitem__(self, kind: type[S]) -> S:
+        if kind not in self._by_kind:
+            raise MissingStatisticError(
+                f"{kind.__name__} was not gathered: name it in the `needs` of the part that reads "
+                "it, or run with calibration text if this run had none."
+            )
+        return cast(S, self._by_kind[kind])
+
+    def __contains__(self, kind: type[Statistic]) -> bool:
+        return kind in self._by_kind
+
+
+def gather(inputs_TI: Tensor, needs: Iterable[type[Statistic]]) -> Statistics:
+    """Summarise a plain activation matrix, so that any part can be used without a model.
+
+    >>> stats = gather(inputs_TI, Wanda.needs)
+    >>> Wanda()(weight_OI, stats)
+    """
+    stats = Statistics(needs, inputs_TI.shape[-1], inputs_TI.device)
+    stats.update(inputs_TI)
+    return stats

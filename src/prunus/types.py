@@ -1,0 +1,161 @@
+"""The contracts. A method is a composition of these callables; the engine knows one: BlockPruner.
+
+Implementations are frozen dataclasses whose fields are their whole configuration: ``repr`` goes to
+the log, the fields to the recipe and to ``--set``. Everything here is a pure function of tensors;
+only the engine touches modules, hooks, devices and files. Shape suffixes: see ``stats``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from .stats import Statistic, Statistics
+
+if TYPE_CHECKING:
+    from .blocks import Block, Layer
+
+Needs = tuple[type[Statistic], ...]
+Plan = Mapping[str, float]
+"""Sparsity of each layer to prune, by layer name; a layer that is not named stays dense."""
+
+
+class Score(Protocol):
+    """How much keeping weight (o, i) matters, shape (O, I), float32; higher is kept."""
+
+    @property
+    def needs(self) -> Needs:
+        """The statistics it reads."""
+        ...
+
+    def __call__(self, weight_OI: Tensor, stats: Statistics) -> Tensor: ...
+
+
+class Pattern(Protocol):
+    """The admissible masks, and the best of them for a score."""
+
+    @property
+    def group_size(self) -> int | None:
+        """M of N:M; None where any weights may be compared."""
+        ...
+
+    def check(self, shape_OI: tuple[int, int], sparsity: float) -> None:
+        """Raise PatternError if a layer of this shape cannot have it."""
+        ...
+
+    def mask(self, score_OI: Tensor, sparsity: float) -> Tensor:
+        """The bool mask (O, I), True = kept, of the highest retained score at this sparsity."""
+        ...
+
+
+class Permutation(Protocol):
+    """An order of the input channels under which the pattern keeps more score."""
+
+    def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: float) -> Tensor: ...
+
+
+class Refinement(Protocol):
+    """A better mask of the same pattern and sparsity."""
+
+    @property
+    def needs(self) -> Needs:
+        """The statistics it reads."""
+        ...
+
+    def __call__(
+        self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics, pattern: Pattern
+    ) -> Tensor: ...
+
+
+class Update(Protocol):
+    """New values for the kept weights on a fixed mask; exactly 0 elsewhere."""
+
+    @property
+    def needs(self) -> Needs:
+        """The statistics it reads."""
+        ...
+
+    def __call__(self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a layer becomes."""
+
+    weight_OI: Tensor
+    """Exactly 0 wherever ``mask_OI`` is False."""
+    mask_OI: Tensor
+    """bool, True = kept."""
+    order_I: Tensor | None = None
+    """The pattern holds for ``mask_OI[:, order_I]``; None: as stored."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever the report should say about this layer."""
+
+
+class LayerPruner(Protocol):
+    """Prunes one linear layer. ``Compose`` builds one from parts."""
+
+    @property
+    def needs(self) -> Needs:
+        """The statistics it reads."""
+        ...
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pattern that its masks have."""
+        ...
+
+    def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: float) -> Pruned: ...
+
+
+class BlockPruner(Protocol):
+    """Prunes one block: the one type that the engine knows. ``EachLayer`` lifts a LayerPruner."""
+
+    @property
+    def needs(self) -> Needs:
+        """The statistics to gather at every site."""
+        ...
+
+    def pattern(self, layer: Layer) -> Pattern:
+        """The pattern that this layer's mask will have, for checks before and after the run."""
+        ...
+
+    def check(self, block: Block, plan: Plan) -> None:
+        """Raise InputError, with the layer's name, if this block cannot be pruned so."""
+        ...
+
+    def __call__(
+        self, block: Block, stats: Mapping[str, Statistics], plan: Plan
+    ) -> Iterator[tuple[Layer, Pruned]]:
+        """Yield the planned layers one by one; the engine writes each before it asks for more."""
+        ...
+
+
+class Allocation(Protocol):
+    """Sparsity of each layer, with the requested mean over all weights."""
+
+    def __call__(self, layers: Sequence[Layer], sparsity: float) -> Plan: ...
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one layer."""
+
+    name: str
+    role: str
+    block: int
+    shape: tuple[int, int]
+    """(O, I)."""
+    transposed: bool
+    """Whether the checkpoint stores (I, O)."""
+    pattern: str
+    requested: float
+    sparsity: float
+    """Zeros over weights, counted in the tensor as written."""
+    relative_output_error: float | None
+    """‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ in Frobenius norms on a sample of calibration tokens; None: no text."""
+    seconds: float
+    notes: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,5 @@
+"""New values for the kept weights, on a fixed mask."""
+
+from .keep import Keep
+
+__all__ = ["Keep"]

@@ -1,0 +1,234 @@
+"""Proof that a written checkpoint is what it claims, from the files alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from .checkpoint import check_shards, load_model
+from .errors import CheckpointError
+from .patterns import NM, Unstructured, parse_pattern, removed
+from .types import Pattern
+
+# Run in a new interpreter that never imports prunus: what any user of the checkpoint will do.
+RELOAD = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, logging
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+model, loading = AutoModelForCausalLM.from_pretrained(
+    sys.argv[1], output_loading_info=True, local_files_only=True)
+ids = torch.arange(8)[None] % model.get_input_embeddings().weight.shape[0]
+with torch.no_grad():
+    logits = model.eval()(input_ids=ids).logits
+print(json.dumps({"finite": bool(logits.isfinite().all()),
+                  "missing": sorted(loading["missing_keys"]),
+                  "unexpected": sorted(loading["unexpected_keys"]),
+                  "prunus": "prunus" in sys.modules}))
+"""
+
+
+@dataclass
+class Verification:
+    """What was found.
+
+    Attributes:
+        problems: one sentence each; empty means that all holds.
+        sparsity: zeros over weights in the pruned layers, counted in the files.
+        patterns: the patterns that were checked, and how many layers have each.
+        checks: what was looked at.
+
+    """
+
+    problems: list[str] = field(default_factory=list)
+    sparsity: float = 0.0
+    patterns: dict[str, int] = field(default_factory=dict)
+    checks: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    @property
+    def pattern(self) -> str:
+        """The patterns in one word or several."""
+        return ", ".join(self.patterns)
+
+
+def verify(
+    folder: str | Path,
+    *,
+    source: str | Path | None = None,
+    pattern: str | None = None,
+    reload: bool = True,
+) -> Verification:
+    """Check the files of a pruned checkpoint.
+
+    Laws 2 and 3 (counts per comparison group, N:M in the stored order), finite weights, the report
+    against the tensors, no format claim that loaders would act on; with ``source`` that every
+    tensor that was not to be pruned is unchanged; and a reload by plain transformers in a fresh
+    process, with finite logits.
+
+    Args:
+        folder: what ``prunus prune --output`` wrote.
+        source: the checkpoint that it was made from.
+        pattern: demand this one of every pruned layer, instead of what the report claims.
+        reload: start the fresh process.
+
+    Raises:
+        CheckpointError: not a checkpoint, or damaged beyond looking into it.
+
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds no checkpoint: it has no config.json.")
+    found = Verification()
+    tensors = check_shards(folder)
+    report = _report(folder)
+    _check_config(folder, found)
+    _check_layers(report, tensors, parse_pattern(pattern) if pattern else None, found)
+    if source is not None:
+        _check_untouched(folder, source, {layer["name"] for layer in report["layers"]}, found)
+    if reload:
+        _check_reload(folder, found)
+    return found
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    path = folder / "pruning_report.json"
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not report["layers"]:
+            raise KeyError("layers")
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} has no pruning_report.json: prunus did not write it."
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path} is damaged: it names no layers.") from None
+    return report
+
+
+def _check_config(folder: Path, found: Verification) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for key in ("quantization_config", "sparsity_config"):
+        if key in config:
+            found.problems.append(f"config.json has a {key}, which loaders would act on.")
+    found.checks.append("config.json makes no claim about the weights' format")
+
+
+def _check_layers(
+    report: dict[str, Any],
+    tensors: dict[str, Path],
+    demanded: Pattern | None,
+    found: Verification,
+) -> None:
+    zeros = weights = 0
+    layers = {f"{layer['name']}.weight": layer for layer in report["layers"]}
+    for name, tensor in _read(tensors):
+        if not bool(tensor.isfinite().all()):
+            found.problems.append(f"{name} holds NaN or inf.")
+        layer = layers.pop(name, None)
+        if layer is None:
+            continue
+        weight_OI = tensor.T if layer["transposed"] else tensor
+        count = int((weight_OI == 0).sum())
+        zeros, weights = zeros + count, weights + weight_OI.numel()
+        if list(weight_OI.shape) != layer["shape"]:
+            found.problems.append(f"{name} is {tuple(weight_OI.shape)}, not {layer['shape']}.")
+            continue
+        if count != round(layer["sparsity"] * weight_OI.numel()):
+            found.problems.append(
+                f"{name} has {count} zeros; the report says {layer['sparsity']:.6f} of "
+                f"{weight_OI.numel()}."
+            )
+        pattern = demanded or parse_pattern(layer["pattern"])
+        found.patterns[str(pattern)] = found.patterns.get(str(pattern), 0) + 1
+        found.problems += _pattern_problems(name, weight_OI, pattern, layer)
+    found.problems += [f"{name} is in the report but not in the checkpoint." for name in layers]
+    found.sparsity = zeros / weights if weights else 0.0
+    found.checks += ["finite weights", "zeros per comparison group", "report against tensors"]
+
+
+def _read(tensors: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the checkpoint, one in memory at a time."""
+    for file in sorted(set(tensors.values())):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():
+                yield name, opened.get_tensor(name)
+
+
+def _pattern_problems(
+    name: str, weight_OI: Tensor, pattern: Pattern, layer: dict[str, Any]
+) -> list[str]:
+    apart = layer["notes"].get("pruned_apart") or [[None, None, None]]
+    problems = []
+    for rows in apart:
+        part_OI = weight_OI[slice(*rows)]
+        if isinstance(pattern, NM):
+            side = part_OI.shape[1] if pattern.along == "input" else part_OI.shape[0]
+            if side % pattern.of:
+                problems.append(f"{name} cannot be {pattern}: {side} {pattern.along}s.")
+                continue
+            need = pattern.of - pattern.keep
+            zeros_G = (pattern.groups(part_OI) == 0).sum(1)
+        else:
+            assert isinstance(pattern, Unstructured)  # the two patterns that parse_pattern knows
+            groups_GN = pattern.groups(part_OI)
+            need = removed(layer["requested"], groups_GN.shape[1])
+            zeros_G = (groups_GN == 0).sum(1)
+        short = int((zeros_G < need).sum())
+        if short:
+            problems.append(
+                f"{name} is not {pattern}: {short} of {len(zeros_G)} groups have fewer than "
+                f"{need} zeros."
+            )
+    return problems
+
+
+def _check_untouched(
+    folder: Path, source: str | Path, pruned: set[str], found: Verification
+) -> None:
+    """Compare through the loader, which knows both sides' names on disk, in the output's dtype."""
+    new = load_model(folder).state_dict()
+    old = load_model(source).state_dict()
+    changed = [
+        name
+        for name, tensor in new.items()
+        if name.removesuffix(".weight") not in pruned
+        and not (name in old and torch.equal(old[name].to(tensor.dtype), tensor))
+    ]
+    # Where a weight stayed, it kept its value too, unless the method updates the kept ones.
+    if changed:
+        found.problems.append(
+            f"{len(changed)} tensors that were not to be pruned differ from {source}: "
+            f"{', '.join(changed[:3])}."
+        )
+    found.checks.append(f"{len(new) - len(pruned)} other tensors equal those of {source}")
+
+
+def _check_reload(folder: Path, found: Verification) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", RELOAD, str(folder.resolve())], capture_output=True, text=True
+    )
+    if run.returncode != 0:
+        last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+        found.problems.append(f"AutoModelForCausalLM cannot load it in a fresh process: {last}")
+        return
+    seen = json.loads(run.stdout.strip().splitlines()[-1])
+    if not seen["finite"]:
+        found.problems.append("Its logits hold NaN or inf in a fresh process.")
+    for kind in ("missing", "unexpected"):
+        if seen[kind]:
+            found.problems.append(f"A fresh load reports {kind} tensors: {seen[kind][:3]}.")
+    found.checks.append("reload by plain transformers in a fresh process, finite logits")
