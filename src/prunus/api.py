@@ -46,7 +46,6 @@ class Result:
         report: layer by layer.
         output: the checkpoint, if one was written.
         verification: what ``verify`` found in it.
-
     """
 
     model: PreTrainedModel
@@ -84,7 +83,6 @@ def prune(
     Raises:
         InputError: anything that cannot be used, with the cure; nothing is written then.
         NumericalError: NaN or inf, with the layer or block.
-
     """
     observer = observer or Silent()
     recipe = _recipe(recipe, fields)
@@ -192,7 +190,6 @@ def evaluate(
         device: where to run.
         trust_remote_code: run code that comes with the checkpoint.
         scored: called after every window with (done, total, perplexity so far).
-
     """
     if text == "self":
         raise CalibrationError("Text that the model writes itself cannot judge it; give a file.")

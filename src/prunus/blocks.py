@@ -35,7 +35,6 @@ class Layer:
         feeds: the site whose input its output becomes with no other layer between; None for the
             layers that write to the residual stream.
         parts: the rows of each projection that it fuses; one slice where it fuses none.
-
     """
 
     name: str
@@ -98,7 +97,6 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
     Raises:
         UnsupportedModelError: no ModuleList with linear layers, or blocks that share weights.
-
     """
     lists = {
         name: module
@@ -128,7 +126,6 @@ def find_linears(name: str, block: nn.Module) -> dict[str, nn.Module]:
     Raises:
         UnsupportedModelError: the block holds a matrix that is in no linear layer.
         NumericalError: a weight is NaN or inf.
-
     """
     linears = {f"{name}.{n}": m for n, m in block.named_modules() if _is_linear(m)}
     known = {id(module.weight) for module in linears.values()}

@@ -45,7 +45,6 @@ def find(checkpoint: str | Path) -> Source:
 
     Raises:
         CheckpointError: none of these, or a folder whose files are damaged.
-
     """
     path = Path(checkpoint).expanduser()
     if path.is_file():
@@ -83,7 +82,6 @@ def check_shards(folder: Path) -> dict[str, Path]:
 
     Raises:
         CheckpointError: no safetensors, a shard that is missing, damaged or outside of the folder.
-
     """
     index = folder / "model.safetensors.index.json"
     if index.exists():
@@ -121,7 +119,6 @@ def load_model(
 
     Raises:
         CheckpointError: not there, damaged, incomplete, or of no causal language model.
-
     """
     source = find(checkpoint)
     loaded: Any  # a pair, which the stubs do not know
@@ -151,7 +148,6 @@ def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -
 
     Raises:
         CheckpointError: there is none.
-
     """
     source = find(checkpoint)
     try:
@@ -199,7 +195,6 @@ def new_folder(output: str | Path) -> Iterator[Path]:
 
     Raises:
         CheckpointError: ``output`` exists, or cannot be made.
-
     """
     output = Path(output)
     check_output(output)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, Layer, find_blocks
+from .blocks import Block, Layer, find_blocks, find_linears
 from .errors import NumericalError, PrunusError
 from .probe import probe_block
 from .replay import Recording, Trace, check_replay, record, trace
@@ -72,14 +72,14 @@ def inspect(model: nn.Module, ids: Tensor) -> tuple[list[Block], Trace]:
     Raises:
         UnsupportedModelError: a structure that prunus cannot handle yet.
         NumericalError: NaN or inf in a weight or in a block's output.
-
     """
     modules = find_blocks(model)
+    linears = {name: find_linears(name, module) for name, module in modules.items()}
     ids = ids[:1, :PROBE_TOKENS].to(_device(model))
     traced = trace(model, modules, ids)
     check_replay(modules, record(model, modules, [ids], traced), traced)
     blocks = [
-        probe_block(index, name, module, traced.calls[index], traced.inputs[index])
+        probe_block(index, name, module, linears[name], traced.calls[index], traced.inputs[index])
         for index, (name, module) in enumerate(modules.items())
     ]
     return blocks, traced
@@ -115,7 +115,6 @@ def prune_blocks(
     Raises:
         NumericalError: NaN or inf in an activation or in a new weight.
         InputError: from the pruner, before anything is changed.
-
     """
     for block in blocks:
         pruner.check(block, plan)

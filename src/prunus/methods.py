@@ -27,7 +27,6 @@ class Method:
         url: where to read it.
         build: the composition; a pattern of None means the method's own comparison groups.
         differs: what differs from the authors' code.
-
     """
 
     paper: str
@@ -92,7 +91,6 @@ def build_method(
     Raises:
         UnknownNameError: no such method.
         InputError: a setting that names no field, or a value of another type.
-
     """
     if name not in METHODS:
         raise UnknownNameError("method", name, METHODS)

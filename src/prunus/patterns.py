@@ -26,7 +26,6 @@ class Unstructured:
     Attributes:
         group: ``"layer"`` compares all weights of the matrix, ``"row"`` those of one output
             (Wanda's groups), ``"column"`` those of one input (DaSS's groups for gate and up).
-
     """
 
     group: Literal["layer", "row", "column"] = "row"
@@ -68,7 +67,6 @@ class NM:
     Attributes:
         along: ``"input"`` groups consecutive inputs within an output row, what sparse tensor cores
             read; ``"output"`` groups consecutive outputs within an input column (DaSS's gate, up).
-
     """
 
     keep: int = 2

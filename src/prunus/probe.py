@@ -18,32 +18,40 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, Kind, Layer, Role, find_linears
+from .blocks import Block, Kind, Layer, Role
 from .errors import UnsupportedModelError
 from .replay import Call
 
 
-def probe_block(index: int, name: str, module: nn.Module, call: Call, hidden: Tensor) -> Block:
+def probe_block(
+    index: int,
+    name: str,
+    module: nn.Module,
+    linears: Mapping[str, nn.Module],
+    call: Call,
+    hidden: Tensor,
+) -> Block:
     """The block with its layers' sites, roles and kinds.
 
     Args:
         index: its position in the model.
         name: its module name.
         module: the block.
+        linears: its linear layers, from ``find_linears``.
         call: a recorded call of it.
         hidden: the hidden states of that call, (1, T, d) with T at least 2.
 
     Raises:
-        UnsupportedModelError: a layer that does not run exactly once, or weights in no layer.
-
+        UnsupportedModelError: a layer that does not run exactly once.
     """
-    linears = find_linears(name, module)
-    flow = _run(module, linears, call, hidden)
-    roles, fused = _roles(flow, lambda layer, rows: _odd(flow, linears, module, call, layer, rows))
+    run = partial(_forward, module, linears, call, hidden)
+    flow = _flow(*run())
+    roles, fused = _roles(flow, lambda layer: _odd(flow, layer, run(negate=layer)[2]))
     layers = tuple(
         Layer(
             full,
@@ -64,7 +72,6 @@ def probe_block(index: int, name: str, module: nn.Module, call: Call, hidden: Te
 class _Flow:
     """Which layer's output reaches which site's input, with no layer between."""
 
-    hidden: Tensor
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     site: dict[str, str]
@@ -86,14 +93,17 @@ class _Flow:
         return "attention" if self.mixing.intersection(sites) else "mlp"
 
 
-def _run(
+def _forward(
     module: nn.Module,
     linears: Mapping[str, nn.Module],
     call: Call,
     hidden: Tensor,
-    negate: tuple[str, slice] | None = None,
-) -> _Flow:
-    """One forward with every layer's output cut off, and its data flow by autograd."""
+    negate: str | None = None,
+) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """One forward with every layer's output cut off (and one negated).
+
+    Returns the block's input and output, and each layer's input and, as a leaf, its output.
+    """
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
@@ -102,8 +112,8 @@ def _run(
             if name in inputs:
                 raise UnsupportedModelError(f"{name} runs twice in one forward; not handled yet.")
             leaf = output.detach().clone()
-            if negate is not None and negate[0] == name:
-                leaf[..., negate[1]] *= -1
+            if negate == name:
+                leaf.neg_()
             inputs[name], outputs[name] = args[0], leaf.requires_grad_()
             return leaf.clone()  # a clone: the block may work on it in place
 
@@ -120,7 +130,7 @@ def _run(
             f"{', '.join(unseen[:4])} did not run in the probing forward. Mixtures of experts and "
             "blocks that skip layers are not handled yet."
         )
-    return _flow(hidden, output, inputs, outputs)
+    return hidden, output, inputs, outputs
 
 
 def _flow(
@@ -132,7 +142,7 @@ def _flow(
         name: first.setdefault((x.data_ptr(), x.shape, x._version), name)
         for name, x in inputs.items()
     }
-    flow = _Flow(hidden, inputs, outputs, site, {}, set(), set())
+    flow = _Flow(inputs, outputs, site, {}, set(), set())
     for name in first.values():
         touched = _reached(inputs[name], [hidden, *outputs.values()])
         if touched[0]:  # the residual stream itself: nobody's interior
@@ -158,7 +168,7 @@ def _reached(target: Tensor, leaves: list[Tensor], earlier: bool = False) -> lis
 
 
 def _roles(
-    flow: _Flow, odd: Callable[[str, slice], bool]
+    flow: _Flow, odd: Callable[[str], bool]
 ) -> tuple[dict[str, Role], dict[str, tuple[slice, ...]]]:
     """Roles by the rules at the top, and the rows of each half of a fused gate and up."""
     roles: dict[str, Role] = dict.fromkeys(flow.inputs, "other")
@@ -183,35 +193,27 @@ def _roles(
             roles[producers[0]] = "gate_up"
             fused[producers[0]] = _halves(flow, site, producers[0])
         elif widths == [neurons, neurons]:
-            up = next((p for p in producers if odd(p, slice(None))), producers[1])
+            up = next((p for p in producers if odd(p)), producers[1])
             roles.update({p: "up" if p == up else "gate" for p in producers})
     return roles, fused
 
 
 def _attention_roles(
-    flow: _Flow, site: str, producers: list[str], odd: Callable[[str, slice], bool]
+    flow: _Flow, site: str, producers: list[str], odd: Callable[[str], bool]
 ) -> dict[str, Role]:
     leaves = [flow.outputs[name] for name in producers]
     earlier = _reached(flow.inputs[site][:, -1], leaves, earlier=True)
     roles: dict[str, Role] = {}
     for name, mixes in zip(producers, earlier, strict=True):
-        roles[name] = "q" if not mixes else "v" if odd(name, slice(None)) else "k"
+        roles[name] = "q" if not mixes else "v" if odd(name) else "k"
     return roles if len(set(roles.values())) == 3 else dict.fromkeys(producers, "other")
 
 
-def _odd(
-    flow: _Flow,
-    linears: Mapping[str, nn.Module],
-    module: nn.Module,
-    call: Call,
-    layer: str,
-    rows: slice,
-) -> bool:
-    """Whether negating these rows of the layer's output negates the input that it feeds."""
-    site = flow.feeds[layer]
-    negated = _run(module, linears, call, flow.hidden, negate=(layer, rows)).inputs[site]
-    before = flow.inputs[site].detach().float()
-    return bool((negated.float() + before).abs().max() <= 1e-3 * before.abs().max())
+def _odd(flow: _Flow, layer: str, negated: Mapping[str, Tensor]) -> bool:
+    """Whether negating the layer's output negated the input that it feeds."""
+    before = flow.inputs[flow.feeds[layer]].detach().float()
+    after = negated[flow.feeds[layer]].detach().float()
+    return bool((after + before).abs().max() <= 1e-3 * before.abs().max())
 
 
 def _halves(flow: _Flow, site: str, layer: str) -> tuple[slice, slice]:

@@ -47,7 +47,6 @@ class Recipe(BaseModel):
 
         Raises:
             InputError: an unknown field, or a value of the wrong kind.
-
         """
         try:
             return cls(**fields)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import UnsupportedModelError
+from .errors import NumericalError, UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class Call:
         args: the other positional arguments.
         kwargs: the other keyword arguments.
         keyword: the name under which the hidden states came; None: as the first positional one.
-
     """
 
     args: tuple[Any, ...]
@@ -59,7 +58,6 @@ class Recording:
     Attributes:
         hidden: per sample, the input of the next block, in the model's dtype.
         calls: per block and sample, the rest of the call; equal tensors are held once.
-
     """
 
     hidden: list[Tensor]
@@ -88,7 +86,6 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module], ids: Tensor) -> Tra
 
     Raises:
         UnsupportedModelError: a block did not run exactly once.
-
     """
     seen: dict[str, list[tuple[Call, Tensor, Any]]] = {name: [] for name in blocks}
 
@@ -134,12 +131,17 @@ def check_replay(blocks: Mapping[str, nn.Module], recording: Recording, traced: 
 
     Raises:
         UnsupportedModelError: with the first block whose replay differs.
-
+        NumericalError: with the first block that puts out NaN or inf.
     """
     for index, (name, block) in enumerate(blocks.items()):
         with torch.no_grad():
             replayed = recording.calls[index][0](block, traced.inputs[index]).float()
         expected = hidden_of(traced.outputs[index]).float()
+        if not bool(expected.isfinite().all()):
+            raise NumericalError(
+                f"{name} puts out NaN or inf in a plain forward pass. Check the checkpoint, or "
+                "load it in a wider dtype (--dtype float32)."
+            )
         scale = expected.abs().max().clamp_min(1e-12)
         gap = float((replayed - expected).abs().max() / scale)
         if not gap <= 1e-3:

@@ -46,7 +46,6 @@ class Verification:
         sparsity: zeros over weights in the pruned layers, counted in the files.
         patterns: the patterns that were checked, and how many layers have each.
         checks: what was looked at.
-
     """
 
     problems: list[str] = field(default_factory=list)
@@ -87,7 +86,6 @@ def verify(
 
     Raises:
         CheckpointError: not a checkpoint, or damaged beyond looking into it.
-
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():

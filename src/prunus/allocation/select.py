@@ -22,7 +22,6 @@ def select_layers(
 
     Raises:
         InputError: a range outside the model, or nothing left to prune.
-
     """
     skipped = _range(skip_blocks, len(blocks)) if skip_blocks is not None else range(0)
     layers = [

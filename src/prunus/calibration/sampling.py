@@ -27,7 +27,6 @@ class Protocol:
         documents_used: how many distinct ones the windows are from.
         concatenated: whether documents were too short, so that windows run across their ends.
         sha256: of the token ids as little-endian int64, window after window.
-
     """
 
     source: str
@@ -72,7 +71,6 @@ def sample_windows(
 
     Raises:
         CalibrationError: less text than one window.
-
     """
     draw = random.Random(seed)
     ids_of: dict[int, Sequence[int]] = {}

@@ -27,7 +27,6 @@ class Documents:
         name: the SOURCE and the files read.
         texts: one string per document, none empty.
         joiner: what stands between documents where they are scored as one text.
-
     """
 
     name: str
@@ -49,7 +48,6 @@ class HubText:
         column: the text.
         joiner: between rows where they are scored as one text.
         one_document: calibration draws windows from all rows joined by spaces, not from each row.
-
     """
 
     path: str
@@ -119,7 +117,6 @@ def read_documents(source: str, split: Split, data_dir: str | Path | None = None
     Raises:
         UnknownNameError: neither a path nor a known name.
         CalibrationError: unreadable, or without text.
-
     """
     path = Path(source)
     if source == "builtin":

@@ -27,7 +27,6 @@ class Evaluation:
         tokens: in the whole text; the rest after the last whole window is not scored.
         tokens_per_second: scored tokens over the time of the forward passes.
         source: the text.
-
     """
 
     perplexity: float
@@ -65,7 +64,6 @@ def perplexity(
     Raises:
         CalibrationError: less text than one window, or a length or number that makes no sense.
         NumericalError: the model puts out NaN or inf.
-
     """
     available = len(ids_T) // length if length >= 2 else 0
     if length < 2 or (windows is not None and windows < 1):

@@ -33,7 +33,6 @@ class DaSS:
     Wanda, as here (``--mlp-only`` gives the code's reading, and the paper's Tables 1 and 3).
 
     Reference: Guo et al. 2024, arXiv:2405.01943, section 3.
-
     """
 
     gate_up: LayerPruner = Compose(DaSSScore(), Unstructured("column"))

@@ -26,7 +26,6 @@ class Coverage:
         parameters: all of the model's, tied ones counted once.
         block_weights: in the linear layers of all blocks.
         pruned_weights: in the layers that the method was given.
-
     """
 
     parameters: int
@@ -71,7 +70,6 @@ class PruningReport:
         seconds: the whole run, without loading and saving.
         layers: one entry per layer.
         versions: of the software that matters.
-
     """
 
     model: str

@@ -25,7 +25,6 @@ class DaSS:
         power: the paper's α, 0.5 (the authors' code: ``scaler_row ** 0.25``, the same thing).
 
     Reference: Guo et al. 2024, arXiv:2405.01943, eq. (4).
-
     """
 
     power: float = 0.5

