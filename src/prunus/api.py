@@ -99,7 +99,8 @@ def prune(
     name = str(model) if isinstance(model, str | Path) else model.config.name_or_path or "in memory"
     if isinstance(model, str | Path):
         observer.say(f"loading {model}")
-        if tokenizer is None and (output is not None or tokens_ST is None):
+        text_is_read = tokens_ST is None and recipe.calibration != "none"
+        if tokenizer is None and (text_is_read or output is not None):
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         model = load_model(model, dtype=recipe.dtype, trust_remote_code=trust_remote_code)
     model.eval()

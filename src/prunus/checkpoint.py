@@ -154,7 +154,7 @@ def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -
         return AutoTokenizer.from_pretrained(
             source.location, trust_remote_code=trust_remote_code, **source.arguments
         )
-    except Exception as error:  # transformers raises half a dozen kinds here
+    except Exception as error:  # as above
         raise CheckpointError(
             f"{checkpoint} has no tokenizer that can be loaded ({_first_line(error)}). Copy "
             "tokenizer.json and tokenizer_config.json of the model into the folder."
@@ -165,7 +165,7 @@ def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -
 def _explained(checkpoint: str | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, KeyError) as error:
+    except Exception as error:  # transformers raises half a dozen kinds here
         raise CheckpointError(
             f"{checkpoint} cannot be loaded as a causal language model: {_first_line(error)}"
         ) from error
@@ -173,7 +173,7 @@ def _explained(checkpoint: str | Path) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
-    return text.splitlines()[0].rstrip(".:") if text else type(error).__name__
+    return text.splitlines()[0].rstrip(".: ") if text else type(error).__name__
 
 
 def _without_gguf(model: PreTrainedModel) -> PreTrainedModel:

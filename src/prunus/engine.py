@@ -182,7 +182,7 @@ def _prune(
     reports = []
     begun = time.perf_counter()
     for layer, pruned in pruner(block, stats, plan):
-        error = _write(layer, pruned, stats[layer.site])
+        error, updated = _write(layer, pruned, stats[layer.site])
         weight_OI = layer.weight_OI
         report = LayerReport(
             name=layer.name,
@@ -194,6 +194,7 @@ def _prune(
             requested=plan[layer.name],
             sparsity=int((weight_OI == 0).sum()) / weight_OI.numel(),
             relative_output_error=error,
+            updated=updated,
             seconds=time.perf_counter() - begun,
             notes=pruned.notes,
         )
@@ -203,8 +204,12 @@ def _prune(
     return reports
 
 
-def _write(layer: Layer, pruned: Pruned, stats: Statistics) -> float | None:
-    """Store the new weight if it is sound; how far the layer's output moves on sampled tokens."""
+def _write(layer: Layer, pruned: Pruned, stats: Statistics) -> tuple[float | None, bool]:
+    """Store the new weight if it is sound.
+
+    Returns how far the layer's output moves on the sampled tokens, and whether a kept weight
+    changed.
+    """
     new_OI = pruned.weight_OI.to(layer.weight_OI.dtype)
     if not bool(new_OI.isfinite().all()):
         raise NumericalError(f"{layer.name}: pruning made NaN or inf of its weights.")
@@ -219,8 +224,9 @@ def _write(layer: Layer, pruned: Pruned, stats: Statistics) -> float | None:
         moved = (inputs_TI @ (old_OI - new_OI.float()).T).norm()
         size = (inputs_TI @ old_OI.T).norm()
         error = float(moved / size) if size > 0 else None
+    updated = bool((new_OI != layer.weight_OI)[pruned.mask_OI].any())
     layer.write(new_OI)
-    return error
+    return error, updated
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -148,7 +148,7 @@ def _flow(
         if touched[0]:  # the residual stream itself: nobody's interior
             continue
         flow.producers[name] = [n for n, hit in zip(outputs, touched[1:], strict=True) if hit]
-        if any(_reached(inputs[name][:, -1], list(outputs.values()), earlier=True)):
+        if any(_reached(_last_token(inputs[name]), list(outputs.values()), earlier=True)):
             flow.mixing.add(name)
     written = _reached(output, list(outputs.values()))
     flow.writers = {name for name, hit in zip(outputs, written, strict=True) if hit}
@@ -163,8 +163,13 @@ def _reached(target: Tensor, leaves: list[Tensor], earlier: bool = False) -> lis
     direction = torch.randn(target.shape, generator=generator).to(target)
     gradients = torch.autograd.grad(target, leaves, direction, retain_graph=True, allow_unused=True)
     if earlier:
-        return [g is not None and bool(g[:, :-1].any()) for g in gradients]
+        return [g is not None and bool(g.flatten(0, -2)[:-1].any()) for g in gradients]
     return [g is not None and bool(g.any()) for g in gradients]
+
+
+def _last_token(activation: Tensor) -> Tensor:
+    """The last token's features; some blocks fold batch and tokens into one dimension."""
+    return activation.flatten(0, -2)[-1]
 
 
 def _roles(
@@ -202,7 +207,7 @@ def _attention_roles(
     flow: _Flow, site: str, producers: list[str], odd: Callable[[str], bool]
 ) -> dict[str, Role]:
     leaves = [flow.outputs[name] for name in producers]
-    earlier = _reached(flow.inputs[site][:, -1], leaves, earlier=True)
+    earlier = _reached(_last_token(flow.inputs[site]), leaves, earlier=True)
     roles: dict[str, Role] = {}
     for name, mixes in zip(producers, earlier, strict=True):
         roles[name] = "q" if not mixes else "v" if odd(name) else "k"

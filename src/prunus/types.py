@@ -157,5 +157,7 @@ class LayerReport:
     """Zeros over weights, counted in the tensor as written."""
     relative_output_error: float | None
     """‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ in Frobenius norms on a sample of calibration tokens; None: no text."""
+    updated: bool
+    """Whether any kept weight has a new value."""
     seconds: float
     notes: Mapping[str, Any] = field(default_factory=dict)

@@ -96,7 +96,7 @@ def verify(
     _check_config(folder, found)
     _check_layers(report, tensors, parse_pattern(pattern) if pattern else None, found)
     if source is not None:
-        _check_untouched(folder, source, {layer["name"] for layer in report["layers"]}, found)
+        _check_against(folder, source, report, found)
     if reload:
         _check_reload(folder, found)
     return found
@@ -194,25 +194,34 @@ def _pattern_problems(
     return problems
 
 
-def _check_untouched(
-    folder: Path, source: str | Path, pruned: set[str], found: Verification
+def _check_against(
+    folder: Path, source: str | Path, report: dict[str, Any], found: Verification
 ) -> None:
     """Compare through the loader, which knows both sides' names on disk, in the output's dtype."""
     new = load_model(folder).state_dict()
     old = load_model(source).state_dict()
-    changed = [
-        name
-        for name, tensor in new.items()
-        if name.removesuffix(".weight") not in pruned
-        and not (name in old and torch.equal(old[name].to(tensor.dtype), tensor))
-    ]
-    # Where a weight stayed, it kept its value too, unless the method updates the kept ones.
-    if changed:
+    pruned = {f"{layer['name']}.weight": layer["updated"] for layer in report["layers"]}
+    touched, moved = [], []
+    for name, tensor in new.items():
+        if name not in old or old[name].shape != tensor.shape:
+            touched.append(name)
+        elif name not in pruned and not torch.equal(old[name].to(tensor.dtype), tensor):
+            touched.append(name)
+        elif name in pruned and not pruned[name]:
+            kept = tensor != 0
+            if not torch.equal(old[name].to(tensor.dtype)[kept], tensor[kept]):
+                moved.append(name)
+    if touched:
         found.problems.append(
-            f"{len(changed)} tensors that were not to be pruned differ from {source}: "
-            f"{', '.join(changed[:3])}."
+            f"{len(touched)} tensors that were not to be pruned differ from {source}: "
+            f"{', '.join(touched[:3])}."
         )
-    found.checks.append(f"{len(new) - len(pruned)} other tensors equal those of {source}")
+    if moved:
+        found.problems.append(
+            f"The kept weights of {', '.join(moved[:3])} differ from {source}; the report says "
+            "that this method keeps them."
+        )
+    found.checks.append(f"{len(new) - len(pruned)} other tensors, and kept weights, as in {source}")
 
 
 def _check_reload(folder: Path, found: Verification) -> None:

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import tokenizers
@@ -46,6 +45,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     get_cosine_schedule_with_warmup,
 )
+
+from prunus.calibration import read_documents
 
 HERE = Path(__file__).resolve().parent
 
@@ -215,11 +216,9 @@ FAMILIES = {
 
 
 def split_topics() -> tuple[list[str], list[str]]:
-    """Return the training texts and the held-out texts (every fifth topic by name)."""
-    names = sorted(topics)
-    held_out = set(names[::5])
-    training = [topics[name] for name in names if name not in held_out]
-    return training, [topics[name] for name in names[::5]]
+    """Training and held-out texts: the halves of prunus's own ``builtin`` source."""
+    training = read_documents("builtin", "calibration")
+    return training.texts, read_documents("builtin", "evaluation").texts
 
 
 def train_bpe(texts: Sequence[str]) -> Tokenizer:
@@ -390,11 +389,11 @@ transformers {transformers} and tokenizers {tokenizers}; seed {seed}, batches of
 windows of {window} tokens. Before training, the gains of the norms are spread log-normally
 (see `spread_norms`), so that the channels differ in scale as they do in large models.
 
-The text is the prose of Python's own documentation (`pydoc_data.topics`). Every fifth topic in
-sorted order (`sorted(topics)[::5]`) is held out, and the tokenizer (byte-level BPE, {vocab}
-tokens) and the models are trained on the others. The weights are committed because that prose
-differs between Python versions: training elsewhere gives other models, and the held-out
-perplexities below move a little too.
+The text is the prose of Python's own documentation (`pydoc_data.topics`). Every fifth topic
+is held out (the split of prunus's `builtin` source, so tests may evaluate on it), and the
+tokenizer (byte-level BPE, {vocab} tokens) and the models are trained on the others. The
+weights are committed because that prose differs between Python versions: training elsewhere
+gives other models, and the held-out perplexities below move a little too.
 
 The perplexities are per token, over the held-out topics joined by blank lines and cut into
 windows of {window} tokens.

@@ -1,0 +1,39 @@
+import importlib
+import pkgutil
+
+import pytest
+
+import prunus
+from prunus import errors, pruners, scores, updates
+
+
+def test_the_public_names():
+    assert prunus.__all__ == sorted(prunus.__all__, key=lambda n: (not n[0].isupper(), n))
+    assert {"prune", "evaluate", "load", "verify", "Recipe", "PrunusError"} < set(prunus.__all__)
+    for name in prunus.__all__:
+        assert getattr(prunus, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'prun'"):
+        _ = prunus.prun
+
+
+def test_names_that_users_rely_on():
+    assert set(scores.__all__) == {"DaSS", "Magnitude", "RIA", "RelativeImportance", "Wanda"}
+    assert set(pruners.__all__) == {"Compose", "DaSS", "EachLayer"}
+    assert set(updates.__all__) == {"Keep"}
+    assert prunus.patterns.NM(2, 4).group_size == 4
+    assert callable(prunus.stats.gather)
+
+
+def test_every_module_imports_and_says_what_it_is():
+    for module in pkgutil.walk_packages(prunus.__path__, "prunus."):
+        assert importlib.import_module(module.name).__doc__, module.name
+
+
+def test_one_error_tree_drawn_at_its_top():
+    found = [
+        c for c in vars(errors).values() if isinstance(c, type) and c.__module__ == errors.__name__
+    ]
+    for error in found:
+        assert issubclass(error, errors.PrunusError)
+        assert error.__name__ in errors.__doc__
+    assert issubclass(errors.InputError, ValueError)

@@ -1,0 +1,52 @@
+"""SmolLM2-135M and real texts, end to end; skipped where they are not installed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import prunus
+from prunus.calibration import read_documents
+from prunus.checkpoint import load_model, load_tokenizer
+
+pytestmark = pytest.mark.real
+
+
+def test_a_gguf_becomes_a_pruned_checkpoint_that_plain_transformers_loads(smollm2, tmp_path):
+    """Through the command line, as a user runs it; a folder with a GGUF is as good as the file."""
+    output = tmp_path / "pruned"
+    command = [sys.executable, "-m", "prunus", "prune", str(smollm2.parent), "--method", "wanda"]
+    command += ["--pattern", "2:4", "--samples", "2", "--length", "128", "--json"]
+    done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["layers"] == 210
+    assert said["sparsity"] == pytest.approx(0.5, abs=0.001)
+    assert said["coverage"] == pytest.approx(0.789, abs=0.001)
+    assert "quantization_config" not in json.loads((output / "config.json").read_text())
+    found = prunus.verify(output, source=smollm2, reload=False)
+    assert found.problems == []
+    assert found.pattern == "2:4"
+    text = "The capital of France is"
+    ids = load_tokenizer(output)(text, return_tensors="pt").input_ids
+    assert torch.equal(ids, load_tokenizer(smollm2)(text, return_tensors="pt").input_ids)
+
+
+def test_dense_wikitext2_perplexity_is_the_known_one(smollm2, data):
+    """19.23: the value of an independent implementation, to its last digit."""
+    model, tokenizer = load_model(smollm2), load_tokenizer(smollm2)
+    text = str(data / "wikitext2" / "wiki.test.raw")
+    found = prunus.evaluate(model, text, tokenizer=tokenizer, length=2048, windows=8)
+    assert found.perplexity == pytest.approx(19.23, abs=0.005)
+
+
+def test_the_texts_are_read_as_the_papers_read_them(data):
+    wiki = read_documents("wikitext2", "evaluation", data)
+    assert wiki.texts[0] == (data / "wikitext2" / "wiki.test.raw").read_text(encoding="utf-8")
+    web = read_documents("c4", "calibration", data)
+    assert len(web.texts) == 700
+    assert web.texts[0].startswith("Beginners BBQ Class Taking Place in Missoula!")
+    stories = read_documents("lambada", "calibration", data)
+    assert len(stories.texts) == 5153
