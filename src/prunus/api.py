@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from .methods import METHODS
 from .recipe import Recipe
 from .report import Coverage, PruningReport, model_card
 from .report.pruning_report import realised_sparsity
-from .types import Plan
+from .types import BlockPruner
 from .verification import Verification, verify
 
 DEFAULT_LENGTH = 2048
@@ -88,36 +88,56 @@ def prune(
     recipe = _recipe(recipe, fields)
     pruner, sparsity = recipe.build()
     recipe = recipe.model_copy(update={"sparsity": sparsity})
-    if pruner.needs and recipe.calibration == "none" and tokens_ST is None:
+    reads_text = tokens_ST is None and recipe.calibration != "none"
+    if pruner.needs and tokens_ST is None and not reads_text:
         raise CalibrationError(
             f"{recipe.method} reads activations ({METHODS[recipe.method].needs}), so it needs "
             "calibration text. Give a source, or use magnitude or ri."
         )
+    pick_device(recipe.device)  # raises before the model is loaded
     if output is not None:
         check_output(output)
-    device = pick_device(recipe.device)
     name = str(model) if isinstance(model, str | Path) else model.config.name_or_path or "in memory"
     if isinstance(model, str | Path):
         observer.say(f"loading {model}")
-        text_is_read = tokens_ST is None and recipe.calibration != "none"
-        if tokenizer is None and (text_is_read or output is not None):
+        if tokenizer is None and (reads_text or output is not None):
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         model = load_model(model, dtype=recipe.dtype, trust_remote_code=trust_remote_code)
     model.eval()
-
     ids_ST, protocol = _calibration(model, tokenizer, recipe, tokens_ST, observer)
+    report = _run(model, name, recipe, pruner, ids_ST, protocol, observer)
+    if output is None:
+        return Result(model, report, None, None)
+    verification = write(output, model, tokenizer, recipe, report, observer)
+    return Result(model, report, Path(output), verification)
+
+
+def _run(
+    model: PreTrainedModel,
+    name: str,
+    recipe: Recipe,
+    pruner: BlockPruner,
+    ids_ST: Tensor | None,
+    protocol: Protocol | None,
+    observer: Observer,
+) -> PruningReport:
+    """Look at the model, plan, prune, report."""
     begun = time.perf_counter()
-    probe = ids_ST if ids_ST is not None else _any_tokens(model)
-    blocks, traced = inspect(model, probe)
+    blocks, traced = inspect(model, ids_ST if ids_ST is not None else _any_tokens(model))
     layers = select_layers(blocks, mlp_only=recipe.mlp_only, skip_blocks=recipe.skip_blocks)
-    plan: Plan = Uniform()(layers, sparsity)
-    for block in blocks:  # before the time is spent on recording
-        pruner.check(block, plan)
+    sparsity = cast(float, recipe.sparsity)
+    plan = Uniform()(layers, sparsity)
     coverage = Coverage.of(model, blocks, set(plan))
     observer.say(f"pruning {len(layers)} layers in {len(blocks)} blocks: {coverage}")
-    recording = start(model, blocks, traced, ids_ST) if ids_ST is not None else None
-    reports = prune_blocks(blocks, recording, pruner, plan, device=device, observer=observer)
-    report = PruningReport(
+    reports = prune_blocks(
+        blocks,
+        start(model, blocks, traced, ids_ST) if ids_ST is not None else None,
+        pruner,
+        plan,
+        device=pick_device(recipe.device),
+        observer=observer,
+    )
+    return PruningReport(
         model=name,
         method=recipe.method,
         pruner=repr(pruner),
@@ -129,10 +149,6 @@ def prune(
         seconds=time.perf_counter() - begun,
         layers=reports,
     )
-    if output is None:
-        return Result(model, report, None, None)
-    verification = write(output, model, tokenizer, recipe, report, observer)
-    return Result(model, report, Path(output), verification)
 
 
 def write(

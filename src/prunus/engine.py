@@ -119,7 +119,7 @@ def prune_blocks(
     for block in blocks:
         pruner.check(block, plan)
     reports: list[LayerReport] = []
-    last = max(block.index for block in blocks if block.planned(plan))
+    last = max((block.index for block in blocks if block.planned(plan)), default=-1)
     for block in blocks[: last + 1]:
         home = next(block.module.parameters()).device
         block.module.to(device)

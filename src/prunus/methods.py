@@ -72,8 +72,8 @@ METHODS: Mapping[str, Method] = {
         "per_outneuron is --pattern row). Float32 sums; exact count.",
     ),
     "dass": Method(
-        paper="Guo et al. 2024 (TMLR), Dependency-Aware Semi-Structured Sparsity",
-        url="https://arxiv.org/abs/2405.01943",
+        paper="Guo et al. (TMLR), Dependency-Aware Semi-Structured Sparsity",
+        url="https://openreview.net/forum?id=T50uTgPzHS",
         build=DaSS.with_pattern,
         differs="Attention by Wanda as in the paper's Table 2; their code never prunes it "
         "(--mlp-only).",

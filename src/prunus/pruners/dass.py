@@ -32,7 +32,7 @@ class DaSS:
     Differs from the authors' code: theirs never touches attention; the paper's Table 2 prunes it by
     Wanda, as here (``--mlp-only`` gives the code's reading, and the paper's Tables 1 and 3).
 
-    Reference: Guo et al. 2024, arXiv:2405.01943, section 3.
+    Reference: Guo et al. (TMLR), openreview.net/forum?id=T50uTgPzHS, section 3.
     """
 
     gate_up: LayerPruner = Compose(DaSSScore(), Unstructured("column"))

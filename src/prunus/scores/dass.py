@@ -24,7 +24,7 @@ class DaSS:
     Attributes:
         power: the paper's α, 0.5 (the authors' code: ``scaler_row ** 0.25``, the same thing).
 
-    Reference: Guo et al. 2024, arXiv:2405.01943, eq. (4).
+    Reference: Guo et al. (TMLR), openreview.net/forum?id=T50uTgPzHS, eq. (4).
     """
 
     power: float = 0.5
