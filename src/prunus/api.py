@@ -87,8 +87,9 @@ def prune(
     observer = observer or Silent()
     recipe = _recipe(recipe, fields)
     pruner, sparsity = recipe.build()
-    recipe = recipe.model_copy(update={"sparsity": sparsity})
-    reads_text = tokens_ST is None and recipe.calibration != "none"
+    source = recipe.calibration or ("builtin" if pruner.needs else "none")
+    recipe = recipe.model_copy(update={"sparsity": sparsity, "calibration": source})
+    reads_text = tokens_ST is None and source != "none"
     if pruner.needs and tokens_ST is None and not reads_text:
         raise CalibrationError(
             f"{recipe.method} reads activations ({METHODS[recipe.method].needs}), so it needs "
@@ -264,11 +265,12 @@ def _calibration(
     tokens_ST: Tensor | None,
     observer: Observer,
 ) -> tuple[Tensor | None, Protocol | None]:
+    """Token ids (samples, tokens) and what they are; None where weights alone decide."""
     if tokens_ST is not None:
         samples, length = tokens_ST.shape
         protocol = Protocol("tokens given", samples, length, 0, 0, 0, False, digest(tokens_ST))
         return tokens_ST, protocol
-    if recipe.calibration == "none":
+    if recipe.calibration is None or recipe.calibration == "none":
         return None, None
     tokenizer, length = _needed(tokenizer), _length(model, recipe.length)
     if recipe.calibration == "self":

@@ -37,6 +37,10 @@ class Observer(Protocol):
         """A step ("record", "prune", "advance") of a block begins."""
         ...
 
+    def sample(self, done: int, total: int) -> None:
+        """A calibration sample went through the block, in the step that runs."""
+        ...
+
     def layer(self, report: LayerReport) -> None:
         """A layer has been pruned and written."""
         ...
@@ -53,6 +57,9 @@ class Silent:
         """Ignore it."""
 
     def block(self, index: int, total: int, name: str, step: str) -> None:
+        """Ignore it."""
+
+    def sample(self, done: int, total: int) -> None:
         """Ignore it."""
 
     def layer(self, report: LayerReport) -> None:
@@ -126,12 +133,12 @@ def prune_blocks(
         stats: Mapping[str, Statistics] = _Weightless(device)
         if recording is not None and block.planned(plan):
             observer.block(block.index, len(blocks), block.name, "record")
-            stats = _gather(block, recording, pruner.needs, device)
+            stats = _gather(block, recording, pruner.needs, device, observer)
         observer.block(block.index, len(blocks), block.name, "prune")
         reports += _prune(block, stats, pruner, plan, observer)
         if recording is not None and block.index < last:
             observer.block(block.index, len(blocks), block.name, "advance")
-            recording.advance(block.index, block.module, device)
+            recording.advance(block.index, block.module, device, observer.sample)
         block.module.to(home)
     observer.done()
     return reports
@@ -149,7 +156,7 @@ class _Weightless(dict[str, Statistics]):
 
 
 def _gather(
-    block: Block, recording: Recording, needs: Needs, device: torch.device
+    block: Block, recording: Recording, needs: Needs, device: torch.device, observer: Observer
 ) -> dict[str, Statistics]:
     """Run the recorded calls through the block; summarise each site's input once."""
     kinds = tuple(dict.fromkeys((*needs, TokenSample)))
@@ -169,6 +176,7 @@ def _gather(
                     f"{block.name} puts out NaN or inf on calibration sample {sample}. "
                     "Use a wider dtype (--dtype float32), or check the checkpoint."
                 )
+            observer.sample(sample + 1, len(recording.hidden))
     return stats
 
 

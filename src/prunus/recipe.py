@@ -33,7 +33,9 @@ class Recipe(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict, description="fields of the method")
     mlp_only: bool = Field(False, description="leave attention dense")
     skip_blocks: str | None = Field(None, description="A:B, blocks left dense")
-    calibration: str = Field("builtin", description="text SOURCE, or none")
+    calibration: str | None = Field(
+        None, description="text SOURCE, or none; default: builtin where the method needs text"
+    )
     samples: int = Field(128, ge=1, description="calibration windows")
     length: int | None = Field(None, ge=2, description="tokens per window; default up to 2048")
     seed: int = Field(0, ge=0, description="of sampling and generation")

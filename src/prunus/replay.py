@@ -63,11 +63,18 @@ class Recording:
     hidden: list[Tensor]
     calls: list[list[Call]]
 
-    def advance(self, block: int, module: nn.Module, device: torch.device) -> None:
+    def advance(
+        self,
+        block: int,
+        module: nn.Module,
+        device: torch.device,
+        advanced: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
         """Replace the inputs of ``block`` by its outputs, and let its calls go."""
         for i, call in enumerate(self.calls[block]):
             home = self.hidden[i].device
             self.hidden[i] = call(module, self.hidden[i].to(device)).to(home)
+            advanced(i + 1, len(self.hidden))
         self.calls[block] = []
 
 

@@ -72,6 +72,10 @@ def print_line(text: str = "") -> None:
     typer.echo(text)
 
 
+# Where each step of a block begins and how long it takes, as shares of the block's time.
+STEPS = {"record": (0.0, 0.5), "prune": (0.5, 0.1), "advance": (0.6, 0.4)}
+
+
 class PruningBar:
     """An Observer that shows the current block, layer, sparsity, error and the time left.
 
@@ -83,6 +87,7 @@ class PruningBar:
         self._task: Any = None
         self._begun = time.perf_counter()
         self._last: LayerReport | None = None
+        self._at = self._share = 0.0
 
     def __enter__(self) -> PruningBar:
         self._bars.start()
@@ -96,23 +101,26 @@ class PruningBar:
         console.print(escape(message), soft_wrap=True)
 
     def block(self, index: int, total: int, name: str, step: str) -> None:
-        """A step of a block begins; the two forwards and the pruning count alike."""
+        """A step of a block begins."""
         if self._task is None:
             self._task = self._bars.add_task("pruning", total=total, now="")
             self._begun = time.perf_counter()
-        done = index + {"record": 0.0, "prune": 0.5, "advance": 0.6}[step]
-        now = f"{step} {name}"
-        if step == "advance" and self._last is not None:
-            now += f" · {_state(self._last)}"
-        self._bars.update(self._task, completed=done, now=escape(now))
+        self._at, self._share = index + STEPS[step][0], STEPS[step][1]
         if step == "record":
             self._log()
+            self._bars.update(self._task, now=escape(f"record {name}"))
+        self._bars.update(self._task, completed=self._at)
+
+    def sample(self, done: int, total: int) -> None:
+        """A sample is through; it has its share of the block's time."""
+        self._bars.update(self._task, completed=self._at + self._share * done / total)
 
     def layer(self, report: LayerReport) -> None:
         """A layer is done."""
         self._last = report
         if self._task is not None:
-            self._bars.update(self._task, now=escape(f"{report.name} · {_state(report)}"))
+            name = report.name.rsplit(".", 1)[-1]  # the count before it says which block
+            self._bars.update(self._task, now=escape(f"{name} {_state(report)}"))
 
     def done(self) -> None:
         """All blocks are done."""
@@ -133,7 +141,7 @@ class PruningBar:
 
 def _state(report: LayerReport) -> str:
     error = report.relative_output_error
-    shown = "" if error is None else f", output error {error:.3f}"
+    shown = "" if error is None else f" error {error:.3f}"
     return f"sparsity {report.sparsity:.3f}{shown}"
 
 
@@ -141,7 +149,7 @@ def bars(now: str) -> Bars:
     """A progress bar on stderr: number done, time left, and what is going on."""
     return Bars(
         TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn(now),

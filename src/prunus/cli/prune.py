@@ -50,7 +50,7 @@ def run(
         str | None,
         typer.Option(
             help="Text: a .txt, .raw, .jsonl or .parquet file, a folder, c4, wikitext2, ptb, "
-            "lambada, self, builtin, or none (data-free methods).  [default: builtin]"
+            "lambada, self, builtin, none.  [default: builtin; none for data-free methods]"
         ),
     ] = None,
     data_dir: Annotated[
