@@ -17,9 +17,9 @@ def test_the_public_names():
 
 
 def test_names_that_users_rely_on():
-    assert set(scores.__all__) == {"DaSS", "Magnitude", "RIA", "RelativeImportance", "Wanda"}
-    assert set(pruners.__all__) == {"Compose", "DaSS", "EachLayer"}
-    assert set(updates.__all__) == {"Keep"}
+    assert set(scores.__all__) == {"OBS", "DaSS", "Magnitude", "RIA", "RelativeImportance", "Wanda"}
+    assert set(pruners.__all__) == {"MRP", "Compose", "DaSS", "EachLayer", "SparseGPT"}
+    assert set(updates.__all__) == {"Keep", "LeastSquares", "SparseGPTSweep"}
     assert prunus.patterns.NM(2, 4).group_size == 4
     assert callable(prunus.stats.gather)
 

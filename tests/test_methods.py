@@ -5,16 +5,26 @@ import dataclasses
 import pytest
 import torch
 
+import prunus
 from conftest import GATED, load_tiny
 from prunus.engine import Silent, inspect, prune_blocks, start
 from prunus.errors import InputError, PatternError, UnknownNameError
-from prunus.methods import METHODS, build_method
+from prunus.methods import METHODS, UPDATES, build_method
 from prunus.patterns import NM, Unstructured, parse_pattern, removed
 from prunus.pruners import DaSS
 from prunus.recipe import Recipe
 
 CASES = [(None, 0.5), (None, 0.1), ("layer", 0.3), ("row", 0.999), ("column", 0.7)]
 CASES += [(None, 0.0), (None, 1.0), ("2:4", 0.5), ("1:4", 0.75), ("4:8", 0.5), ("2:4:output", 0.5)]
+
+NM_ALONE = ("mrp-ms", "mrp-mm")  # their masks weigh the subsets of N:M groups of inputs
+UPDATING = ("sparsegpt", "mrp-ss", "mrp-sm", "mrp-ms", "mrp-mm")
+ALL = [
+    (method, *case)
+    for method in METHODS
+    for case in CASES
+    if method not in NM_ALONE or case in [(None, 0.5), ("2:4", 0.5), ("1:4", 0.75), ("4:8", 0.5)]
+]
 
 
 def prune_tiny(method, pattern, sparsity, seed=0):
@@ -36,8 +46,7 @@ def prune_tiny(method, pattern, sparsity, seed=0):
     return model, blocks, dense, pruner, reports
 
 
-@pytest.mark.parametrize(("pattern", "sparsity"), CASES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "pattern", "sparsity"), ALL)
 def test_law_2_exact_counts_and_law_3_exact_zeros(method, pattern, sparsity):
     _, blocks, dense, pruner, reports = prune_tiny(method, pattern, sparsity)
     layers = [layer for block in blocks for layer in block.layers]
@@ -53,6 +62,12 @@ def test_law_2_exact_counts_and_law_3_exact_zeros(method, pattern, sparsity):
             assert ((groups_GN == 0).sum(1) == expected).all()
         assert report.sparsity == float((weight_OI == 0).sum()) / weight_OI.numel()
         kept = weight_OI != 0
+        assert report.updated == (method in UPDATING and 0 < sparsity < 1)
+        if report.updated:
+            if method in ("mrp-sm", "mrp-mm"):
+                assert report.relative_output_error < report.error_before_update
+            continue
+        assert report.relative_output_error == report.error_before_update
         assert torch.equal(weight_OI[kept], dense[f"{layer.name}.weight"][kept])
 
 
@@ -76,7 +91,7 @@ def test_a_method_is_frozen_prints_its_settings_and_says_where_it_is_from(method
     pruner = build_method(method)
     with pytest.raises(dataclasses.FrozenInstanceError):
         pruner.pruner = None
-    assert "pattern=Unstructured(group=" in repr(pruner)
+    assert "pattern=" in repr(pruner)
     row = METHODS[method]
     assert row.paper
     assert row.differs
@@ -91,12 +106,11 @@ def test_data_free_methods_need_nothing_and_run_without_text(method):
 
 def test_default_groups_are_the_papers():
     groups = {name: build_method(name).pattern(None) for name in METHODS if name != "dass"}
-    assert groups == {
-        "magnitude": Unstructured("layer"),
-        "ri": Unstructured("layer"),
-        "wanda": Unstructured("row"),
-        "ria": Unstructured("layer"),
-    }
+    by_row = {name for name, group in groups.items() if group == Unstructured("row")}
+    by_layer = {name for name, group in groups.items() if group == Unstructured("layer")}
+    assert by_row == {"wanda"}
+    assert by_layer == {"magnitude", "ri", "ria", "sparsegpt", "mrp-ss", "mrp-sm"}
+    assert groups["mrp-ms"] == groups["mrp-mm"] == NM(2, 4)
     assert DaSS().gate_up.pattern == Unstructured("column")
     assert DaSS().rest.pattern == Unstructured("row")
     assert DaSS.with_pattern(NM(4, 8)).gate_up.pattern == NM(4, 8, "output")
@@ -152,3 +166,32 @@ def test_every_gated_tiny_model_takes_dass():
         blocks, _ = inspect(model, torch.arange(1, 33)[None])
         for block in blocks:
             build_method("dass", NM(2, 4)).check(block, {x.name: 0.5 for x in block.layers})
+
+
+@pytest.mark.parametrize("update", ["sparsegpt", "least-squares"])
+@pytest.mark.parametrize("pattern", [None, "2:4", "2:4:output"])
+@pytest.mark.parametrize("method", ["magnitude", "ri", "wanda", "ria", "dass"])
+def test_any_score_with_any_update(method, pattern, update):
+    model, _ = load_tiny("llama")
+    ids_ST = torch.randint(0, 500, (3, 64), generator=torch.Generator().manual_seed(0))
+    report = prunus.prune(
+        model, method=method, pattern=pattern, update=update, tokens_ST=ids_ST
+    ).report
+    assert report.sparsity == pytest.approx(0.5, abs=1e-3)
+    for layer in report.layers:
+        assert layer.relative_output_error < layer.error_before_update
+        if update == "least-squares":
+            assert layer.notes["gap"] <= 1e-3
+            assert layer.notes["iterations"] > 0
+
+
+def test_updates_are_named_and_their_settings_reached():
+    pruner = build_method("ria", update="least-squares", settings={"update.tolerance": 1e-5})
+    assert pruner.pruner.update.tolerance == 1e-5
+    assert build_method("dass", update="sparsegpt").rest.update == UPDATES["sparsegpt"]
+    with pytest.raises(UnknownNameError, match="Did you mean 'least-squares'"):
+        build_method("ria", update="least-square")
+    with pytest.raises(InputError, match="sparsegpt chooses weights and updates them together"):
+        build_method("sparsegpt", update="keep")
+    with pytest.raises(PatternError, match="mask M weighs the subsets"):
+        build_method("mrp-mm", Unstructured("row"))

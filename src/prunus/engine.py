@@ -190,7 +190,7 @@ def _prune(
     reports = []
     begun = time.perf_counter()
     for layer, pruned in pruner(block, stats, plan):
-        error, updated = _write(layer, pruned, stats[layer.site])
+        error, before, updated = _write(layer, pruned, stats[layer.site])
         weight_OI = layer.weight_OI
         report = LayerReport(
             name=layer.name,
@@ -203,6 +203,7 @@ def _prune(
             sparsity=int((weight_OI == 0).sum()) / weight_OI.numel(),
             relative_output_error=error,
             updated=updated,
+            error_before_update=before,
             seconds=time.perf_counter() - begun,
             notes=pruned.notes,
         )
@@ -212,11 +213,13 @@ def _prune(
     return reports
 
 
-def _write(layer: Layer, pruned: Pruned, stats: Statistics) -> tuple[float | None, bool]:
+def _write(
+    layer: Layer, pruned: Pruned, stats: Statistics
+) -> tuple[float | None, float | None, bool]:
     """Store the new weight if it is sound.
 
-    Returns how far the layer's output moves on the sampled tokens, and whether a kept weight
-    changed.
+    Returns how far the layer's output moves on the sampled tokens, how far it would with the dense
+    values of the kept weights, and whether any of those changed.
     """
     new_OI = pruned.weight_OI.to(layer.weight_OI.dtype)
     if not bool(new_OI.isfinite().all()):
@@ -225,16 +228,24 @@ def _write(layer: Layer, pruned: Pruned, stats: Statistics) -> tuple[float | Non
         raise PrunusError(
             f"{layer.name}: the pruner left values on pruned weights; they must be 0."
         )
-    error = None
+    old_OI = layer.weight_OI
+    updated = bool((new_OI != old_OI)[pruned.mask_OI].any())
+    error = before = None
     if TokenSample in stats:
         inputs_TI = stats[TokenSample].inputs_TI
-        old_OI = layer.weight_OI.float()
-        moved = (inputs_TI @ (old_OI - new_OI.float()).T).norm()
-        size = (inputs_TI @ old_OI.T).norm()
-        error = float(moved / size) if size > 0 else None
-    updated = bool((new_OI != layer.weight_OI)[pruned.mask_OI].any())
+        error = before = _output_error(inputs_TI, old_OI, new_OI)
+        if updated:
+            before = _output_error(inputs_TI, old_OI, old_OI.masked_fill(~pruned.mask_OI, 0))
     layer.write(new_OI)
-    return error, updated
+    return error, before, updated
+
+
+def _output_error(inputs_TI: Tensor, old_OI: Tensor, new_OI: Tensor) -> float | None:
+    """‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖; None where the layer puts out nothing."""
+    old_OI = old_OI.float()
+    size = (inputs_TI @ old_OI.T).norm()
+    moved = (inputs_TI @ (old_OI - new_OI.float()).T).norm()
+    return float(moved / size) if size > 0 else None
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from .errors import InputError, UnknownNameError
-from .patterns import Unstructured
-from .pruners import Compose, DaSS, EachLayer
+from .patterns import NM, Unstructured
+from .pruners import MRP, Compose, DaSS, EachLayer, SparseGPT
 from .scores import RIA, Magnitude, RelativeImportance, Wanda
-from .types import BlockPruner, Pattern, Score
+from .types import BlockPruner, LayerPruner, Pattern, Score, Update
+from .updates import Keep, LeastSquares, SparseGPTSweep
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,23 @@ class Method:
 def _scored(score: Score, group: Unstructured) -> Callable[[Pattern | None], BlockPruner]:
     return lambda pattern: EachLayer(Compose(score, pattern or group))
 
+
+def _mrp(mask: Literal["S", "M"], compensation: Literal["S", "M"]) -> Method:
+    own = NM(2, 4) if mask == "M" else Unstructured("layer")  # mask M is for N:M alone
+    return Method(
+        paper="Zhao et al. 2024, Pruning Foundation Models for High Accuracy without Retraining",
+        url="https://arxiv.org/abs/2410.15567",
+        build=lambda pattern: EachLayer(MRP(pattern or own, mask, compensation)),
+        differs=f"No code by the authors exists. Mask {mask}, compensation {compensation}; "
+        "conjugate gradients with a certified gap for the optimum of eq. 11.",
+    )
+
+
+UPDATES: Mapping[str, Update] = {
+    "keep": Keep(),
+    "sparsegpt": SparseGPTSweep(),
+    "least-squares": LeastSquares(),
+}
 
 METHODS: Mapping[str, Method] = {
     "magnitude": Method(
@@ -78,13 +96,27 @@ METHODS: Mapping[str, Method] = {
         differs="Attention by Wanda as in the paper's Table 2; their code never prunes it "
         "(--mlp-only).",
     ),
+    "sparsegpt": Method(
+        paper="Frantar & Alistarh 2023 (ICML), SparseGPT",
+        url="https://arxiv.org/abs/2301.00774",
+        build=lambda pattern: EachLayer(SparseGPT(pattern or Unstructured("layer"))),
+        differs="The count is exact (theirs removes at least one weight more per column block); "
+        "weights of dead inputs go first, within the sparsity.",
+    ),
+    "mrp-ss": _mrp("S", "S"),
+    "mrp-sm": _mrp("S", "M"),
+    "mrp-ms": _mrp("M", "S"),
+    "mrp-mm": _mrp("M", "M"),
 }
 
 
 def build_method(
-    name: str, pattern: Pattern | None = None, settings: Mapping[str, Any] | None = None
+    name: str,
+    pattern: Pattern | None = None,
+    settings: Mapping[str, Any] | None = None,
+    update: str | None = None,
 ) -> BlockPruner:
-    """The pruner of a row, with some of its fields set otherwise.
+    """The pruner of a row, with another update and some of its fields set otherwise.
 
     >>> build_method("ria", settings={"score.power": 0.4})
 
@@ -95,12 +127,34 @@ def build_method(
     if name not in METHODS:
         raise UnknownNameError("method", name, METHODS)
     pruner = METHODS[name].build(pattern)
+    if update is not None:
+        pruner = _with_update(name, pruner, update)
     for path, value in (settings or {}).items():
         if isinstance(pruner, EachLayer):
             pruner = EachLayer(_set(pruner.pruner, path, path.split("."), value))
         else:
             pruner = _set(pruner, path, path.split("."), value)
     return pruner
+
+
+def _with_update(name: str, pruner: BlockPruner, update: str) -> BlockPruner:
+    """Every score with every update: on each Compose that the pruner is made of."""
+    if update not in UPDATES:
+        raise UnknownNameError("update", update, UPDATES)
+
+    def updated(part: LayerPruner) -> Compose:
+        if not isinstance(part, Compose):
+            raise InputError(
+                f"{name} chooses weights and updates them together, so --update does not apply. "
+                "Use it with magnitude, ri, wanda, ria or dass."
+            )
+        return replace(part, update=UPDATES[update])
+
+    if isinstance(pruner, EachLayer):
+        return EachLayer(updated(pruner.pruner))
+    if isinstance(pruner, DaSS):
+        return DaSS(updated(pruner.gate_up), updated(pruner.rest))
+    raise InputError(f"{name} prunes whole blocks by its own rule; --update does not apply.")
 
 
 def _set(part: Any, path: str, names: list[str], value: Any) -> Any:

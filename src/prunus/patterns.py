@@ -38,11 +38,11 @@ class Unstructured:
     def __str__(self) -> str:
         return self.group
 
-    def check(self, shape_OI: tuple[int, int], sparsity: float) -> None:
+    def check(self, shape_OI: tuple[int, int], sparsity: float | Fraction) -> None:
         """Any shape will do; the sparsity must be a fraction."""
         check_sparsity(sparsity)
 
-    def mask(self, score_OI: Tensor, sparsity: float) -> Tensor:
+    def mask(self, score_OI: Tensor, sparsity: float | Fraction) -> Tensor:
         """Keep-mask (O, I) with exactly ``floor(sparsity · n)`` False per group."""
         check_sparsity(sparsity)
         score_GN = self.groups(_comparable(score_OI))
@@ -94,13 +94,13 @@ class NM:
         """The one sparsity that the pattern has: ``1 − keep / of``."""
         return 1 - self.keep / self.of
 
-    def check(self, shape_OI: tuple[int, int], sparsity: float) -> None:
+    def check(self, shape_OI: tuple[int, int], sparsity: float | Fraction) -> None:
         """The grouped side must divide by M, and the sparsity must be the pattern's own."""
         check_sparsity(sparsity)
         if abs(sparsity - self.sparsity) > 1e-6:
             raise PatternError(
-                f"{self} has sparsity {self.sparsity:g} and no other; {sparsity:g} was asked for. "
-                "Leave the sparsity out, or choose another N:M."
+                f"{self} has sparsity {self.sparsity:g} and no other; {float(sparsity):g} was "
+                "asked for. Leave the sparsity out, or choose another N:M."
             )
         length = shape_OI[1] if self.along == "input" else shape_OI[0]
         if length % self.of:
@@ -109,7 +109,7 @@ class NM:
                 f"{length}. Choose an M that divides it, or an unstructured pattern."
             )
 
-    def mask(self, score_OI: Tensor, sparsity: float) -> Tensor:
+    def mask(self, score_OI: Tensor, sparsity: float | Fraction) -> Tensor:
         """Keep-mask (O, I) with exactly ``keep`` True in every group."""
         self.check((score_OI.shape[0], score_OI.shape[1]), sparsity)
         score_GN = self.groups(_comparable(score_OI))
@@ -137,16 +137,16 @@ def parse_pattern(text: str) -> Pattern:
     return NM(int(match[1]), int(match[2]), match[3] or "input")  # type: ignore[arg-type]
 
 
-def check_sparsity(sparsity: float) -> None:
+def check_sparsity(sparsity: float | Fraction) -> None:
     """Raise PatternError unless ``sparsity`` is a fraction."""
     if not 0.0 <= sparsity <= 1.0:
         raise PatternError(
-            f"Sparsity is the fraction of weights to remove, 0 to 1; got {sparsity:g}. "
+            f"Sparsity is the fraction of weights to remove, 0 to 1; got {float(sparsity):g}. "
             "For 50 % write 0.5."
         )
 
 
-def removed(sparsity: float, n: int) -> int:
+def removed(sparsity: float | Fraction, n: int) -> int:
     """``floor(sparsity · n)`` of the decimal that was typed: 0.29 of 100 is 29, not 28."""
     return int(Fraction(str(sparsity)) * n)
 

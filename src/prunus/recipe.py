@@ -31,6 +31,7 @@ class Recipe(BaseModel):
     sparsity: float | None = Field(None, description="fraction to remove; N:M implies its own")
     pattern: str | None = Field(None, description="layer, row, column, N:M; default: the method's")
     settings: dict[str, Any] = Field(default_factory=dict, description="fields of the method")
+    update: str | None = Field(None, description="keep, sparsegpt, least-squares")
     mlp_only: bool = Field(False, description="leave attention dense")
     skip_blocks: str | None = Field(None, description="A:B, blocks left dense")
     calibration: str | None = Field(
@@ -88,4 +89,4 @@ class Recipe(BaseModel):
         if sparsity is None:
             sparsity = pattern.sparsity if isinstance(pattern, NM) else 0.5
         check_sparsity(sparsity)
-        return build_method(self.method, pattern, self.settings), sparsity
+        return build_method(self.method, pattern, self.settings, self.update), sparsity

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -42,11 +43,11 @@ class Pattern(Protocol):
         """M of N:M; None where any weights may be compared."""
         ...
 
-    def check(self, shape_OI: tuple[int, int], sparsity: float) -> None:
+    def check(self, shape_OI: tuple[int, int], sparsity: float | Fraction) -> None:
         """Raise PatternError if a layer of this shape cannot have it."""
         ...
 
-    def mask(self, score_OI: Tensor, sparsity: float) -> Tensor:
+    def mask(self, score_OI: Tensor, sparsity: float | Fraction) -> Tensor:
         """The bool mask (O, I), True = kept, of the highest retained score at this sparsity."""
         ...
 
@@ -79,6 +80,17 @@ class Update(Protocol):
         ...
 
     def __call__(self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics) -> Tensor: ...
+
+
+@runtime_checkable
+class ReportingUpdate(Protocol):
+    """An update that has something to say about each layer: a certificate, a raised damp."""
+
+    def solve(
+        self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics
+    ) -> tuple[Tensor, Mapping[str, Any]]:
+        """What ``__call__`` returns, and notes for the report."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -159,5 +171,7 @@ class LayerReport:
     """‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ in Frobenius norms on a sample of calibration tokens; None: no text."""
     updated: bool
     """Whether any kept weight has a new value."""
+    error_before_update: float | None
+    """The same error with the dense values of the kept weights."""
     seconds: float
     notes: Mapping[str, Any] = field(default_factory=dict)

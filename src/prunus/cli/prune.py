@@ -34,6 +34,10 @@ def run(
         str | None,
         typer.Option(help="layer, row, column or N:M (N kept of M).  [default: the method's]"),
     ] = None,
+    update: Annotated[
+        str | None,
+        typer.Option(help="keep, sparsegpt or least-squares: new values for the kept weights."),
+    ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the method: score.power=0.4")
     ] = None,
@@ -79,6 +83,7 @@ def run(
         "method": method,
         "sparsity": sparsity,
         "pattern": pattern,
+        "update": update,
         "mlp_only": mlp_only,
         "skip_blocks": skip_blocks,
         "calibration": calibration,

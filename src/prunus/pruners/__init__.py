@@ -3,5 +3,7 @@
 from .compose import Compose
 from .dass import DaSS
 from .each_layer import EachLayer
+from .mrp import MRP
+from .sparsegpt import SparseGPT
 
-__all__ = ["Compose", "DaSS", "EachLayer"]
+__all__ = ["MRP", "Compose", "DaSS", "EachLayer", "SparseGPT"]

@@ -13,7 +13,7 @@ from ..patterns import NM, Unstructured
 from ..scores import DaSS as DaSSScore
 from ..scores import Wanda
 from ..stats import Statistics
-from ..types import LayerPruner, Needs, Pattern, Plan, Pruned
+from ..types import Needs, Pattern, Plan, Pruned
 from .compose import Compose
 from .each_layer import check_fit
 
@@ -35,8 +35,8 @@ class DaSS:
     Reference: Guo et al. (TMLR), openreview.net/forum?id=T50uTgPzHS, section 3.
     """
 
-    gate_up: LayerPruner = Compose(DaSSScore(), Unstructured("column"))
-    rest: LayerPruner = Compose(Wanda(), Unstructured("row"))
+    gate_up: Compose = Compose(DaSSScore(), Unstructured("column"))
+    rest: Compose = Compose(Wanda(), Unstructured("row"))
 
     @classmethod
     def with_pattern(cls, pattern: Pattern | None) -> DaSS:
@@ -72,17 +72,22 @@ class DaSS:
     ) -> Iterator[tuple[Layer, Pruned]]:
         for layer in block.planned(plan):
             rule, weight_OI = self._rule(layer), layer.weight_OI
-            site = layer.feeds if rule is self.gate_up and layer.feeds else layer.site
-            if rule is self.rest or len(layer.parts) == 1:
-                yield layer, rule(weight_OI, stats[site], plan[layer.name])
+            # The score looks ahead to what the neurons put out; an update needs the layer's input.
+            ahead = layer.feeds if rule is self.gate_up and layer.feeds else layer.site
+            halves = [
+                rule(weight_OI[rows], stats[layer.site], plan[layer.name], score_stats=stats[ahead])
+                for rows in layer.parts
+            ]
+            if len(halves) == 1:
+                yield layer, halves[0]
                 continue
-            new_OI = weight_OI.clone()
-            mask_OI = torch.ones_like(weight_OI, dtype=torch.bool)
-            for rows in layer.parts:
-                half = rule(weight_OI[rows], stats[site], plan[layer.name])
+            new_OI = torch.zeros_like(weight_OI, dtype=halves[0].weight_OI.dtype)
+            mask_OI = torch.zeros_like(weight_OI, dtype=torch.bool)
+            for rows, half in zip(layer.parts, halves, strict=True):
                 new_OI[rows], mask_OI[rows] = half.weight_OI, half.mask_OI
             apart = [list(rows.indices(layer.shape[0])) for rows in layer.parts]
-            yield layer, Pruned(new_OI, mask_OI, notes={"pruned_apart": apart})
+            notes = {"pruned_apart": apart, "halves": [dict(half.notes) for half in halves]}
+            yield layer, Pruned(new_OI, mask_OI, notes=notes)
 
-    def _rule(self, layer: Layer) -> LayerPruner:
+    def _rule(self, layer: Layer) -> Compose:
         return self.gate_up if layer.role in ("gate", "up", "gate_up") else self.rest

@@ -1,0 +1,130 @@
+"""MRP: many weights of a row go at once, and all that stay take their best values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, PatternError
+from ..gram import Damped, Gram
+from ..patterns import NM, Unstructured
+from ..scores import OBS
+from ..stats import Statistics
+from ..types import Needs, Pattern, Pruned
+from ..updates.least_squares import LeastSquares
+from ..updates.sparsegpt import sweep
+from .sparsegpt import block_sparsity, whole_groups
+
+
+@dataclass(frozen=True)
+class MRP:
+    """Algorithm 1: block of columns by block, choose what goes, then compensate everything.
+
+    Mask S (eq. 14) scores each weight alone: OBS. Mask M (eq. 12), for N:M, takes in every group
+    the subset whose joint removal costs least. Compensation M (eq. 11) gives all kept weights of
+    the row, left and right of the block, their optimal values: ``LeastSquares``. Compensation S is
+    SparseGPT's sweep.
+
+    Compensations nest: after the last block the weights depend on the dense weights and the final
+    mask alone, so those between blocks only steer the masks, are solved to ``between`` and start
+    from where the last one ended.
+
+    Attributes:
+        pattern: which weights compete; unstructured ones within a block of columns.
+        mask: ``"S"`` or, for N:M along inputs, ``"M"``.
+        compensation: ``"M"`` or ``"S"``.
+        block_size: the paper's S; 0 means all columns at once.
+        diagonal: of mask S: ``"full"`` as printed, ``"trailing"`` as in SparseGPT.
+        damp: ridge, as a fraction of the Gram's mean diagonal. (The paper writes γ = 0.01 and says
+            that it follows SparseGPT: a fraction, then.)
+        tolerance: certified relative gap of the final compensation.
+        between: the same for those between blocks.
+
+    Reference: Zhao et al. 2024, "MRP", algorithm 1. No code by the authors exists.
+    """
+
+    pattern: Pattern = Unstructured("layer")
+    mask: Literal["S", "M"] = "S"
+    compensation: Literal["S", "M"] = "M"
+    block_size: int = 128
+    diagonal: Literal["full", "trailing"] = "full"
+    damp: float = 0.01
+    tolerance: float = 1e-3
+    between: float = 1e-2
+    needs: ClassVar[Needs] = (Gram,)
+
+    def __post_init__(self) -> None:
+        if self.mask not in ("S", "M") or self.compensation not in ("S", "M"):
+            raise InputError(
+                f"mask and compensation are S or M, not {self.mask!r}, {self.compensation!r}."
+            )
+        if self.mask == "M" and not (
+            isinstance(self.pattern, NM) and self.pattern.along == "input"
+        ):
+            raise PatternError(
+                "MRP's mask M weighs the subsets of an N:M group of inputs, and unstructured masks "
+                f"have too many; got {self.pattern}. Give N:M, or use mask S (mrp-sm)."
+            )
+
+    def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: float) -> Pruned:
+        system = stats[Gram].damped(self.damp)
+        weight_OI = weight_OI.float()
+        outputs, inputs = weight_OI.shape
+        block = min(whole_groups(self.pattern, self.block_size or inputs), inputs)
+        score = OBS(self.diagonal, self.damp)
+
+        def decide(lo: int, hi: int, weight_OB: Tensor) -> Tensor:
+            if self.mask == "M" and isinstance(self.pattern, NM):
+                return best_subsets(weight_OB, system, self.pattern, lo)
+            score_OB = score.scored(weight_OB, system, slice(lo, hi))
+            share = block_sparsity(self.pattern, sparsity, outputs, lo, hi)
+            return self.pattern.mask(score_OB, share)
+
+        if self.compensation == "S":
+            new_OI, mask_OI = sweep(
+                weight_OI, system.upper_II, decide, block_size=block, step=self.pattern.group_size
+            )
+            return Pruned(new_OI, mask_OI, notes=system.notes(self.damp))
+        new_OI, mask_OI = weight_OI, torch.ones_like(weight_OI, dtype=torch.bool)
+        notes: dict[str, Any] = {}
+        for lo in range(0, inputs, block):
+            hi = min(lo + block, inputs)
+            mask_OI[:, lo:hi] = decide(lo, hi, new_OI[:, lo:hi])
+            solver = LeastSquares(self.damp, self.tolerance if hi == inputs else self.between)
+            new_OI, notes = solver.solve(weight_OI, mask_OI, stats, start_OI=new_OI)
+        return Pruned(new_OI, mask_OI, notes=notes)
+
+
+def best_subsets(weight_OB: Tensor, system: Damped, pattern: NM, lo: int) -> Tensor:
+    """Mask M: per row and group, remove the subset P with the least ``½ w_P (H⁻¹_PP)⁻¹ w_Pᵀ``.
+
+    Equation (12) within each group, groups apart. Inverses in float64, once per group and subset.
+    """
+    outputs, width = weight_OB.shape
+    removed_per_group = pattern.of - pattern.keep
+    keep_OB = torch.ones_like(weight_OB, dtype=torch.bool)
+    if not removed_per_group:
+        return keep_OB
+    start = torch.arange(lo, lo + width, pattern.of, device=weight_OB.device)
+    weight_OGM = weight_OB.reshape(outputs, -1, pattern.of)
+    least_OG = torch.full(weight_OGM.shape[:2], float("inf"), device=weight_OB.device)
+    best_OG = torch.zeros_like(least_OG, dtype=torch.int64)
+    subsets = list(combinations(range(pattern.of), removed_per_group))
+    for index, subset in enumerate(subsets):
+        chosen = torch.tensor(subset, device=weight_OB.device)
+        columns_GP = start[:, None] + chosen
+        square_GPP = system.inverse_II[columns_GP[:, :, None], columns_GP[:, None, :]]
+        inverse_GPP = torch.linalg.inv(square_GPP.double()).float()
+        part_OGP = weight_OGM[:, :, chosen]
+        loss_OG = torch.einsum("ogp,gpq,ogq->og", part_OGP, inverse_GPP, part_OGP) / 2
+        better_OG = loss_OG < least_OG
+        least_OG = torch.where(better_OG, loss_OG, least_OG)
+        best_OG[better_OG] = index
+    table = torch.ones(len(subsets), pattern.of, dtype=torch.bool, device=weight_OB.device)
+    for index, subset in enumerate(subsets):
+        table[index, list(subset)] = False
+    return table[best_OG].reshape(outputs, width)

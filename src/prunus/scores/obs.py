@@ -1,0 +1,49 @@
+"""OBS: the loss that removing one weight costs when all others of its row may answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..gram import Damped, Gram
+from ..stats import Statistics
+from ..types import Needs
+
+
+@dataclass(frozen=True)
+class OBS:
+    """S[o, i] = W[o, i]² / (2 d_i), with ``d_i`` a diagonal element of an inverse.
+
+    Weights of dead inputs score 0: they go first.
+
+    Attributes:
+        diagonal: ``"full"``: of ``H⁻¹``, MRP's mask S (eq. 14). ``"trailing"``: of the inverse of
+            ``H[i:, i:]``, SparseGPT's, which knows that columns before i are frozen.
+        damp: ridge, as a fraction of the Gram's mean diagonal.
+
+    Reference: Hassibi et al. 1993; Frantar & Alistarh 2023, arXiv:2301.00774, eq. (3).
+    """
+
+    diagonal: Literal["full", "trailing"] = "full"
+    damp: float = 0.01
+    needs: ClassVar[Needs] = (Gram,)
+
+    def __post_init__(self) -> None:
+        if self.diagonal not in ("full", "trailing"):
+            raise InputError(f"diagonal is full or trailing, not {self.diagonal!r}.")
+
+    def __call__(self, weight_OI: Tensor, stats: Statistics) -> Tensor:
+        return self.scored(weight_OI, stats[Gram].damped(self.damp))
+
+    def scored(self, weight_OB: Tensor, system: Damped, columns: slice = slice(None)) -> Tensor:
+        """The score of some columns, from their weights as they are now."""
+        upper_II = system.upper_II
+        if self.diagonal == "full":
+            inverse_I = upper_II.square().sum(0)  # the diagonal of UᵀU
+        else:
+            inverse_I = upper_II.diagonal().square()
+        score_OB = weight_OB.float().square() / (2 * inverse_I[columns])
+        return score_OB.masked_fill(system.dead_I[columns], 0)

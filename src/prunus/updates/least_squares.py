@@ -1,0 +1,155 @@
+"""The best values of the kept weights: all rows at once by conjugate gradients, with a certificate.
+
+For a row with dense weights w⁰ and kept set K (pruned set P), the optimum of the MRP (paper 2,
+eq. 11) is the least-squares solution ``w_K = H_KK⁻¹ (H w⁰)_K``.
+
+**The certificate.** With ``δ = w − w⁰``, loss ``f = ½ δᵀHδ`` and gradient ``g = Hδ``, take the
+gradient on the pruned weights as multipliers of the Lagrange dual (eq. 8). Its value is
+``f − ½ g_Kᵀ H⁻¹ g_K``, and no admissible w has a lower loss than any dual value. So
+
+    f − f* ≤ c := ½ g_Kᵀ H⁻¹ g_K = ½ ‖U g_K‖²      and      (f − f*) / f* ≤ c / (f − c),
+
+computed from the iterate alone: one product with H and one with U. (The true gap is
+``½ g_Kᵀ H_KK⁻¹ g_K``, and ``(H⁻¹)_KK ⪰ H_KK⁻¹``: the bound is valid, and tight as g_K → 0.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..gram import Damped, Gram
+from ..stats import Statistics
+from ..types import Needs
+
+CHECK_EVERY = 8
+DIRECT_FLOATS = 2**25  # held by one batch of direct solves: 256 MB in float64
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """argmin over w, 0 off the mask, of ``(w − w⁰)ᵀ H (w − w⁰)`` for every row.
+
+    Attributes:
+        damp: ridge, as a fraction of the Gram's mean diagonal.
+        tolerance: certified relative gap ``(f − f*) / f*`` of the layer's loss at which to stop.
+        iterations: after so many, the direct solve takes over, and the report says so.
+        method: ``"cg"``, or ``"direct"``: Cholesky per row on its smaller set, in float64.
+
+    Reference: Zhao et al. 2024 ("MRP"), eq. (11).
+    """
+
+    damp: float = 0.01
+    tolerance: float = 1e-3
+    iterations: int = 400
+    method: Literal["cg", "direct"] = "cg"
+    needs: ClassVar[Needs] = (Gram,)
+
+    def __post_init__(self) -> None:
+        if self.method not in ("cg", "direct"):
+            raise InputError(f"The method of least squares is cg or direct, not {self.method!r}.")
+
+    def __call__(self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics) -> Tensor:
+        return self.solve(weight_OI, mask_OI, stats)[0]
+
+    def solve(
+        self,
+        weight_OI: Tensor,
+        mask_OI: Tensor,
+        stats: Statistics,
+        start_OI: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The new weights (float32), and the certificate and iterations for the report."""
+        system = stats[Gram].damped(self.damp)
+        weight_OI = weight_OI.float()
+        notes: dict[str, Any] = dict(system.notes(self.damp))
+        if self.method == "cg":
+            new_OI, gap, iterations = conjugate_gradients(
+                weight_OI, mask_OI, system, self.tolerance, self.iterations, start_OI
+            )
+            if gap <= self.tolerance:
+                return new_OI, {**notes, "gap": gap, "iterations": iterations}
+            notes["direct_after_iterations"] = iterations
+        new_OI = direct(weight_OI, mask_OI, system)
+        return new_OI, {**notes, "gap": certificate(new_OI, weight_OI, mask_OI, system)}
+
+
+def conjugate_gradients(
+    weight_OI: Tensor,
+    mask_OI: Tensor,
+    system: Damped,
+    tolerance: float,
+    iterations: int,
+    start_OI: Tensor | None = None,
+) -> tuple[Tensor, float, int]:
+    """Preconditioned by the diagonal; one product with H per iteration serves all rows.
+
+    Returns the weights, their certified relative gap, and the iterations taken.
+    """
+    matrix_II, diagonal_I = system.matrix_II, system.matrix_II.diagonal()
+    new_OI = (weight_OI if start_OI is None else start_OI) * mask_OI
+    residual_OI = ((weight_OI - new_OI) @ matrix_II) * mask_OI
+    scaled_OI = residual_OI / diagonal_I
+    direction_OI = scaled_OI.clone()
+    power_O1 = (residual_OI * scaled_OI).sum(1, keepdim=True)
+    gap = float("inf")
+    for iteration in range(1, iterations + 1):
+        image_OI = direction_OI @ matrix_II
+        curvature_O1 = (direction_OI * image_OI).sum(1, keepdim=True)
+        step_O1 = power_O1 / curvature_O1.clamp_min(torch.finfo(torch.float32).tiny)
+        new_OI += step_O1 * direction_OI
+        residual_OI -= step_O1 * (image_OI * mask_OI)
+        scaled_OI = residual_OI / diagonal_I
+        before_O1, power_O1 = power_O1, (residual_OI * scaled_OI).sum(1, keepdim=True)
+        ratio_O1 = power_O1 / before_O1.clamp_min(torch.finfo(torch.float32).tiny)
+        direction_OI = scaled_OI + ratio_O1 * direction_OI
+        if iteration % CHECK_EVERY == 0 or iteration == iterations:
+            gap, before = certificate(new_OI, weight_OI, mask_OI, system), gap
+            if gap <= tolerance or (iteration > 10 * CHECK_EVERY and gap > 0.9 * before):
+                break
+    return new_OI, gap, iteration
+
+
+def certificate(new_OI: Tensor, weight_OI: Tensor, mask_OI: Tensor, system: Damped) -> float:
+    """The certified relative gap of the whole layer's loss; see the top of the file."""
+    moved_OI = new_OI - weight_OI
+    gradient_OI = moved_OI @ system.matrix_II
+    loss = 0.5 * float((moved_OI * gradient_OI).sum(dtype=torch.float64))
+    excess_OI = (gradient_OI * mask_OI) @ system.upper_II.T
+    excess = 0.5 * float(excess_OI.square().sum(dtype=torch.float64))
+    if excess == 0:
+        return 0.0
+    return excess / (loss - excess) if loss > excess else float("inf")
+
+
+def direct(weight_OI: Tensor, mask_OI: Tensor, system: Damped) -> Tensor:
+    """A Cholesky per row, on the kept or on the pruned set, whichever is smaller; in float64.
+
+    Kept: ``w_K = H_KK⁻¹ (H w⁰)_K``. Pruned: ``δ = −H⁻¹_{:P} (H⁻¹_PP)⁻¹ w⁰_P``. Rows are solved in
+    batches, each padded with the identity to the longest of its sets.
+    """
+    by_kept = 2 * int(mask_OI.sum()) <= mask_OI.numel()
+    chosen_OI = mask_OI if by_kept else ~mask_OI
+    matrix_II = (system.matrix_II if by_kept else system.inverse_II).double()
+    weight_OI = weight_OI.double()
+    right_OI = weight_OI @ matrix_II if by_kept else weight_OI
+    new_OI = torch.zeros_like(weight_OI) if by_kept else weight_OI.clone()
+    longest = max(int(chosen_OI.sum(1).max()), 1)
+    for rows in torch.arange(len(weight_OI)).split(max(DIRECT_FLOATS // longest**2, 1)):
+        chosen_RI = chosen_OI[rows]
+        size = max(int(chosen_RI.sum(1).max()), 1)
+        order_RS = chosen_RI.int().argsort(stable=True, dim=1, descending=True)[:, :size]
+        real_RS = chosen_RI.gather(1, order_RS)
+        square_RSS = matrix_II[order_RS[:, :, None], order_RS[:, None, :]]
+        square_RSS *= real_RS[:, :, None] & real_RS[:, None, :]
+        square_RSS.diagonal(dim1=1, dim2=2).add_((~real_RS).double())
+        side_RS = right_OI[rows].gather(1, order_RS) * real_RS
+        factor_RSS = torch.linalg.cholesky(square_RSS)
+        solved_RS = torch.cholesky_solve(side_RS[:, :, None], factor_RSS)[:, :, 0] * real_RS
+        spread_RI = torch.zeros_like(weight_OI[rows]).scatter_(1, order_RS, solved_RS)
+        new_OI[rows] = spread_RI if by_kept else new_OI[rows] - spread_RI @ matrix_II
+    return (new_OI * mask_OI).float()
