@@ -52,7 +52,7 @@ def test_short_documents_are_run_together_and_it_says_so():
     ids_ST, protocol = sample_windows(documents, characters, samples=4, length=5, seed=0)
     assert ids_ST.shape == (4, 5)
     assert protocol.concatenated
-    assert "from all 3 documents run together, since none is longer" in str(protocol)
+    assert "from 3 of 3 documents run together, since none is longer" in str(protocol)
     whole, _ = sample_windows(documents, characters, samples=1, length=6, seed=0)
     assert sorted(whole[0].tolist()) == characters("abcdef")
 
@@ -90,6 +90,9 @@ def test_parquet(tmp_path):
     table = pyarrow.table({"id": [1, 2], "text": ["x", "y"]})
     parquet.write_table(table, tmp_path / "t.parquet")
     assert read_documents(str(tmp_path / "t.parquet"), "calibration").texts == ["x", "y"]
+    words = pyarrow.array(["p", "q", "p"]).dictionary_encode()
+    parquet.write_table(pyarrow.table({"text": words}), tmp_path / "coded.parquet")
+    assert read_documents(str(tmp_path / "coded.parquet"), "calibration").texts == ["p", "q", "p"]
     (tmp_path / "bad.parquet").write_text("no")
     with pytest.raises(CalibrationError, match="not a parquet file"):
         read_documents(str(tmp_path / "bad.parquet"), "calibration")
@@ -100,12 +103,28 @@ def test_known_names_below_a_data_folder(tmp_path):
     folder.mkdir()
     (folder / "wiki.test.raw").write_text("test text")
     (folder / "wiki.train.raw").write_text("train text")
+    (folder / "wiki.valid.raw").write_text("validation text")
     (tmp_path / "c4-sample.jsonl").write_text('{"text": "web"}\n{"text": "page"}\n')
     assert read_documents("wikitext2", "calibration", tmp_path).texts == ["train text"]
     found = read_documents("wikitext2", "evaluation", tmp_path)
     assert found.texts == ["test text"]
     assert found.name == "wikitext2 (wikitext2/wiki.test.raw)"
     assert read_documents("c4", "evaluation", tmp_path).joined() == "web page"
+    (folder / "wiki.test.raw").unlink()
+    assert read_documents("wikitext2", "evaluation", tmp_path).texts == ["validation text"]
+    (folder / "wiki.train.raw").unlink()
+    with pytest.raises(CalibrationError, match=r"only wiki\.valid\.raw, by name the other part"):
+        read_documents("wikitext2", "calibration", tmp_path)
+    (tmp_path / "lambada_test.jsonl").write_text('{"text": "one split for both"}\n')
+    assert read_documents("lambada", "calibration", tmp_path).texts == ["one split for both"]
+
+
+def test_a_data_folder_is_the_only_place_looked_at(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: 1 / 0)
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(CalibrationError, match="holds no folder c4/ and no file"):
+            read_documents("c4", "calibration", folder)
 
 
 def test_bad_sources_each_have_a_sentence(tmp_path):
@@ -119,6 +138,9 @@ def test_bad_sources_each_have_a_sentence(tmp_path):
         ("bad.jsonl", b'{"text": "ok"}\n{', "line 2: not JSON"),
         ("none.jsonl", b'{"n": 1}\n', "no text; expected an object"),
         ("x.png", b"", "cannot read .png"),
+        ("half.jsonl", b'{"text": "\\ud800"}', "half a surrogate pair"),
+        ("deep.jsonl", b"[" * 200_000, "damaged"),
+        ("cut.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:40], "damaged"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CalibrationError, match=message):
@@ -149,7 +171,10 @@ def test_a_hub_data_set_is_read_as_the_papers_read_it(monkeypatch):
 
     monkeypatch.setattr("datasets.load_dataset", load)
     assert read_documents("wikitext2", "calibration").texts == ["a  b"]
-    assert read_documents("wikitext2", "evaluation").joined() == "a\n\nb"
+    # blank rows are joined too: every window after them would move
+    assert read_documents("wikitext2", "evaluation").joined() == "a\n\n\n\nb"
+    assert read_documents("c4", "calibration").texts == ["a", "b"]
+    assert read_documents("c4", "evaluation").windows == 256
     assert asked[0] == ("Salesforce/wikitext", {"name": "wikitext-2-raw-v1", "split": "train"})
 
 
@@ -176,6 +201,27 @@ def test_the_model_writes_its_own_text(family):
     assert not torch.equal(ids_ST, other)
     assert len({tuple(ids_T.tolist()) for ids_T in ids_ST}) == 18
     assert "written by the model" in str(protocol)
+
+
+def test_the_checkpoints_own_generation_settings_do_not_shape_the_text(tiny_llama):
+    model, tokenizer = tiny_llama
+    plain, _ = generate(model, tokenizer, samples=4, length=40, seed=0)
+    theirs = model.generation_config
+    theirs.update(temperature=0.05, top_p=0.1, repetition_penalty=5.0, no_repeat_ngram_size=1)
+    again, _ = generate(model, tokenizer, samples=4, length=40, seed=0)
+    assert torch.equal(plain, again)
+    assert model.generation_config is theirs
+
+
+def test_the_model_writes_from_its_whole_distribution(tiny_llama):
+    """At temperature 1 and no top-k, text is as surprising to the model as its own entropy says."""
+    model, tokenizer = tiny_llama
+    ids_ST, _ = generate(model, tokenizer, samples=32, length=120, seed=0)
+    with torch.no_grad():
+        log_p = model(input_ids=ids_ST).logits[:, :-1].log_softmax(-1)
+    entropy = float(-(log_p.exp() * log_p).sum(-1).mean())
+    surprise = float(-log_p.gather(2, ids_ST[:, 1:, None]).mean())
+    assert surprise == pytest.approx(entropy, rel=0.03)
 
 
 def test_what_the_model_writes_is_likelier_than_noise(tiny_llama):

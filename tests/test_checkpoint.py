@@ -229,3 +229,78 @@ def test_in_memory_models_are_pruned_in_place_and_can_be_written(tiny_llama, tmp
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
     )
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("file/out", "dangling", "x" * 300):
+        with pytest.raises(CheckpointError, match=r"cannot be written|exists"):
+            prunus.prune("no/model", method="wanda", output=tmp_path / name)
+    with pytest.raises(CheckpointError, match="cannot be opened"):
+        load_model("x" * 5000)
+
+
+def test_a_full_disk_inside_of_safetensors(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        prunus.prune(MODELS / "llama", method="magnitude", output=tmp_path / "new")
+    assert os.listdir(tmp_path) == []
+
+
+REMOTE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_remote_code_runs_only_when_asked(source, tmp_path):
+    config = json.loads((source / "config.json").read_text())
+    config |= {"model_type": "own", "architectures": ["OwnModel"]}
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "own.py").write_text(REMOTE)
+    with pytest.raises(CheckpointError, match="trust_remote_code"):
+        prunus.prune(source, method="magnitude", output=tmp_path / "out")
+    result = prunus.prune(
+        source, method="wanda", output=tmp_path / "out", trust_remote_code=True, **FAST
+    )
+    assert result.verification.ok
+
+
+def test_named_chat_templates_stay_readable(source, tmp_path):
+    path = source / "tokenizer_config.json"
+    templates = [{"name": n, "template": "{{ messages }}"} for n in ("default", "tool_use")]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": templates}))
+    prunus.prune(source, method="magnitude", output=tmp_path / "out")
+    folders = [p for p in (tmp_path / "out").rglob("*") if p.is_dir()]
+    assert all(stat.S_IMODE(p.stat().st_mode) == 0o755 for p in folders)
+
+
+def test_a_recipe_of_given_tokens_says_that_it_cannot_be_run_again(tmp_path):
+    ids_ST = torch.randint(0, 500, (2, 32), generator=torch.Generator().manual_seed(0))
+    prunus.prune(MODELS / "llama", method="wanda", tokens_ST=ids_ST, output=tmp_path / "a")
+    with pytest.raises(prunus.PrunusError, match="token ids given in Python"):
+        prunus.prune(MODELS / "llama", tmp_path / "a" / "recipe.yaml", output=tmp_path / "b")
+
+
+def test_a_tokenizer_of_another_model(source, tmp_path):
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:100].clone()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
+    for call in (
+        lambda: prunus.prune(source, method="wanda", output=tmp_path / "out", **FAST),
+        lambda: prunus.evaluate(source, length=64),
+    ):
+        with pytest.raises(prunus.PrunusError, match="outside of the model's 100 embeddings"):
+            call()

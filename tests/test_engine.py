@@ -255,3 +255,67 @@ def test_coverage_counts_what_is_there(tiny_llama):
     assert coverage.pruned_weights == coverage.block_weights == 3 * block
     assert coverage.parameters == 512 * 64 + 3 * (block + 2 * 64) + 64
     assert MODELS.exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([[1, 2]], r"got list"),
+        (torch.arange(9), r"got Tensor torch\.int64 \(9,\)"),
+        (torch.ones(2, 9), r"float32"),
+        (torch.ones(2, 1, dtype=torch.int64), "one sample of two tokens; got 2 × 1"),
+        (torch.ones(0, 9, dtype=torch.int64), "got 0 × 9"),
+        (torch.full((1, 9), 512), "id 512 is outside of the model's 512 embeddings"),
+        (torch.full((1, 9), -1), "id -1 is outside"),
+    ],
+)
+def test_token_ids_are_checked(tokens, message, tiny_llama):
+    with pytest.raises(CalibrationError, match=message):
+        prunus.prune(tiny_llama[0], method="wanda", tokens_ST=tokens)
+
+
+def test_int32_token_ids_will_do(tiny_llama):
+    assert prunus.prune(tiny_llama[0], method="wanda", tokens_ST=IDS.int()).report.sparsity == 0.5
+
+
+def test_only_transformers_models_and_no_dtype_for_them(tiny_llama):
+    with pytest.raises(InputError, match="PreTrainedModel, unwrapped; got DataParallel"):
+        prunus.prune(nn.DataParallel(tiny_llama[0]), method="wanda", tokens_ST=IDS)
+    with pytest.raises(InputError, match="for models that are loaded"):
+        prunus.prune(tiny_llama[0], method="wanda", tokens_ST=IDS, dtype="float16")
+
+
+def test_a_blocks_own_forward_is_put_back(tiny_llama):
+    """accelerate hooks a module by giving it a forward of its own."""
+    model, _ = tiny_llama
+    calls = []
+    block = model.model.layers[1]
+    original = block.forward
+
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    block.forward = wrapped
+    prunus.prune(model, method="wanda", tokens_ST=IDS)
+    assert block.forward is wrapped
+    assert calls
+
+
+def test_scores_that_overflow_name_the_layer(tiny_llama):
+    with pytest.raises(NumericalError, match=r"layers\.\d\.[a-z_.]+: The scores hold NaN or inf"):
+        prunus.prune(tiny_llama[0], method="ria", settings={"score.power": 400.0}, tokens_ST=IDS)
+
+
+def test_a_run_that_covers_little_fails_loudly(tiny_llama):
+    model, _ = tiny_llama
+    model.extra = nn.Parameter(torch.zeros(1000, 1000))
+    with pytest.raises(InputError, match=r"Only 129,024 of the 1,129,472 weights .* \(11%\)"):
+        prunus.prune(model, method="magnitude")
+
+
+def test_linear_layers_beside_the_blocks_are_not_passed_over(tiny_llama):
+    model, _ = tiny_llama
+    model.side = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+    with pytest.raises(InputError, match=r"4 linear layers lie outside of the blocks \(side\.0"):
+        prunus.prune(model, method="magnitude")

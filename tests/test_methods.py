@@ -128,7 +128,10 @@ def test_settings_reach_the_fields_of_the_parts():
     assert build_method("dass", settings={"gate_up.score.power": 0.25}).gate_up.score.power == 0.25
     with pytest.raises(InputError, match=r"RIA has no field 'pwer'; it has power, terms"):
         build_method("ria", settings={"score.pwer": 1})
-    with pytest.raises(InputError, match=r"expected float such as 0\.5, got str"):
+    assert build_method("ria", settings={"score.power": "1e-1"}).pruner.score.power == 0.1
+    with pytest.raises(InputError, match="is a part, not a number or a word"):
+        build_method("ria", settings={"permutation": "x"})
+    with pytest.raises(InputError, match=r"expected float such as 0\.5, got 'much'"):
         build_method("ria", settings={"score.power": "much"})
     with pytest.raises(InputError, match="both, in or out"):
         build_method("ria", settings={"score.terms": "rows"})
@@ -148,6 +151,17 @@ def test_a_recipe_survives_yaml_and_refuses_what_it_does_not_know(tmp_path):
         Recipe.of()
     with pytest.raises(InputError, match=r"samples: .*greater than or equal to 1; got 0"):
         Recipe.of(method="ria", samples=0)
+    file.write_text("method: wanda\npattern: 2:4\nskip_blocks: 1:2\nseed: 010\n")
+    assert Recipe.read(file).pattern == "2:4"  # not 124, as YAML 1.1 would have it
+    assert Recipe.read(file).skip_blocks == "1:2"
+    file.write_text("method: wanda\nsparsity: 1e-1\nsettings: {a: 1}\n")
+    assert Recipe.read(file).sparsity == 0.1
+    assert Recipe.read(file, settings={"b": 2}).settings == {"a": 1, "b": 2}
+    assert Recipe.read(file, pattern="1:4", settings={}).sparsity is None  # N:M brings its own
+    for bad in ("sparsity: true", "samples: 2.5", "1: 2"):
+        file.write_text(f"method: wanda\n{bad}\n")
+        with pytest.raises(InputError):
+            Recipe.read(file)
     file.write_text("- a list")
     with pytest.raises(InputError, match="must be a mapping"):
         Recipe.read(file)

@@ -115,7 +115,7 @@ def test_nan_wrong_shapes_and_missing_tensors(damaged, checkpoints):
 
     said = problems(damaged("row", spoil))
     assert "model.norm.weight holds NaN or inf" in said
-    assert "q_proj.weight is (3, 4), not [64, 64]" in said
+    assert "q_proj.weight is (3, 4), not (64, 64)" in said
     assert f"{UP} is in the report but not in the checkpoint" in said
     assert checkpoints.exists()
 
@@ -164,6 +164,48 @@ def test_folders_that_prunus_did_not_write(tmp_path, damaged):
     with pytest.raises(CheckpointError, match="prunus did not write it"):
         verify(MODELS / "llama")
     folder = damaged("row")
-    (folder / "pruning_report.json").write_text('{"layers": []}')
-    with pytest.raises(CheckpointError, match="names no layers"):
+    report = folder / "pruning_report.json"
+    whole = json.loads(report.read_text())
+    for damage in (
+        {"layers": 3},
+        {"sparsity": "much"},
+        {"layers": [{"name": "x"}]},
+        {"layers": []},
+    ):
+        report.write_text(json.dumps({**whole, **damage}))
+        with pytest.raises(CheckpointError, match=r"pruning_report\.json is damaged"):
+            verify(folder)
+    report.write_text(json.dumps(whole))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
         verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sparsity": 0.9}, "The report says 0.900000 of all is zero; it is 0.297"),
+        ({"coverage": {"parameters": 9, "embeddings": 1, "block_weights": 5, "pruned_weights": 4}},
+         "The report says that 4 weights were covered"),
+    ],
+)  # fmt: skip
+def test_a_report_that_claims_what_is_not_so(change, message, damaged):
+    folder = damaged("row")
+    report = folder / "pruning_report.json"
+    report.write_text(json.dumps({**json.loads(report.read_text()), **change}))
+    assert message in problems(folder)
+
+
+def test_a_report_that_leaves_layers_out(damaged):
+    folder = damaged("row")
+    report = folder / "pruning_report.json"
+    content = json.loads(report.read_text())
+    content["layers"] = content["layers"][:1]
+    report.write_text(json.dumps(content))
+    assert "weights were covered; its layers have 4096" in problems(folder)
+
+
+def test_files_beside_the_user_do_not_matter(checkpoints, tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert verify(checkpoints / "row").problems == []

@@ -13,12 +13,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .allocation import Uniform, select_layers
-from .calibration import Protocol, generate, read_documents, sample_windows
-from .calibration.sampling import digest
+from .calibration import Protocol, read_documents
+from .calibration.tokens import (
+    GIVEN,
+    calibration_tokens,
+    checked,
+    given_tokens,
+    needed,
+    tokenize,
+    window_length,
+)
 from .checkpoint import (
     Dtype,
     check_output,
-    context_length,
     load_model,
     load_tokenizer,
     new_folder,
@@ -33,8 +40,6 @@ from .report import Coverage, PruningReport, model_card
 from .report.pruning_report import realised_sparsity
 from .types import BlockPruner
 from .verification import Verification, verify
-
-DEFAULT_LENGTH = 2048
 
 
 @dataclass(frozen=True)
@@ -81,36 +86,46 @@ def prune(
         **fields: the fields of ``Recipe``: method, sparsity, pattern, calibration, samples …
 
     Raises:
-        InputError: anything that cannot be used, with the cure; nothing is written then.
-        NumericalError: NaN or inf, with the layer or block.
+        InputError: anything that cannot be used, with the cure. No file is written then.
+        NumericalError: NaN or inf, with the layer or block. A model in memory may be pruned in
+            part when it comes.
     """
     observer = observer or Silent()
     recipe = _recipe(recipe, fields)
     pruner, sparsity = recipe.build()
     source = recipe.calibration or ("builtin" if pruner.needs else "none")
+    if tokens_ST is not None:
+        source = GIVEN
     recipe = recipe.model_copy(update={"sparsity": sparsity, "calibration": source})
-    reads_text = tokens_ST is None and source != "none"
-    if pruner.needs and tokens_ST is None and not reads_text:
+    if pruner.needs and source == "none":
         raise CalibrationError(
             f"{recipe.method} reads activations ({METHODS[recipe.method].needs}), so it needs "
             "calibration text. Give a source, or use magnitude or ri."
         )
     pick_device(recipe.device)  # raises before the model is loaded
     if output is not None:
+        output = Path(output).expanduser()
         check_output(output)
-    name = str(model) if isinstance(model, str | Path) else model.config.name_or_path or "in memory"
+    name = str(model)
     if isinstance(model, str | Path):
         observer.say(f"loading {model}")
-        if tokenizer is None and (reads_text or output is not None):
+        if tokenizer is None and (source not in ("none", GIVEN) or output is not None):
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         model = load_model(model, dtype=recipe.dtype, trust_remote_code=trust_remote_code)
+    else:
+        _in_memory(model, recipe.dtype)
+        name = model.config.name_or_path or "in memory"
     model.eval()
-    ids_ST, protocol = _calibration(model, tokenizer, recipe, tokens_ST, observer)
+    ids_ST, protocol = (
+        given_tokens(tokens_ST, model)
+        if tokens_ST is not None
+        else _tokens(model, tokenizer, recipe, observer)
+    )
     report = _run(model, name, recipe, pruner, ids_ST, protocol, observer)
     if output is None:
         return Result(model, report, None, None)
-    verification = write(output, model, tokenizer, recipe, report, observer)
-    return Result(model, report, Path(output), verification)
+    verification = write(output, model, tokenizer, recipe, report, observer, trust_remote_code)
+    return Result(model, report, output, verification)
 
 
 def _run(
@@ -129,6 +144,8 @@ def _run(
     sparsity = cast(float, recipe.sparsity)
     plan = Uniform()(layers, sparsity)
     coverage = Coverage.of(model, blocks, set(plan))
+    if not recipe.mlp_only and recipe.skip_blocks is None:
+        coverage.check()
     observer.say(f"pruning {len(layers)} layers in {len(blocks)} blocks: {coverage}")
     reports = prune_blocks(
         blocks,
@@ -159,6 +176,7 @@ def write(
     recipe: Recipe,
     report: PruningReport,
     observer: Observer,
+    trust_remote_code: bool = False,
 ) -> Verification:
     """Write the checkpoint under a temporary name, verify it, then give it its own."""
     recipe_yaml = recipe.to_yaml(report.model)
@@ -171,7 +189,7 @@ def write(
         observer.say(f"writing {output}")
         write_model(folder, model, tokenizer, texts)
         observer.say("verifying: patterns, zeros, and a reload in a fresh process")
-        verification = verify(folder)
+        verification = verify(folder, trust_remote_code=trust_remote_code)
         if not verification.ok:
             raise InputError(
                 f"The checkpoint did not pass its own verification and was not kept: "
@@ -215,10 +233,15 @@ def evaluate(
     if isinstance(model, str | Path):
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust_remote_code)
         model = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
-    ids_T = torch.tensor(_tokenize(_needed(tokenizer), documents.joined()), dtype=torch.int64)
+    else:
+        _in_memory(model, dtype)
+    ids = tokenize(needed(tokenizer), documents.joined())
+    ids_T = checked(torch.tensor(ids, dtype=torch.int64), model)
+    length = window_length(model, length)
+    if documents.windows is not None:
+        windows = min(windows or documents.windows, documents.windows)
     model.eval()
     model.to(pick_device(device))  # type: ignore[arg-type]
-    length = _length(model, length)
     return perplexity(
         model, ids_T, length=length, windows=windows, source=documents.name, scored=scored
     )
@@ -241,6 +264,8 @@ def pick_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"])
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -254,61 +279,33 @@ def _recipe(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recip
     if recipe is None:
         return Recipe.of(**fields)
     if isinstance(recipe, Recipe):
-        return Recipe.of(**{**recipe.model_dump(), **fields})
+        return recipe.replaced(**fields)
     return Recipe.read(recipe, **fields)
 
 
-def _calibration(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    recipe: Recipe,
-    tokens_ST: Tensor | None,
-    observer: Observer,
+def _in_memory(model: Any, dtype: str) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(
+            "A model in memory is a transformers PreTrainedModel, unwrapped; got "
+            f"{type(model).__name__}. Or give a folder, a hub id or a GGUF."
+        )
+    if dtype != "auto":
+        raise InputError(f"dtype={dtype} is for models that are loaded; convert this one first.")
+
+
+def _tokens(
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, observer: Observer
 ) -> tuple[Tensor | None, Protocol | None]:
-    """Token ids (samples, tokens) and what they are; None where weights alone decide."""
-    if tokens_ST is not None:
-        samples, length = tokens_ST.shape
-        protocol = Protocol("tokens given", samples, length, 0, 0, 0, False, digest(tokens_ST))
-        return tokens_ST, protocol
-    if recipe.calibration is None or recipe.calibration == "none":
-        return None, None
-    tokenizer, length = _needed(tokenizer), _length(model, recipe.length)
-    if recipe.calibration == "self":
-        observer.say(f"the model writes {recipe.samples} × {length} tokens of calibration text")
-        ids_ST, protocol = generate(
-            model, tokenizer, samples=recipe.samples, length=length, seed=recipe.seed
-        )
-    else:
-        documents = read_documents(recipe.calibration, "calibration", recipe.data_dir)
-        ids_ST, protocol = sample_windows(
-            documents,
-            lambda text: _tokenize(tokenizer, text),
-            samples=recipe.samples,
-            length=length,
-            seed=recipe.seed,
-        )
-    observer.say(f"calibration: {protocol}")
-    return ids_ST, protocol
-
-
-def _length(model: PreTrainedModel, length: int | None) -> int:
-    limit = context_length(model)
-    if length is None:
-        return min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
-    if limit is not None and length > limit:
-        raise InputError(f"--length {length} is more than the model's context of {limit} tokens.")
-    return length
-
-
-def _needed(tokenizer: Any) -> Any:
-    if tokenizer is None:
-        raise InputError("A model in memory needs tokenizer=…, or tokens_ST=… of token ids.")
-    return tokenizer
-
-
-def _tokenize(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, truncation=False, verbose=False).input_ids
-    return ids
+    return calibration_tokens(
+        model,
+        tokenizer,
+        source=recipe.calibration or "none",
+        samples=recipe.samples,
+        length=recipe.length,
+        seed=recipe.seed,
+        data_dir=recipe.data_dir,
+        say=observer.say,
+    )
 
 
 def _any_tokens(model: PreTrainedModel) -> Tensor:

@@ -7,6 +7,7 @@ block with a matrix that is neither (experts in 3-D, state-space kernels) is ref
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,6 +119,30 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
             "Models with shared blocks are not handled yet."
         )
     return blocks
+
+
+def check_outside(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
+    """No large linear layer may lie outside of the blocks, other than the head.
+
+    Projections into and out of the blocks may: they are left dense, as embeddings are.
+
+    Raises:
+        UnsupportedModelError: outside lies more than a tenth of what is inside.
+    """
+    inside = {id(m) for block in blocks.values() for m in block.modules()}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    outside = {
+        name: int(module.weight.numel())
+        for name, module in model.named_modules()
+        if _is_linear(module) and id(module) not in inside and module is not head
+    }
+    weights = sum(p.numel() for block in blocks.values() for p in block.parameters())
+    if sum(outside.values()) > weights / 10:
+        names = list(outside)
+        raise UnsupportedModelError(
+            f"{len(names)} linear layers lie outside of the blocks ({', '.join(names[:3])} …) and "
+            "would stay dense unsaid. This architecture is not handled yet."
+        )
 
 
 def find_linears(name: str, block: nn.Module) -> dict[str, nn.Module]:

@@ -7,22 +7,30 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from .errors import CheckpointError
+from .errors import CheckpointError, UnknownNameError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def checked_dtype(name: str) -> Dtype:
+    """The dtype of that name, or UnknownNameError."""
+    if name not in get_args(Dtype):
+        raise UnknownNameError("dtype", name, get_args(Dtype))
+    return cast(Dtype, name)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,11 @@ def find(checkpoint: str | Path) -> Source:
         CheckpointError: none of these, or a folder whose files are damaged.
     """
     path = Path(checkpoint).expanduser()
+    try:
+        path.exists()
+    except OSError as error:
+        name = str(checkpoint)[:60]
+        raise CheckpointError(f"{name} … cannot be opened: {error.strerror}.") from None
     if path.is_file():
         if path.suffix != ".gguf":
             raise CheckpointError(
@@ -87,15 +100,16 @@ def check_shards(folder: Path) -> dict[str, Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
+            files = [Path(name) for name in names]
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise CheckpointError(f"{index} is damaged; download the checkpoint again.") from None
-        for name in names:  # names, not resolved paths: a hub cache links its files elsewhere
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise CheckpointError(f"{index} names {name}, which lies outside of the folder.")
+        for file in files:  # names, not resolved paths: a hub cache links its files elsewhere
+            if file.is_absolute() or ".." in file.parts:
+                raise CheckpointError(f"{index} names {file}, which lies outside of the folder.")
     else:
-        names = ["model.safetensors"]
+        files = [Path("model.safetensors")]
     tensors: dict[str, Path] = {}
-    for file in (folder / name for name in names):
+    for file in (folder / file for file in files):
         if not file.exists():
             pickles = list(folder.glob("*.bin")) and " It holds .bin files: prunus reads no pickle."
             raise CheckpointError(
@@ -120,6 +134,7 @@ def load_model(
     Raises:
         CheckpointError: not there, damaged, incomplete, or of no causal language model.
     """
+    checked_dtype(dtype)
     source = find(checkpoint)
     loaded: Any  # a pair, which the stubs do not know
     with _explained(checkpoint):
@@ -150,11 +165,16 @@ def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -
         CheckpointError: there is none.
     """
     source = find(checkpoint)
+    if source.gguf_file is None:
+        with _explained(checkpoint):  # a config that cannot be read, or a hub out of reach
+            AutoConfig.from_pretrained(
+                source.location, trust_remote_code=trust_remote_code, **source.arguments
+            )
     try:
         return AutoTokenizer.from_pretrained(
             source.location, trust_remote_code=trust_remote_code, **source.arguments
         )
-    except Exception as error:  # as above
+    except Exception as error:  # as below
         raise CheckpointError(
             f"{checkpoint} has no tokenizer that can be loaded ({_first_line(error)}). Copy "
             "tokenizer.json and tokenizer_config.json of the model into the folder."
@@ -166,6 +186,11 @@ def _explained(checkpoint: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # transformers raises half a dozen kinds here
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{checkpoint} brings code of its own. Read it, and pass --trust-remote-code "
+                "(trust_remote_code=True) to run it."
+            ) from None
         raise CheckpointError(
             f"{checkpoint} cannot be loaded as a causal language model: {_first_line(error)}"
         ) from error
@@ -198,28 +223,41 @@ def new_folder(output: str | Path) -> Iterator[Path]:
     """
     output = Path(output)
     check_output(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        folder.chmod(0o755)  # mkdtemp's 0700 is for secrets
-    except OSError as error:
-        raise CheckpointError(f"{output} cannot be written: {error}.") from None
+    folder = _temporary(output)
     try:
         yield folder
         check_output(output)
         folder.rename(output)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{output} could not be written: {error}.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output(output: str | Path) -> None:
-    """Raise CheckpointError if ``output`` exists: nothing is ever overwritten."""
-    if Path(output).exists():
+    """Raise CheckpointError if ``output`` exists or cannot be made: before the work, not after."""
+    output = Path(output)
+    try:
+        exists = os.path.lexists(output)
+        if not exists:  # rehearse in the nearest folder that is there
+            near = next(folder for folder in output.absolute().parents if folder.exists())
+            Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=near)).rmdir()
+    except OSError as error:
+        raise CheckpointError(f"{output} cannot be written: {error}.") from None
+    if exists:
         raise CheckpointError(
             f"{output} exists. Choose another --output, or remove it first; nothing is overwritten."
         )
+
+
+def _temporary(output: Path) -> Path:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        folder.chmod(0o755)  # mkdtemp's 0700 is for secrets
+    except OSError as error:
+        raise CheckpointError(f"{output} cannot be written: {error}.") from None
+    return folder
 
 
 def write_model(
@@ -231,8 +269,8 @@ def write_model(
         tokenizer.save_pretrained(folder)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes 0600, which a server's user could not read
+    for file in folder.rglob("*"):  # safetensors writes 0600, which no server's user could read
+        file.chmod(0o755 if file.is_dir() else 0o644)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -9,14 +9,14 @@ For each block, in order:
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, Layer, find_blocks, find_linears
+from .blocks import Block, Layer, check_outside, find_blocks, find_linears
 from .errors import NumericalError, PrunusError
 from .probe import probe_block
 from .replay import Recording, Trace, check_replay, record, trace
@@ -81,6 +81,7 @@ def inspect(model: nn.Module, ids: Tensor) -> tuple[list[Block], Trace]:
         NumericalError: NaN or inf in a weight or in a block's output.
     """
     modules = find_blocks(model)
+    check_outside(model, modules)
     linears = {name: find_linears(name, module) for name, module in modules.items()}
     ids = ids[:1, :PROBE_TOKENS].to(_device(model))
     traced = trace(model, modules, ids)
@@ -187,9 +188,9 @@ def _prune(
     plan: Plan,
     observer: Observer,
 ) -> list[LayerReport]:
-    reports = []
+    reports: list[LayerReport] = []
     begun = time.perf_counter()
-    for layer, pruned in pruner(block, stats, plan):
+    for layer, pruned in _named(pruner(block, stats, plan), block, plan):
         error, before, updated = _write(layer, pruned, stats[layer.site])
         weight_OI = layer.weight_OI
         report = LayerReport(
@@ -211,6 +212,20 @@ def _prune(
         observer.layer(report)
         begun = time.perf_counter()
     return reports
+
+
+def _named(
+    pruning: Iterator[tuple[Layer, Pruned]], block: Block, plan: Plan
+) -> Iterator[tuple[Layer, Pruned]]:
+    """The same, with the layer's name in the message when its numbers go wrong."""
+    left = {layer.name: layer for layer in block.planned(plan)}
+    try:
+        for layer, pruned in pruning:
+            left.pop(layer.name, None)
+            yield layer, pruned
+    except NumericalError as error:
+        where = next(iter(left), block.name)
+        raise NumericalError(f"{where}: {error}") from error
 
 
 def _write(

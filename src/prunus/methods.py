@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
-import yaml
-
 from .errors import InputError, UnknownNameError
 from .patterns import NM, Unstructured
 from .pruners import MRP, Compose, DaSS, EachLayer, SparseGPT
@@ -168,12 +166,26 @@ def _set(part: Any, path: str, names: list[str], value: Any) -> Any:
     old = getattr(part, name)
     if rest:
         return replace(part, **{name: _set(old, path, rest, value)})
-    new = yaml.safe_load(value) if isinstance(value, str) and not isinstance(old, str) else value
-    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
-        new = float(new)
-    if type(new) is not type(old):
+    return replace(part, **{name: _converted(path, value, old)})
+
+
+def _converted(path: str, value: Any, old: Any) -> Any:
+    """A value, maybe as typed on a command line, as the kind that the field has now."""
+    if isinstance(value, str) and isinstance(old, bool) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if isinstance(value, str) and type(old) in (int, float):
+        try:
+            return type(old)(value)
+        except ValueError:
+            pass
+    if type(old) is float and type(value) is int:
+        return float(value)
+    if type(value) is type(old):
+        return value
+    if type(old) not in (bool, int, float, str):
         raise InputError(
-            f"--set {path}={value}: expected {type(old).__name__} such as {old!r}, "
-            f"got {type(new).__name__}."
+            f"--set {path}: {old!r} is a part, not a number or a word; set its fields."
         )
-    return replace(part, **{name: new})
+    raise InputError(
+        f"--set {path}={value}: expected {type(old).__name__} such as {old!r}, got {value!r}."
+    )

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .checkpoint import Dtype
-from .errors import InputError, UnknownNameError
+from .errors import InputError
 from .methods import build_method
 from .patterns import NM, check_sparsity, parse_pattern
 from .types import BlockPruner
 
 
-def checked_dtype(name: str) -> Dtype:
-    """The dtype of that name, or UnknownNameError."""
-    if name not in get_args(Dtype):
-        raise UnknownNameError("dtype", name, get_args(Dtype))
-    return cast(Dtype, name)
+class _Loader(yaml.SafeLoader):
+    """YAML without its base-60 numbers, which make 124 of an unquoted 2:4."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regex) for tag, regex in resolvers if not tag.endswith((":int", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
 
 
 class Recipe(BaseModel):
     """Every choice of a run. ``prunus prune --recipe recipe.yaml`` runs it again."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     method: str = Field(description="a row of `prunus methods`")
     sparsity: float | None = Field(None, description="fraction to remove; N:M implies its own")
@@ -39,7 +51,7 @@ class Recipe(BaseModel):
     )
     samples: int = Field(128, ge=1, description="calibration windows")
     length: int | None = Field(None, ge=2, description="tokens per window; default up to 2048")
-    seed: int = Field(0, ge=0, description="of sampling and generation")
+    seed: int = Field(0, ge=0, lt=2**63, description="of sampling and generation")
     data_dir: str | None = Field(None, description="where named sources lie as files")
     dtype: Dtype = "auto"
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
@@ -51,6 +63,7 @@ class Recipe(BaseModel):
         Raises:
             InputError: an unknown field, or a value of the wrong kind.
         """
+        fields = {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
         try:
             return cls(**fields)
         except ValidationError as error:
@@ -67,19 +80,34 @@ class Recipe(BaseModel):
     def read(cls, path: str | Path, **overrides: Any) -> Recipe:
         """A recipe from a YAML file, some of its fields replaced."""
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
         except OSError as error:
             raise InputError(f"The recipe {path} cannot be read: {error.strerror}.") from None
         except (yaml.YAMLError, UnicodeDecodeError):
             raise InputError(f"The recipe {path} is not YAML.") from None
         if not isinstance(content, dict):
             raise InputError(f"The recipe {path} must be a mapping of fields, such as method: ria.")
+        content = {str(key): value for key, value in content.items()}
         content.pop("model", None)  # recorded for the reader; the model is always named anew
-        return cls.of(**{**content, **overrides})
+        return cls.of(**content).replaced(**overrides)
+
+    def replaced(self, **fields: Any) -> Recipe:
+        """The same with some fields replaced.
+
+        Settings are merged; a new N:M pattern brings its own sparsity in place of the old one.
+        """
+        old = self.model_dump(exclude_unset=True)
+        if "settings" in fields:
+            fields["settings"] = {**old.get("settings", {}), **fields["settings"]}
+        if ":" in str(fields.get("pattern", "")):
+            old.pop("sparsity", None)
+        return Recipe.of(**{**old, **fields})
 
     def to_yaml(self, model: str) -> str:
         """The file that is written beside the checkpoint."""
         fields = {"model": model, **self.model_dump(exclude_none=True)}
+        if self.pattern is not None and ":" in self.pattern:
+            del fields["sparsity"]  # N:M says it
         return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
     def build(self) -> tuple[BlockPruner, float]:

@@ -202,13 +202,16 @@ def _recording(
 
         return forward
 
+    own = [module.__dict__.get("forward") for module in modules]  # accelerate's hooks put one there
     try:
         for index, module in enumerate(modules):
             module.forward = stand_in(index)
         yield
     finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)
+        for module, forward in zip(modules, own, strict=True):
+            del module.forward
+            if forward is not None:
+                module.forward = forward
 
 
 def _share(call: Call, first: Call) -> Call:

@@ -8,16 +8,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import safe_open
 from torch import Tensor
 
 from .checkpoint import check_shards, load_model
 from .errors import CheckpointError
 from .patterns import NM, Unstructured, parse_pattern, removed
-from .types import Pattern
+from .report.pruning_report import PruningReport
+from .types import LayerReport, Pattern
 
 # Run in a new interpreter that never imports prunus: what any user of the checkpoint will do.
 RELOAD = """
@@ -26,7 +27,8 @@ from transformers import AutoModelForCausalLM, logging
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 model, loading = AutoModelForCausalLM.from_pretrained(
-    sys.argv[1], output_loading_info=True, local_files_only=True)
+    sys.argv[1], output_loading_info=True, local_files_only=True,
+    trust_remote_code=sys.argv[2] == "True")
 ids = torch.arange(8)[None] % model.get_input_embeddings().weight.shape[0]
 with torch.no_grad():
     logits = model.eval()(input_ids=ids).logits
@@ -70,6 +72,7 @@ def verify(
     source: str | Path | None = None,
     pattern: str | None = None,
     reload: bool = True,
+    trust_remote_code: bool = False,
 ) -> Verification:
     """Check the files of a pruned checkpoint.
 
@@ -83,6 +86,7 @@ def verify(
         source: the checkpoint that it was made from.
         pattern: demand this one of every pruned layer, instead of what the report claims.
         reload: start the fresh process.
+        trust_remote_code: run code that the checkpoint brings.
 
     Raises:
         CheckpointError: not a checkpoint, or damaged beyond looking into it.
@@ -96,29 +100,34 @@ def verify(
     _check_config(folder, found)
     _check_layers(report, tensors, parse_pattern(pattern) if pattern else None, found)
     if source is not None:
-        _check_against(folder, source, report, found)
+        _check_against(folder, source, report, found, trust_remote_code)
     if reload:
-        _check_reload(folder, found)
+        _check_reload(folder, found, trust_remote_code)
     return found
 
 
-def _report(folder: Path) -> dict[str, Any]:
+def _report(folder: Path) -> PruningReport:
     path = folder / "pruning_report.json"
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not report["layers"]:
-            raise KeyError("layers")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        report = TypeAdapter(PruningReport).validate_python(content)
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} has no pruning_report.json: prunus did not write it."
         ) from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path} is damaged: it names no layers.") from None
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()
+        raise CheckpointError(f"{path} is damaged: {' '.join(first[:3])}.") from None
+    if not report.layers:
+        raise CheckpointError(f"{path} is damaged: it names no layers.")
     return report
 
 
 def _check_config(folder: Path, found: Verification) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise CheckpointError(f"{folder / 'config.json'} is damaged: no JSON object.") from None
     for key in ("quantization_config", "sparsity_config"):
         if key in config:
             found.problems.append(f"config.json has a {key}, which loaders would act on.")
@@ -126,36 +135,48 @@ def _check_config(folder: Path, found: Verification) -> None:
 
 
 def _check_layers(
-    report: dict[str, Any],
+    report: PruningReport,
     tensors: dict[str, Path],
     demanded: Pattern | None,
     found: Verification,
 ) -> None:
     zeros = weights = 0
-    layers = {f"{layer['name']}.weight": layer for layer in report["layers"]}
+    layers = {f"{layer.name}.weight": layer for layer in report.layers}
     for name, tensor in _read(tensors):
         if not bool(tensor.isfinite().all()):
             found.problems.append(f"{name} holds NaN or inf.")
         layer = layers.pop(name, None)
         if layer is None:
             continue
-        weight_OI = tensor.T if layer["transposed"] else tensor
+        weight_OI = tensor.T if layer.transposed else tensor
         count = int((weight_OI == 0).sum())
         zeros, weights = zeros + count, weights + weight_OI.numel()
-        if list(weight_OI.shape) != layer["shape"]:
-            found.problems.append(f"{name} is {tuple(weight_OI.shape)}, not {layer['shape']}.")
-            continue
-        if count != round(layer["sparsity"] * weight_OI.numel()):
-            found.problems.append(
-                f"{name} has {count} zeros; the report says {layer['sparsity']:.6f} of "
-                f"{weight_OI.numel()}."
-            )
-        pattern = demanded or parse_pattern(layer["pattern"])
-        found.patterns[str(pattern)] = found.patterns.get(str(pattern), 0) + 1
-        found.problems += _pattern_problems(name, weight_OI, pattern, layer)
+        found.problems += _layer_problems(name, weight_OI, count, layer)
+        if tuple(weight_OI.shape) == layer.shape:
+            pattern = demanded or parse_pattern(layer.pattern)
+            found.patterns[str(pattern)] = found.patterns.get(str(pattern), 0) + 1
+            found.problems += _pattern_problems(name, weight_OI, pattern, layer)
     found.problems += [f"{name} is in the report but not in the checkpoint." for name in layers]
     found.sparsity = zeros / weights if weights else 0.0
+    if weights != report.coverage.pruned_weights:
+        found.problems.append(
+            f"The report says that {report.coverage.pruned_weights} weights were covered; its "
+            f"layers have {weights}."
+        )
+    if abs(found.sparsity - report.sparsity) > 0.5 / max(weights, 1):
+        found.problems.append(
+            f"The report says {report.sparsity:.6f} of all is zero; it is {found.sparsity:.6f}."
+        )
     found.checks += ["finite weights", "zeros per comparison group", "report against tensors"]
+
+
+def _layer_problems(name: str, weight_OI: Tensor, zeros: int, layer: LayerReport) -> list[str]:
+    if tuple(weight_OI.shape) != layer.shape:
+        return [f"{name} is {tuple(weight_OI.shape)}, not {layer.shape}."]
+    if zeros != round(layer.sparsity * weight_OI.numel()):
+        said = f"{layer.sparsity:.6f} of {weight_OI.numel()}"
+        return [f"{name} has {zeros} zeros; the report says {said}."]
+    return []
 
 
 def _read(tensors: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
@@ -167,9 +188,9 @@ def _read(tensors: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _pattern_problems(
-    name: str, weight_OI: Tensor, pattern: Pattern, layer: dict[str, Any]
+    name: str, weight_OI: Tensor, pattern: Pattern, layer: LayerReport
 ) -> list[str]:
-    apart = layer["notes"].get("pruned_apart") or [[None, None, None]]
+    apart = layer.notes.get("pruned_apart") or [[None, None, None]]
     problems = []
     for rows in apart:
         part_OI = weight_OI[slice(*rows)]
@@ -183,7 +204,7 @@ def _pattern_problems(
         else:
             assert isinstance(pattern, Unstructured)  # the two patterns that parse_pattern knows
             groups_GN = pattern.groups(part_OI)
-            need = removed(layer["requested"], groups_GN.shape[1])
+            need = removed(layer.requested, groups_GN.shape[1])
             zeros_G = (groups_GN == 0).sum(1)
         short = int((zeros_G < need).sum())
         if short:
@@ -195,12 +216,16 @@ def _pattern_problems(
 
 
 def _check_against(
-    folder: Path, source: str | Path, report: dict[str, Any], found: Verification
+    folder: Path,
+    source: str | Path,
+    report: PruningReport,
+    found: Verification,
+    trust_remote_code: bool,
 ) -> None:
     """Compare through the loader, which knows both sides' names on disk, in the output's dtype."""
-    new = load_model(folder).state_dict()
-    old = load_model(source).state_dict()
-    pruned = {f"{layer['name']}.weight": layer["updated"] for layer in report["layers"]}
+    new = load_model(folder, trust_remote_code=trust_remote_code).state_dict()
+    old = load_model(source, trust_remote_code=trust_remote_code).state_dict()
+    pruned = {f"{layer.name}.weight": layer.updated for layer in report.layers}
     touched, moved = [], []
     for name, tensor in new.items():
         if name not in old or old[name].shape != tensor.shape:
@@ -224,9 +249,13 @@ def _check_against(
     found.checks.append(f"{len(new) - len(pruned)} other tensors, and kept weights, as in {source}")
 
 
-def _check_reload(folder: Path, found: Verification) -> None:
+def _check_reload(folder: Path, found: Verification, trust_remote_code: bool) -> None:
+    path = folder.resolve()
     run = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(folder.resolve())], capture_output=True, text=True
+        [sys.executable, "-c", RELOAD, str(path), str(trust_remote_code)],
+        cwd=path,  # not the user's folder, whose files python -c could import
+        capture_output=True,
+        text=True,
     )
     if run.returncode != 0:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]

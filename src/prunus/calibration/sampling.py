@@ -42,8 +42,8 @@ class Protocol:
         origin = f"from {self.documents_used} of {self.documents} documents"
         if self.concatenated:
             origin = (
-                f"from all {self.documents} documents run together, since none is longer than a "
-                "window"
+                f"from {self.documents_used} of {self.documents} documents run together, since "
+                "none is longer than a window"
             )
         if not self.documents:
             origin = "written by the model"
@@ -76,10 +76,11 @@ def sample_windows(
     ids_of: dict[int, Sequence[int]] = {}
     long_enough: set[int] = set()
     used: set[int] = set()
+    run_together = 0
     windows: list[Sequence[int]] = []
     while len(windows) < samples:
         if len(ids_of) == len(documents.texts) and not long_enough:
-            ids = _run_together(list(ids_of.values()), draw, samples * length)
+            ids, run_together = _run_together(list(ids_of.values()), draw, samples * length)
             windows = _windows_of(ids, documents.name, samples, length, draw)
             break
         index = draw.randint(0, len(documents.texts) - 1)
@@ -96,7 +97,14 @@ def sample_windows(
     ids_ST = torch.tensor(windows, dtype=torch.int64)
     count = len(documents.texts)
     protocol = Protocol(
-        documents.name, samples, length, seed, count, len(used) or count, not used, digest(ids_ST)
+        documents.name,
+        samples,
+        length,
+        seed,
+        count,
+        run_together or len(used),
+        bool(run_together),
+        digest(ids_ST),
     )
     return ids_ST, protocol
 
@@ -106,15 +114,20 @@ def digest(ids_ST: Tensor) -> str:
     return hashlib.sha256(ids_ST.cpu().to(torch.int64).numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def _run_together(all_ids: list[Sequence[int]], draw: random.Random, wanted: int) -> list[int]:
-    """Documents in a random order, until there are four times as many tokens as are wanted."""
+def _run_together(
+    all_ids: list[Sequence[int]], draw: random.Random, wanted: int
+) -> tuple[list[int], int]:
+    """Documents in a random order, until there are four times as many tokens as are wanted.
+
+    Returns the tokens, and how many documents they are from.
+    """
     draw.shuffle(all_ids)
     stream: list[int] = []
-    for ids in all_ids:
-        stream.extend(ids)
-        if len(stream) >= 4 * wanted:
-            break
-    return stream
+    used = 0
+    while used < len(all_ids) and len(stream) < 4 * wanted:
+        stream.extend(all_ids[used])
+        used += 1
+    return stream, used
 
 
 def _windows_of(

@@ -5,7 +5,8 @@ Source: Li et al. 2024, "Greedy Output Approximation" (paper 5), section 4, its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ def generate(
         start_ST = _first_tokens(model, tokenizer, samples).to(device)
         config = GenerationConfig(
             do_sample=True,
+            temperature=1.0,
+            top_p=1.0,
             top_k=0,
             min_new_tokens=length - 1,
             max_new_tokens=length - 1,
@@ -51,15 +54,27 @@ def generate(
         for batch_BT in start_ST.split(BATCH):
             written_BT = batch_BT
             if length > 1:
-                written_BT = model.generate(  # type: ignore[operator]
-                    batch_BT,
-                    attention_mask=torch.ones_like(batch_BT),
-                    generation_config=config,
-                )
+                with _own_generation_config(model):
+                    written_BT = model.generate(  # type: ignore[operator]
+                        batch_BT,
+                        attention_mask=torch.ones_like(batch_BT),
+                        generation_config=config,
+                    )
             windows.append(written_BT.cpu())
             wrote(len(batch_BT))
     ids_ST = torch.cat(windows)
     return ids_ST, Protocol("self", samples, length, seed, 0, 0, False, digest(ids_ST))
+
+
+@contextmanager
+def _own_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """Without the checkpoint's temperature, top-p and penalties, which fill what a config omits."""
+    theirs = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = theirs
 
 
 def _first_tokens(model: PreTrainedModel, tokenizer: Any, samples: int) -> Tensor:

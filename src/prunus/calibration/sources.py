@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +26,15 @@ class Documents:
 
     Attributes:
         name: the SOURCE and the files read.
-        texts: one string per document, none empty.
+        texts: one string per document; for calibration, none is blank.
         joiner: what stands between documents where they are scored as one text.
+        windows: how many windows are scored at most; None: all.
     """
 
     name: str
     texts: list[str]
     joiner: str = "\n\n"
+    windows: int | None = None
 
     def joined(self) -> str:
         """All documents as one text, as perplexity is measured."""
@@ -48,6 +51,7 @@ class HubText:
         column: the text.
         joiner: between rows where they are scored as one text.
         one_document: calibration draws windows from all rows joined by spaces, not from each row.
+        windows: how many windows the papers score.
     """
 
     path: str
@@ -55,6 +59,12 @@ class HubText:
     column: str
     joiner: str
     one_document: bool = False
+    windows: int | None = None
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether calibration and evaluation read different rows."""
+        return self.load["calibration"] != self.load["evaluation"]
 
 
 HUB: Mapping[str, HubText] = {
@@ -73,6 +83,7 @@ HUB: Mapping[str, HubText] = {
         },
         "text",
         " ",
+        windows=256,
     ),
     "wikitext2": HubText(
         "Salesforce/wikitext",
@@ -118,22 +129,38 @@ def read_documents(source: str, split: Split, data_dir: str | Path | None = None
         UnknownNameError: neither a path nor a known name.
         CalibrationError: unreadable, or without text.
     """
-    path = Path(source)
     if source == "builtin":
         documents = _builtin(split)
-    elif path.exists():
-        documents = _from_path(source, path)
+    elif _exists(source):
+        documents = _from_path(source, Path(source))
     elif source in HUB:
-        local = _below(Path(data_dir), source, split) if data_dir is not None else None
-        documents = local or _from_hub(source, split)
-    elif path.suffix or "/" in source:
-        raise CalibrationError(f"{source} does not exist. Give an existing text file or folder.")
+        documents = _known(source, split, data_dir)
+    elif Path(source).suffix or "/" in source:
+        raise CalibrationError(
+            f"{source[:200]} does not exist. Give an existing text file or folder."
+        )
     else:
-        raise UnknownNameError("text source", source, [*HUB, "builtin", "self"])
-    texts = [text for text in documents.texts if text.strip()]
-    if not texts:
+        raise UnknownNameError("text source", source[:200], [*HUB, "builtin", "self"])
+    texts = documents.texts
+    if split == "calibration":  # scored text keeps its blank rows: the papers join them too
+        texts = [text for text in texts if text.strip()]
+    if not any(text.strip() for text in texts):
         raise CalibrationError(f"{documents.name} holds no text. Give a source with text in it.")
-    return Documents(documents.name, texts, documents.joiner)
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:
+        raise CalibrationError(
+            f"{documents.name} holds half a surrogate pair, which is no character. Mend the file."
+        ) from None
+    return replace(documents, texts=texts)
+
+
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).exists()
+    except OSError:  # a name too long for a path
+        return False
 
 
 def _builtin(split: Split) -> Documents:
@@ -163,18 +190,50 @@ def _from_path(source: str, path: Path) -> Documents:
     return Documents(f"{source} ({len(files)} files)", [t for p in files for t in _read_file(p)])
 
 
-def _below(data_dir: Path, name: str, split: Split) -> Documents | None:
-    """Files of a known name, ``data_dir/name/*`` or ``data_dir/name*``: the split's if they say."""
+def _known(name: str, split: Split, data_dir: str | Path | None) -> Documents:
+    """A known name: below ``data_dir`` and nowhere else where one is given, else from the hub."""
+    known = HUB[name]
+    if data_dir is None:
+        return replace(_from_hub(name, split), windows=known.windows)
+    files = _below(Path(data_dir), name, split)
+    texts = [text for p in files for text in _read_file(p)]
+    listed = ", ".join(str(p.relative_to(data_dir)) for p in files)
+    return Documents(f"{name} ({listed})", texts, known.joiner, known.windows)
+
+
+def _below(data_dir: Path, name: str, split: Split) -> list[Path]:
+    """``data_dir/name/*`` or ``data_dir/name*``; of the split, where their names tell."""
     folder = data_dir / name
     found = folder.rglob("*") if folder.is_dir() else data_dir.glob(f"{name}*")
     files = sorted(p for p in found if p.is_file() and _reader(p) is not None)
-    words = ("train", "calib") if split == "calibration" else ("test",)
-    files = [p for p in files if any(w in p.name.lower() for w in words)] or files
     if not files:
-        return None
-    texts = [text for p in files for text in _read_file(p)]
-    listed = ", ".join(str(p.relative_to(data_dir)) for p in files)
-    return Documents(f"{name} ({listed})", texts, HUB[name].joiner)
+        raise CalibrationError(
+            f"{data_dir} holds no folder {name}/ and no file {name}* with text. Put it there, give "
+            "the text's own path, or leave --data-dir out to ask the hub."
+        )
+    if not HUB[name].has_splits:
+        return files
+    by_split = {s: [p for p in files if _names(p, words)] for s, words in SPLIT_WORDS.items()}
+    neither = [p for p in files if not any(p in named for named in by_split.values())]
+    chosen = by_split[split] or neither
+    if split == "evaluation":
+        chosen = [p for p in chosen if _names(p, ("test",))] or chosen
+    if not chosen:
+        raise CalibrationError(
+            f"For {split}, {data_dir} has only {', '.join(p.name for p in files)}, by name the "
+            f"other part of {name}. Give the file's own path to use it all the same."
+        )
+    return chosen
+
+
+SPLIT_WORDS: Mapping[Split, tuple[str, ...]] = {
+    "calibration": ("train", "calib"),
+    "evaluation": ("test", "valid", "val.", "dev"),
+}
+
+
+def _names(path: Path, words: tuple[str, ...]) -> bool:
+    return any(word in path.name.lower() for word in words)
 
 
 def _from_hub(name: str, split: Split) -> Documents:
@@ -211,8 +270,8 @@ def _read_file(path: Path) -> list[str]:
         return reader(path)
     except UnicodeDecodeError as error:
         raise CalibrationError(f"{path} is not UTF-8 text (byte {error.start}).") from None
-    except OSError as error:
-        raise CalibrationError(f"{path} cannot be read: {error}.") from None
+    except (OSError, EOFError, zlib.error, RecursionError) as error:
+        raise CalibrationError(f"{path} is damaged or cannot be read: {error}.") from None
 
 
 def _read_plain(path: Path) -> list[str]:
@@ -255,9 +314,11 @@ def _read_parquet(path: Path) -> list[str]:
         table = parquet.read_table(path)
     except ArrowInvalid as error:
         raise CalibrationError(f"{path} is not a parquet file ({error}).") from None
-    textual = [
-        f.name for f in table.schema if types.is_string(f.type) or types.is_large_string(f.type)
-    ]
+    textual = []
+    for field in table.schema:
+        kind = field.type.value_type if types.is_dictionary(field.type) else field.type
+        if types.is_string(kind) or types.is_large_string(kind):
+            textual.append(field.name)
     if not textual:
         raise CalibrationError(f"{path} has no text column; it has {table.column_names}.")
     column = "text" if "text" in textual else textual[0]

@@ -8,7 +8,9 @@ import sys
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from logging import CRITICAL, getLogger
+from signal import SIGTERM, signal
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
@@ -35,20 +37,34 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        getLogger("huggingface_hub").setLevel(CRITICAL)  # its retries; the error says enough
+        signal(SIGTERM, _stop)
         try:
             function(*args, **kwargs)
         except PrunusError as error:
-            console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(2) from None
-        except MemoryError:
-            console.print(
-                "[bold red]error:[/] out of memory. Use fewer --samples, a shorter --length, or "
-                "--dtype bfloat16.",
-                soft_wrap=True,
-            )
-            raise typer.Exit(2) from None
+            _fail(str(error))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            _fail("out of memory. Use fewer --samples, a shorter --length, or --dtype bfloat16.")
 
     return run
+
+
+def _fail(message: str) -> NoReturn:
+    console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    raise typer.Exit(2) from None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python's, CUDA's, and the CPU allocator's, which is a plain RuntimeError."""
+    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+    return named or "can't allocate memory" in str(error)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    """Terminated: leave as Ctrl-C would, so that temporary folders are removed."""
+    sys.exit(128 + number)
 
 
 def escape(text: str) -> str:

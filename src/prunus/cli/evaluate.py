@@ -40,7 +40,7 @@ def run(
 ) -> None:
     """Perplexity by the papers' protocol: non-overlapping windows, logits in float32."""
     from ..api import evaluate
-    from ..recipe import checked_dtype
+    from ..checkpoint import checked_dtype
 
     with bars("perplexity {task.fields[perplexity]}") as bar:
         task = bar.add_task("windows", total=None, perplexity="")

@@ -42,7 +42,7 @@ def run(
         list[str] | None, typer.Option("--set", help="A field of the method: score.power=0.4")
     ] = None,
     mlp_only: Annotated[
-        bool | None, typer.Option("--mlp-only", help="Leave attention dense.")
+        bool | None, typer.Option("--mlp-only/--no-mlp-only", help="Leave attention dense.")
     ] = None,
     skip_blocks: Annotated[
         str | None, typer.Option(help="A:B leaves blocks A to B-1 dense.")

@@ -27,12 +27,15 @@ def run(
     pattern: Annotated[
         str | None, typer.Option(help="Demand this pattern of every pruned layer.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """Check zeros, pattern, finite weights, report; reload in a fresh process."""
     from ..verification import verify
 
-    found = verify(folder, source=source, pattern=pattern)
+    found = verify(folder, source=source, pattern=pattern, trust_remote_code=trust_remote_code)
     if json:
         print_json(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
@@ -14,7 +15,9 @@ from .pruning_report import PruningReport
 def model_card(report: PruningReport, recipe_yaml: str) -> str:
     """A card with the facts of the run, the exact recipe and how to load the model."""
     data = ModelCardData(
-        base_model=report.model if report.model.count("/") == 1 else None,
+        base_model=report.model
+        if "/" in report.model and not Path(report.model).exists()
+        else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["prunus", "pruned", "sparse", report.method],

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from transformers import PreTrainedModel
 
 from .._version import __version__
 from ..blocks import Block
 from ..calibration import Protocol
+from ..errors import UnsupportedModelError
 from ..types import LayerReport
 
 
@@ -24,20 +25,25 @@ class Coverage:
 
     Attributes:
         parameters: all of the model's, tied ones counted once.
+        embeddings: of the input and, where it is not tied, of the output.
         block_weights: in the linear layers of all blocks.
         pruned_weights: in the layers that the method was given.
     """
 
     parameters: int
+    embeddings: int
     block_weights: int
     pruned_weights: int
 
     @classmethod
-    def of(cls, model: nn.Module, blocks: Sequence[Block], planned: set[str]) -> Coverage:
+    def of(cls, model: PreTrainedModel, blocks: Sequence[Block], planned: set[str]) -> Coverage:
         """Count."""
         layers = [layer for block in blocks for layer in block.layers]
+        ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+        tables = {id(p): p.numel() for end in ends if end is not None for p in end.parameters()}
         return cls(
             sum(p.numel() for p in model.parameters()),
+            sum(tables.values()),
             sum(layer.weight_OI.numel() for layer in layers),
             sum(layer.weight_OI.numel() for layer in layers if layer.name in planned),
         )
@@ -46,6 +52,20 @@ class Coverage:
     def share(self) -> float:
         """Of all parameters."""
         return self.pruned_weights / self.parameters
+
+    def check(self) -> None:
+        """Law 4: a run that covers little fails loudly.
+
+        Raises:
+            UnsupportedModelError: less than half of the weights between the embeddings are seen.
+        """
+        between = self.parameters - self.embeddings
+        if self.pruned_weights < between / 2:
+            raise UnsupportedModelError(
+                f"Only {self.pruned_weights:,} of the {between:,} weights between the embeddings "
+                f"({self.pruned_weights / between:.0%}) lie in linear layers of blocks that prunus "
+                "finds. This architecture is not handled yet."
+            )
 
     def __str__(self) -> str:
         return (

@@ -1,0 +1,108 @@
+"""From a recipe to calibration token ids, and the checks that any token ids must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..checkpoint import context_length
+from ..errors import CalibrationError, InputError
+from .sampling import Protocol, digest, sample_windows
+from .self_generated import generate
+from .sources import read_documents
+
+DEFAULT_LENGTH = 2048
+GIVEN = "tokens"  # how a recipe names token ids that were given in Python
+
+
+def calibration_tokens(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    *,
+    source: str,
+    samples: int,
+    length: int | None,
+    seed: int,
+    data_dir: str | None,
+    say: Callable[[str], None],
+) -> tuple[Tensor | None, Protocol | None]:
+    """Token ids (samples, length) and what they are; None where weights alone decide."""
+    if source == "none":
+        return None, None
+    if source == GIVEN:
+        raise CalibrationError(
+            "This recipe was run on token ids given in Python, which it does not hold. Give a "
+            "calibration source, or the same ids as tokens_ST."
+        )
+    tokenizer, length = needed(tokenizer), window_length(model, length)
+    if source == "self":
+        say(f"the model writes {samples} × {length} tokens of calibration text")
+        ids_ST, protocol = generate(model, tokenizer, samples=samples, length=length, seed=seed)
+    else:
+        ids_ST, protocol = sample_windows(
+            read_documents(source, "calibration", data_dir),
+            lambda text: tokenize(tokenizer, text),
+            samples=samples,
+            length=length,
+            seed=seed,
+        )
+    say(f"calibration: {protocol}")
+    return checked(ids_ST, model), protocol
+
+
+def given_tokens(ids_ST: Any, model: PreTrainedModel) -> tuple[Tensor, Protocol]:
+    """Token ids that came in Python, checked."""
+    if not isinstance(ids_ST, Tensor) or ids_ST.ndim != 2 or ids_ST.is_floating_point():
+        shape = tuple(ids_ST.shape) if isinstance(ids_ST, Tensor) else ""
+        kind = f"{ids_ST.dtype} " if isinstance(ids_ST, Tensor) else ""
+        raise CalibrationError(
+            "tokens_ST is an integer tensor of token ids, (samples, tokens); got "
+            f"{type(ids_ST).__name__} {kind}{shape}."
+        )
+    samples, length = ids_ST.shape
+    if samples < 1 or length < 2:
+        raise CalibrationError(
+            f"tokens_ST needs at least one sample of two tokens; got {samples} × {length}."
+        )
+    ids_ST = checked(ids_ST.to(torch.int64), model)
+    return ids_ST, Protocol("tokens given", samples, length, 0, 0, 0, False, digest(ids_ST))
+
+
+def checked(ids: Tensor, model: PreTrainedModel) -> Tensor:
+    """The same ids, if the model has an embedding for each."""
+    table: Any = model.get_input_embeddings()
+    rows = int(table.weight.shape[0])
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= rows:
+        raise CalibrationError(
+            f"Token id {low if low < 0 else high} is outside of the model's {rows} embeddings: the "
+            "tokenizer does not belong to this model. Use the one that came with it."
+        )
+    return ids
+
+
+def tokenize(tokenizer: Any, text: str) -> list[int]:
+    """A whole text, with whatever special tokens the tokenizer adds; never truncated."""
+    ids: list[int] = tokenizer(text, truncation=False, verbose=False).input_ids
+    return ids
+
+
+def window_length(model: PreTrainedModel, length: int | None) -> int:
+    """Tokens per window: as asked, else 2048 or the model's context where that is shorter."""
+    limit = context_length(model)
+    if length is None:
+        return min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
+    if limit is not None and length > limit:
+        raise InputError(f"--length {length} is more than the model's context of {limit} tokens.")
+    return length
+
+
+def needed(tokenizer: Any) -> Any:
+    """The tokenizer, or an error if there is none."""
+    if tokenizer is None:
+        raise InputError("A model in memory needs tokenizer=…, or tokens_ST=… of token ids.")
+    return tokenizer
