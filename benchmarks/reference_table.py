@@ -17,14 +17,13 @@ import torch
 import prunus
 from prunus.checkpoint import load_model, load_tokenizer
 
-RUNS = [
-    ("magnitude", {}),
-    ("ri", {}),
-    ("wanda", {}),
-    ("ria", {}),
-    ("dass", {}),
-]
+METHODS = (
+    *("magnitude", "ri", "wanda", "ria", "dass"),
+    *("sparsegpt", "mrp-sm", "mrp-ms", "mrp-mm"),
+)
 PATTERNS = [{"sparsity": 0.5}, {"pattern": "2:4"}, {"pattern": "4:8"}]
+NM_ALONE = ("mrp-ms", "mrp-mm")
+RUNS = [(m, p) for m in METHODS for p in PATTERNS if m not in NM_ALONE or "pattern" in p]
 ALSO = [  # readings that the papers leave open, at 50 %
     ("ria", {"pattern": "row"}),
     ("wanda", {"pattern": "layer"}),
@@ -45,6 +44,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--only", nargs="*", help="methods to run; default: all")
+    parser.add_argument("--pattern", nargs="*", help="50%%, 2:4, 4:8; default: all")
     parser.add_argument("--also", action="store_true", help="the readings the papers leave open")
     given = parser.parse_args()
 
@@ -55,9 +55,10 @@ def main() -> None:
         "| method | pattern | sparsity | perplexity | prune s |\n|---|---|---|---|---|", flush=True
     )
     row("dense", "", 0, measure(model, tokenizer, given), 0)
-    runs = [(m, {**f, **p}) for m, f in RUNS for p in PATTERNS] if not given.also else ALSO
-    for method, fields in runs:
+    for method, fields in ALSO if given.also else RUNS:
         if given.only and method not in given.only:
+            continue
+        if given.pattern and fields.get("pattern", "50%") not in given.pattern:
             continue
         model.load_state_dict(dense)
         begun = time.perf_counter()
