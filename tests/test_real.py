@@ -34,6 +34,21 @@ def test_a_gguf_becomes_a_pruned_checkpoint_that_plain_transformers_loads(smollm
     assert torch.equal(ids, load_tokenizer(smollm2)(text, return_tensors="pt").input_ids)
 
 
+def test_the_demo_runs_and_leaves_a_sound_checkpoint(smollm2, tmp_path):
+    output = tmp_path / "demo"
+    small = ["--samples", "1", "--length", "64", "--windows", "2", "--json"]
+    command = [sys.executable, "-m", "prunus", "demo", "--output", str(output), *small]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    found = {(row["method"], row["pattern"]): row["perplexity"] for row in said["rows"]}
+    assert len(found) == 7
+    assert found["dense", ""] < min(v for key, v in found.items() if key[0] != "dense")
+    assert found["wanda", "50 %"] < found["magnitude", "50 %"]
+    assert said["best"] in ("wanda", "ria")
+    assert prunus.verify(output, reload=False).ok
+
+
 def test_dense_wikitext2_perplexity_is_the_known_one(smollm2, data):
     """19.23: the value of an independent implementation, to its last digit."""
     model, tokenizer = load_model(smollm2), load_tokenizer(smollm2)

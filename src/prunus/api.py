@@ -91,17 +91,7 @@ def prune(
             part when it comes.
     """
     observer = observer or Silent()
-    recipe = _recipe(recipe, fields)
-    pruner, sparsity = recipe.build()
-    source = recipe.calibration or ("builtin" if pruner.needs else "none")
-    if tokens_ST is not None:
-        source = GIVEN
-    recipe = recipe.model_copy(update={"sparsity": sparsity, "calibration": source})
-    if pruner.needs and source == "none":
-        raise CalibrationError(
-            f"{recipe.method} reads activations ({METHODS[recipe.method].needs}), so it needs "
-            "calibration text. Give a source, or use magnitude or ri."
-        )
+    recipe, pruner = _resolved(recipe, fields, tokens_ST is not None)
     pick_device(recipe.device)  # raises before the model is loaded
     if output is not None:
         output = Path(output).expanduser()
@@ -109,7 +99,8 @@ def prune(
     name = str(model)
     if isinstance(model, str | Path):
         observer.say(f"loading {model}")
-        if tokenizer is None and (source not in ("none", GIVEN) or output is not None):
+        reads_text = recipe.calibration not in ("none", GIVEN)
+        if tokenizer is None and (reads_text or output is not None):
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         model = load_model(model, dtype=recipe.dtype, trust_remote_code=trust_remote_code)
     else:
@@ -126,6 +117,23 @@ def prune(
         return Result(model, report, None, None)
     verification = write(output, model, tokenizer, recipe, report, observer, trust_remote_code)
     return Result(model, report, output, verification)
+
+
+def _resolved(
+    recipe: Recipe | str | Path | None, fields: dict[str, Any], tokens_given: bool
+) -> tuple[Recipe, BlockPruner]:
+    """The recipe with its defaults filled in, and the pruner that it spells."""
+    recipe = _recipe(recipe, fields)
+    pruner, sparsity = recipe.build()
+    source = recipe.calibration or ("builtin" if pruner.needs else "none")
+    if tokens_given:
+        source = GIVEN
+    if pruner.needs and source == "none":
+        raise CalibrationError(
+            f"{recipe.method} reads activations ({METHODS[recipe.method].needs}), so it needs "
+            "calibration text. Give a source, or use magnitude or ri."
+        )
+    return recipe.model_copy(update={"sparsity": sparsity, "calibration": source}), pruner
 
 
 def _run(

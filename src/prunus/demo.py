@@ -47,9 +47,7 @@ def demo(
         shown = pattern or "50 %"
         say(f"[{number}/{len(runs)}] {method} at {shown}: pruning 210 layers, block by block …")
         model.load_state_dict(dense_weights)
-        recipe = Recipe.of(
-            method=method, pattern=pattern, samples=samples, length=length, dtype="float32"
-        )
+        recipe = Recipe.of(method=method, pattern=pattern, samples=samples, length=length)
         report = prune(model, recipe, tokenizer=tokenizer, observer=Steps()).report
         perplexity = score(model, tokenizer, length, windows)
         row = {
