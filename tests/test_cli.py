@@ -35,7 +35,7 @@ def test_prune_says_what_it_did(pruned):
     output, result = pruned
     assert "50.00% of 21 layers are zero" in result.stdout
     assert "as large and as fast as the dense model" in result.stdout
-    assert "calibration: builtin (calibration half): 2 windows of 64 tokens" in result.stderr
+    assert "calibration: builtin (calibration part): 2 windows of 64 tokens" in result.stderr
     assert "layers.2.mlp.down_proj: sparsity 0.500 error 0." in result.stderr
     assert (output / "model.safetensors").exists()
 

@@ -72,7 +72,7 @@ def test_evaluate_scores_the_trained_models_far_below_random(family):
     model, tokenizer = load_tiny(family)
     found = prunus.evaluate(model, "builtin", tokenizer=tokenizer, length=128, windows=20)
     assert found.perplexity < 40
-    assert found.source == "builtin (evaluation half)"
+    assert found.source == "builtin (evaluation part)"
 
 
 def test_evaluate_refuses_what_it_cannot_do(tiny_llama):

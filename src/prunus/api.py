@@ -225,7 +225,7 @@ def evaluate(
 
     Args:
         model: a folder, hub id or GGUF, or a model in memory.
-        text: a SOURCE: a file, a folder, c4, wikitext2, ptb, lambada, or builtin's held-out half.
+        text: a SOURCE: a file, a folder, c4, wikitext2, ptb, lambada, or builtin's held-out part.
         length: tokens per window; None: 2048, or the model's context where that is shorter.
         windows: how many to score; None: all.
         tokenizer: of a model in memory; a path brings its own.

@@ -98,7 +98,7 @@ class Steps(Silent):
 
 
 def score(model: PreTrainedModel, tokenizer: Any, length: int, windows: int) -> float:
-    """Perplexity on the held-out half of the builtin text."""
+    """Perplexity on the held-out part of the builtin text."""
     found = evaluate(model, "builtin", tokenizer=tokenizer, length=length, windows=windows)
     return found.perplexity
 

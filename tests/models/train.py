@@ -216,7 +216,7 @@ FAMILIES = {
 
 
 def split_topics() -> tuple[list[str], list[str]]:
-    """Training and held-out texts: the halves of prunus's own ``builtin`` source."""
+    """Training and held-out texts: the parts of prunus's own ``builtin`` source."""
     training = read_documents("builtin", "calibration")
     return training.texts, read_documents("builtin", "evaluation").texts
 

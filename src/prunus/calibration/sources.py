@@ -178,7 +178,7 @@ def _builtin(split: Split) -> Documents:
     texts.sort()
     held_out = set(texts[::5])
     chosen = [text for text in texts if (text in held_out) == (split == "evaluation")]
-    return Documents(f"builtin ({split} half)", chosen)
+    return Documents(f"builtin ({split} part)", chosen)
 
 
 def _from_path(source: str, path: Path) -> Documents:
