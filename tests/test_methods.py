@@ -167,6 +167,14 @@ def test_a_recipe_survives_yaml_and_refuses_what_it_does_not_know(tmp_path):
         Recipe.read(file)
 
 
+def test_a_recipe_can_be_written_before_its_sparsity_is_known():
+    assert "sparsity" not in Recipe.of(method="ria", pattern="2:4").to_yaml("m")
+
+
+def test_mrp_ss_is_sparsegpt_as_the_paper_says():
+    assert build_method("mrp-ss") == build_method("sparsegpt")
+
+
 def test_nm_brings_its_own_sparsity_and_everything_else_half():
     assert Recipe.of(method="ria", pattern="1:4").build()[1] == 0.75
     assert Recipe.of(method="ria").build()[1] == 0.5

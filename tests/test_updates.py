@@ -220,3 +220,12 @@ def test_poor_grams_give_finite_weights_and_exact_sparsity(pruner, case, dtype):
     assert pruned.weight_OI.isfinite().all()
     assert int((~pruned.mask_OI).sum()) == 12 * 32 // 2
     assert (pruned.weight_OI[~pruned.mask_OI] == 0).all()
+
+
+def test_a_gap_that_cannot_be_certified_is_null_not_infinite(monkeypatch):
+    """The report is JSON: an infinity in a note would lose the whole run when it is written."""
+    weight_OI, stats, _ = problem()
+    mask_OI = Unstructured("row").mask(weight_OI.abs(), 0.5)
+    monkeypatch.setattr("prunus.updates.least_squares.certificate", lambda *_: float("inf"))
+    _, notes = LeastSquares(iterations=2).solve(weight_OI, mask_OI, stats)
+    assert notes == {"direct_after_iterations": 2, "gap": None}

@@ -222,11 +222,11 @@ def new_folder(output: str | Path) -> Iterator[Path]:
         CheckpointError: ``output`` exists, or cannot be made.
     """
     output = Path(output)
-    check_output(output)
+    _refuse_existing(output)
     folder = _temporary(output)
     try:
         yield folder
-        check_output(output)
+        _refuse_existing(output)
         folder.rename(output)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{output} could not be written: {error}.") from error
@@ -237,11 +237,18 @@ def new_folder(output: str | Path) -> Iterator[Path]:
 def check_output(output: str | Path) -> None:
     """Raise CheckpointError if ``output`` exists or cannot be made: before the work, not after."""
     output = Path(output)
+    _refuse_existing(output)
+    try:  # rehearse in the nearest folder that is there
+        near = next(folder for folder in output.absolute().parents if folder.exists())
+        Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=near)).rmdir()
+    except OSError as error:
+        raise CheckpointError(f"{output} cannot be written: {error}.") from None
+
+
+def _refuse_existing(output: Path) -> None:
+    """Nothing is ever overwritten."""
     try:
         exists = os.path.lexists(output)
-        if not exists:  # rehearse in the nearest folder that is there
-            near = next(folder for folder in output.absolute().parents if folder.exists())
-            Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=near)).rmdir()
     except OSError as error:
         raise CheckpointError(f"{output} cannot be written: {error}.") from None
     if exists:

@@ -93,6 +93,11 @@ class Damped:
         raise NumericalError("The Gram matrix cannot be factorised at any damp.")
 
     @cached_property
+    def inverse_diagonal_I(self) -> Tensor:
+        """The diagonal of ``H⁻¹``."""
+        return self.upper_II.square().sum(0)
+
+    @cached_property
     def inverse_II(self) -> Tensor:
         """``H⁻¹``."""
         return self.upper_II.T @ self.upper_II

@@ -43,12 +43,23 @@ def _scored(score: Score, group: Unstructured) -> Callable[[Pattern | None], Blo
     return lambda pattern: EachLayer(Compose(score, pattern or group))
 
 
+def _sparsegpt(pattern: Pattern | None) -> BlockPruner:
+    return EachLayer(SparseGPT(pattern or Unstructured("layer")))
+
+
 def _mrp(mask: Literal["S", "M"], compensation: Literal["S", "M"]) -> Method:
     own = NM(2, 4) if mask == "M" else Unstructured("layer")  # mask M is for N:M alone
+    if mask == compensation == "S":  # "SS is just SparseGPT" (section 4.3.1)
+        build = _sparsegpt
+    else:
+
+        def build(pattern: Pattern | None) -> BlockPruner:
+            return EachLayer(MRP(pattern or own, mask, compensation))
+
     return Method(
         paper="Zhao et al. 2024, Pruning Foundation Models for High Accuracy without Retraining",
         url="https://arxiv.org/abs/2410.15567",
-        build=lambda pattern: EachLayer(MRP(pattern or own, mask, compensation)),
+        build=build,
         differs=f"No code by the authors exists. Mask {mask}, compensation {compensation}; "
         "conjugate gradients with a certified gap for the optimum of eq. 11.",
     )
@@ -97,7 +108,7 @@ METHODS: Mapping[str, Method] = {
     "sparsegpt": Method(
         paper="Frantar & Alistarh 2023 (ICML), SparseGPT",
         url="https://arxiv.org/abs/2301.00774",
-        build=lambda pattern: EachLayer(SparseGPT(pattern or Unstructured("layer"))),
+        build=_sparsegpt,
         differs="The count is exact (theirs removes at least one weight more per column block); "
         "weights of dead inputs go first, within the sparsity.",
     ),

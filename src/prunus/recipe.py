@@ -107,7 +107,7 @@ class Recipe(BaseModel):
         """The file that is written beside the checkpoint."""
         fields = {"model": model, **self.model_dump(exclude_none=True)}
         if self.pattern is not None and ":" in self.pattern:
-            del fields["sparsity"]  # N:M says it
+            fields.pop("sparsity", None)  # N:M says it
         return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
     def build(self) -> tuple[BlockPruner, float]:

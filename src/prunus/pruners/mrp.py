@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..stats import Statistics
 from ..types import Needs, Pattern, Pruned
 from ..updates.least_squares import LeastSquares
 from ..updates.sparsegpt import sweep
-from .sparsegpt import block_sparsity, whole_groups
+from .sparsegpt import by_score, whole_groups
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,13 @@ class MRP:
     def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: float) -> Pruned:
         system = stats[Gram].damped(self.damp)
         weight_OI = weight_OI.float()
-        outputs, inputs = weight_OI.shape
+        inputs = weight_OI.shape[1]
         block = min(whole_groups(self.pattern, self.block_size or inputs), inputs)
-        score = OBS(self.diagonal, self.damp)
-
-        def decide(lo: int, hi: int, weight_OB: Tensor) -> Tensor:
-            if self.mask == "M" and isinstance(self.pattern, NM):
-                return best_subsets(weight_OB, system, self.pattern, lo)
-            score_OB = score.scored(weight_OB, system, slice(lo, hi))
-            share = block_sparsity(self.pattern, sparsity, outputs, lo, hi)
-            return self.pattern.mask(score_OB, share)
-
+        decide = (
+            by_score(OBS(self.diagonal, self.damp), system, self.pattern, sparsity)
+            if self.mask == "S"
+            else partial(best_subsets, system, cast(NM, self.pattern))  # see __post_init__
+        )
         if self.compensation == "S":
             new_OI, mask_OI = sweep(
                 weight_OI, system.upper_II, decide, block_size=block, step=self.pattern.group_size
@@ -99,17 +96,17 @@ class MRP:
         return Pruned(new_OI, mask_OI, notes=notes)
 
 
-def best_subsets(weight_OB: Tensor, system: Damped, pattern: NM, lo: int) -> Tensor:
-    """Mask M: per row and group, remove the subset P with the least ``½ w_P (H⁻¹_PP)⁻¹ w_Pᵀ``.
+def best_subsets(system: Damped, pattern: NM, lo: int, hi: int, weight_OB: Tensor) -> Tensor:
+    """Mask M of columns lo to hi − 1: per row and group, the cheapest subset P goes.
 
-    Equation (12) within each group, groups apart. Inverses in float64, once per group and subset.
+    Its cost is ``½ w_P (H⁻¹_PP)⁻¹ w_Pᵀ``: equation (12) within each group, groups apart. Inverses
+    in float64, once per group and subset.
     """
     outputs, width = weight_OB.shape
     removed_per_group = pattern.of - pattern.keep
-    keep_OB = torch.ones_like(weight_OB, dtype=torch.bool)
     if not removed_per_group:
-        return keep_OB
-    start = torch.arange(lo, lo + width, pattern.of, device=weight_OB.device)
+        return torch.ones_like(weight_OB, dtype=torch.bool)
+    start = torch.arange(lo, hi, pattern.of, device=weight_OB.device)
     weight_OGM = weight_OB.reshape(outputs, -1, pattern.of)
     least_OG = torch.full(weight_OGM.shape[:2], float("inf"), device=weight_OB.device)
     best_OG = torch.zeros_like(least_OG, dtype=torch.int64)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
 from torch import Tensor
 
-from ..gram import Gram
+from ..gram import Damped, Gram
 from ..patterns import Unstructured, removed
 from ..scores import OBS
 from ..stats import Statistics
@@ -42,23 +43,26 @@ class SparseGPT:
 
     def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: float) -> Pruned:
         system = stats[Gram].damped(self.damp)
-        score = OBS("trailing", self.damp)
-        outputs, inputs = weight_OI.shape
-
-        def decide(lo: int, hi: int, weight_OB: Tensor) -> Tensor:
-            score_OB = score.scored(weight_OB, system, slice(lo, hi))
-            share = block_sparsity(self.pattern, sparsity, outputs, lo, hi)
-            return self.pattern.mask(score_OB, share)
-
-        width = whole_groups(self.pattern, self.block_size)
         new_OI, mask_OI = sweep(
             weight_OI,
             system.upper_II,
-            decide,
-            block_size=min(width, inputs),
+            by_score(OBS("trailing", self.damp), system, self.pattern, sparsity),
+            block_size=min(whole_groups(self.pattern, self.block_size), weight_OI.shape[1]),
             step=self.pattern.group_size,
         )
         return Pruned(new_OI, mask_OI, notes=system.notes(self.damp))
+
+
+def by_score(
+    score: OBS, system: Damped, pattern: Pattern, sparsity: float
+) -> Callable[[int, int, Tensor], Tensor]:
+    """``(lo, hi, weight_OB) → mask_OB``: the pattern's mask of the columns' OBS scores."""
+
+    def decide(lo: int, hi: int, weight_OB: Tensor) -> Tensor:
+        score_OB = score.scored(weight_OB, system, slice(lo, hi))
+        return pattern.mask(score_OB, block_sparsity(pattern, sparsity, len(weight_OB), lo, hi))
+
+    return decide
 
 
 def whole_groups(pattern: Pattern, block_size: int) -> int:

@@ -40,10 +40,9 @@ class OBS:
 
     def scored(self, weight_OB: Tensor, system: Damped, columns: slice = slice(None)) -> Tensor:
         """The score of some columns, from their weights as they are now."""
-        upper_II = system.upper_II
         if self.diagonal == "full":
-            inverse_I = upper_II.square().sum(0)  # the diagonal of UᵀU
+            inverse_I = system.inverse_diagonal_I
         else:
-            inverse_I = upper_II.diagonal().square()
+            inverse_I = system.upper_II.diagonal().square()
         score_OB = weight_OB.float().square() / (2 * inverse_I[columns])
         return score_OB.masked_fill(system.dead_I[columns], 0)

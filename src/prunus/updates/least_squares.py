@@ -16,6 +16,7 @@ computed from the iterate alone: one product with H and one with U. (The true ga
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -75,7 +76,8 @@ class LeastSquares:
                 return new_OI, {**notes, "gap": gap, "iterations": iterations}
             notes["direct_after_iterations"] = iterations
         new_OI = direct(weight_OI, mask_OI, system)
-        return new_OI, {**notes, "gap": certificate(new_OI, weight_OI, mask_OI, system)}
+        gap = certificate(new_OI, weight_OI, mask_OI, system)
+        return new_OI, {**notes, "gap": gap if isfinite(gap) else None}  # JSON has no infinity
 
 
 def conjugate_gradients(
