@@ -21,9 +21,7 @@ METHODS = (
     *("magnitude", "ri", "wanda", "ria", "dass"),
     *("sparsegpt", "mrp-sm", "mrp-ms", "mrp-mm"),
 )
-PATTERNS = [{"sparsity": 0.5}, {"pattern": "2:4"}, {"pattern": "4:8"}]
 NM_ALONE = ("mrp-ms", "mrp-mm")
-RUNS = [(m, p) for m in METHODS for p in PATTERNS if m not in NM_ALONE or "pattern" in p]
 ALSO = [  # readings that the papers leave open, at 50 %
     ("ria", {"pattern": "row"}),
     ("wanda", {"pattern": "layer"}),
@@ -43,8 +41,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--only", nargs="*", help="methods to run; default: all")
-    parser.add_argument("--pattern", nargs="*", help="50%%, 2:4, 4:8; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=METHODS, help="methods to run")
+    parser.add_argument(
+        "--pattern", nargs="*", default=["50%", "2:4", "4:8"], help="such as 60%% or 1:4"
+    )
+    parser.add_argument("--field", nargs="*", default=[], help="recipe fields: refine=swaps")
     parser.add_argument("--also", action="store_true", help="the readings the papers leave open")
     given = parser.parse_args()
 
@@ -55,11 +57,8 @@ def main() -> None:
         "| method | pattern | sparsity | perplexity | prune s |\n|---|---|---|---|---|", flush=True
     )
     row("dense", "", 0, measure(model, tokenizer, given), 0)
-    for method, fields in ALSO if given.also else RUNS:
-        if given.only and method not in given.only:
-            continue
-        if given.pattern and fields.get("pattern", "50%") not in given.pattern:
-            continue
+    fixed = dict(item.split("=", 1) for item in given.field)
+    for method, fields in ALSO if given.also else runs(given):
         model.load_state_dict(dense)
         begun = time.perf_counter()
         source = "none" if method in DATA_FREE else given.calibration
@@ -70,17 +69,27 @@ def main() -> None:
             calibration=source,
             samples=given.samples,
             length=given.length,
+            seed=given.seed,
             **fields,
+            **fixed,
         )
         seconds = time.perf_counter() - begun
-        name = " ".join(
-            [
-                fields.get("pattern") or "50 %",
-                *(["mlp only"] if fields.get("mlp_only") else []),
-                *[f"{k}={v}" for k, v in fields.get("settings", {}).items()],
-            ]
-        )
+        shown = {**fields, **fields.get("settings", {}), **fixed}
+        shown.pop("settings", None)
+        name = " ".join(f"{key}={value}" for key, value in shown.items())
         row(method, name, result.report.sparsity, measure(model, tokenizer, given), seconds)
+
+
+def runs(given: argparse.Namespace) -> list[tuple[str, dict[str, object]]]:
+    """Each method with each pattern that it takes."""
+    wanted = []
+    for method in given.only:
+        for text in given.pattern:
+            if text.endswith("%") and method not in NM_ALONE:
+                wanted.append((method, {"sparsity": float(text[:-1]) / 100}))
+            elif not text.endswith("%"):
+                wanted.append((method, {"pattern": text}))
+    return wanted
 
 
 def measure(model: torch.nn.Module, tokenizer: object, given: argparse.Namespace) -> float:

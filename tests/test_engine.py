@@ -1,5 +1,7 @@
 """The loop against a literal re-implementation, and its promises when things go wrong."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
@@ -23,11 +25,15 @@ def linears(block):
 
 
 @torch.no_grad()
-def literal_wanda(model, blocks, sparsity=0.5):
-    """Wanda by whole forwards of the whole model: block by block, dense block on pruned inputs."""
-    for block in blocks:
+def literal_wanda(model, blocks, stages=("",), sparsity=0.5):
+    """Wanda by whole forwards of the whole model: block by block, dense block on pruned inputs.
+
+    Or stage by stage, the layers whose names have one of the stage's letters at the end.
+    """
+    for block, stage in product(blocks, stages):
         norms, handles = {}, []
-        for name, module in linears(block).items():
+        of_stage = {n: m for n, m in linears(block).items() if n.endswith(stage)}
+        for name, module in of_stage.items():
 
             def add(_, args, name=name, norms=norms):
                 squares_I = args[0].double().flatten(0, -2).square().sum(0)
@@ -38,7 +44,7 @@ def literal_wanda(model, blocks, sparsity=0.5):
             model(input_ids=ids_T[None])
         for handle in handles:
             handle.remove()
-        for name, module in linears(block).items():
+        for name, module in of_stage.items():
             score_OI = module.weight.double().abs() * norms[name].sqrt()
             for row, scores in enumerate(score_OI.tolist()):
                 order = sorted(range(len(scores)), key=lambda j: (scores[j], j))
@@ -64,6 +70,21 @@ def test_wanda_equals_the_literal_loop_over_whole_forwards(family):
     pruned_by_prunus(ours)
     for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_true_sequential_equals_the_literal_loop_site_by_site():
+    ours, _ = load_tiny("llama")
+    theirs, _ = load_tiny("llama")
+    stages = (("q_proj", "k_proj", "v_proj"), "o_proj", ("gate_proj", "up_proj"), "down_proj")
+    literal_wanda(theirs, theirs.model.layers, stages)
+    result = prunus.prune(ours, method="wanda", true_sequential=True, tokens_ST=IDS)
+    assert len(result.report.layers) == 3 * 7
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    plain, _ = load_tiny("llama")
+    prunus.prune(plain, method="wanda", tokens_ST=IDS)
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert not torch.equal(plain.get_parameter(name), ours.get_parameter(name))
 
 
 def test_the_reported_error_is_that_of_the_layers_output(tiny_llama):

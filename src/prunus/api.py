@@ -162,6 +162,7 @@ def _run(
         plan,
         device=pick_device(recipe.device),
         observer=observer,
+        true_sequential=recipe.true_sequential,
     )
     return PruningReport(
         model=name,

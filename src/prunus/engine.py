@@ -109,6 +109,7 @@ def prune_blocks(
     *,
     device: torch.device,
     observer: Observer,
+    true_sequential: bool = False,
 ) -> list[LayerReport]:
     """Prune the planned layers in place, each block on the outputs of the pruned ones before it.
 
@@ -119,6 +120,9 @@ def prune_blocks(
         plan: sparsity per layer name.
         device: where a block and its statistics live while it is pruned.
         observer: told of every step.
+        true_sequential: gather the statistics of every site after the sites before it have been
+            pruned, not once from the dense block. (GPTQ's word; the papers here use the dense
+            block.)
 
     Raises:
         NumericalError: NaN or inf in an activation or in a new weight.
@@ -131,18 +135,28 @@ def prune_blocks(
     for block in blocks[: last + 1]:
         home = next(block.module.parameters()).device
         block.module.to(device)
-        stats: Mapping[str, Statistics] = _Weightless(device)
-        if recording is not None and block.planned(plan):
-            observer.block(block.index, len(blocks), block.name, "record")
-            stats = _gather(block, recording, pruner.needs, device, observer)
-        observer.block(block.index, len(blocks), block.name, "prune")
-        reports += _prune(block, stats, pruner, plan, observer)
+        for stage in _stages(block, plan, true_sequential):
+            stats: Mapping[str, Statistics] = _Weightless(device)
+            if recording is not None:
+                observer.block(block.index, len(blocks), block.name, "record")
+                stats = _gather(block, recording, pruner.needs, device, observer)
+            observer.block(block.index, len(blocks), block.name, "prune")
+            reports += _prune(block, stats, pruner, stage, observer)
         if recording is not None and block.index < last:
             observer.block(block.index, len(blocks), block.name, "advance")
             recording.advance(block.index, block.module, device, observer.sample)
         block.module.to(home)
     observer.done()
     return reports
+
+
+def _stages(block: Block, plan: Plan, true_sequential: bool) -> list[Plan]:
+    """The plan of the block's layers, whole or site by site: one gathering of statistics each."""
+    layers = block.planned(plan)
+    if not true_sequential:
+        return [{layer.name: plan[layer.name] for layer in layers}] if layers else []
+    sites = dict.fromkeys(layer.site for layer in layers)
+    return [{layer.name: plan[layer.name] for layer in layers if layer.site == s} for s in sites]
 
 
 class _Weightless(dict[str, Statistics]):

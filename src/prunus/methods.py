@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 from .errors import InputError, UnknownNameError
 from .patterns import NM, Unstructured
 from .pruners import MRP, Compose, DaSS, EachLayer, SparseGPT
+from .refinements import Swaps
 from .scores import RIA, Magnitude, RelativeImportance, Wanda
 from .types import BlockPruner, LayerPruner, Pattern, Score, Update
 from .updates import Keep, LeastSquares, SparseGPTSweep
@@ -71,6 +73,8 @@ UPDATES: Mapping[str, Update] = {
     "least-squares": LeastSquares(),
 }
 
+REFINEMENTS = ("none", "swaps")
+
 METHODS: Mapping[str, Method] = {
     "magnitude": Method(
         paper="Han et al. 2015, Learning both Weights and Connections",
@@ -124,8 +128,9 @@ def build_method(
     pattern: Pattern | None = None,
     settings: Mapping[str, Any] | None = None,
     update: str | None = None,
+    refine: str | None = None,
 ) -> BlockPruner:
-    """The pruner of a row, with another update and some of its fields set otherwise.
+    """The pruner of a row, with another update, a refinement, and some fields set otherwise.
 
     >>> build_method("ria", settings={"score.power": 0.4})
 
@@ -137,7 +142,9 @@ def build_method(
         raise UnknownNameError("method", name, METHODS)
     pruner = METHODS[name].build(pattern)
     if update is not None:
-        pruner = _with_update(name, pruner, update)
+        pruner = _on_parts(name, pruner, partial(_updated, name, update))
+    if refine is not None:
+        pruner = _on_parts(name, pruner, partial(_refined, refine))
     for path, value in (settings or {}).items():
         if isinstance(pruner, EachLayer):
             pruner = EachLayer(_set(pruner.pruner, path, path.split("."), value))
@@ -146,24 +153,37 @@ def build_method(
     return pruner
 
 
-def _with_update(name: str, pruner: BlockPruner, update: str) -> BlockPruner:
-    """Every score with every update: on each Compose that the pruner is made of."""
+def _on_parts(
+    name: str, pruner: BlockPruner, change: Callable[[LayerPruner], LayerPruner]
+) -> BlockPruner:
+    """Every LayerPruner that the pruner is made of, changed."""
+    if isinstance(pruner, EachLayer):
+        return EachLayer(change(pruner.pruner))
+    if isinstance(pruner, DaSS):
+        return DaSS(cast(Compose, change(pruner.gate_up)), cast(Compose, change(pruner.rest)))
+    raise InputError(f"{name} prunes whole blocks by its own rule; no update or refinement fits.")
+
+
+def _updated(name: str, update: str, part: LayerPruner) -> LayerPruner:
     if update not in UPDATES:
         raise UnknownNameError("update", update, UPDATES)
+    if not isinstance(part, Compose):
+        raise InputError(
+            f"{name} chooses weights and updates them together, so --update does not apply. "
+            "Use it with magnitude, ri, wanda, ria or dass."
+        )
+    return replace(part, update=UPDATES[update])
 
-    def updated(part: LayerPruner) -> Compose:
-        if not isinstance(part, Compose):
-            raise InputError(
-                f"{name} chooses weights and updates them together, so --update does not apply. "
-                "Use it with magnitude, ri, wanda, ria or dass."
-            )
-        return replace(part, update=UPDATES[update])
 
-    if isinstance(pruner, EachLayer):
-        return EachLayer(updated(pruner.pruner))
-    if isinstance(pruner, DaSS):
-        return DaSS(updated(pruner.gate_up), updated(pruner.rest))
-    raise InputError(f"{name} prunes whole blocks by its own rule; --update does not apply.")
+def _refined(refine: str, part: LayerPruner) -> LayerPruner:
+    """Exchanges against the values that the kept weights will have."""
+    if refine not in REFINEMENTS:
+        raise UnknownNameError("refinement", refine, REFINEMENTS)
+    if refine == "none":
+        return part
+    stay = isinstance(part, Compose) and isinstance(part.update, Keep)
+    swaps = Swaps("dense" if stay else "compensated")
+    return replace(cast(Compose | SparseGPT | MRP, part), refinement=swaps)
 
 
 def _set(part: Any, path: str, names: list[str], value: Any) -> Any:

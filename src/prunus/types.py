@@ -68,7 +68,9 @@ class Refinement(Protocol):
 
     def __call__(
         self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics, pattern: Pattern
-    ) -> Tensor: ...
+    ) -> tuple[Tensor, Mapping[str, Any]]:
+        """The mask, and notes for the report."""
+        ...
 
 
 class Update(Protocol):

@@ -125,11 +125,16 @@ class PruningBar:
         if step == "record":
             self._log()
             self._bars.update(self._task, now=escape(f"record {name}"))
-        self._bars.update(self._task, completed=self._at)
+        self._move(self._at)
 
     def sample(self, done: int, total: int) -> None:
         """A sample is through; it has its share of the block's time."""
-        self._bars.update(self._task, completed=self._at + self._share * done / total)
+        self._move(self._at + self._share * done / total)
+
+    def _move(self, completed: float) -> None:
+        """Forward only: --true-sequential records a block again and again."""
+        completed = max(completed, self._bars.tasks[self._task].completed)
+        self._bars.update(self._task, completed=completed)
 
     def layer(self, report: LayerReport) -> None:
         """A layer is done."""

@@ -18,6 +18,8 @@ EXAMPLES = """
 
 `prunus prune model.gguf --method dass --mlp-only --calibration text.jsonl --output pruned`
 
+`prunus prune ./model --method mrp-sm --refine swaps --output best` (the lowest loss, slower)
+
 `prunus prune ./model --recipe pruned/recipe.yaml --seed 1 --output again`
 """
 
@@ -37,6 +39,17 @@ def run(
     update: Annotated[
         str | None,
         typer.Option(help="keep, sparsegpt or least-squares: new values for the kept weights."),
+    ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(help="none or swaps: exchange kept and pruned weights while it helps."),
+    ] = None,
+    true_sequential: Annotated[
+        bool | None,
+        typer.Option(
+            "--true-sequential/--no-true-sequential",
+            help="Gather statistics anew after q/k/v, o, gate/up, down: slower.",
+        ),
     ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the method: score.power=0.4")
@@ -84,6 +97,8 @@ def run(
         "sparsity": sparsity,
         "pattern": pattern,
         "update": update,
+        "refine": refine,
+        "true_sequential": true_sequential,
         "mlp_only": mlp_only,
         "skip_blocks": skip_blocks,
         "calibration": calibration,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from ..errors import InputError
 from ..stats import Statistics
 from ..types import Needs, Pattern, Permutation, Pruned, Refinement, ReportingUpdate, Score, Update
 from ..updates.keep import Keep
@@ -24,6 +26,10 @@ class Compose:
     permutation: Permutation | None = None
     refinement: Refinement | None = None
     update: Update = Keep()
+
+    def __post_init__(self) -> None:
+        if self.permutation is not None and self.refinement is not None:
+            raise InputError("A permutation and a refinement cannot be combined yet; leave one.")
 
     @property
     def needs(self) -> Needs:
@@ -47,9 +53,11 @@ class Compose:
         else:
             order_I = self.permutation(score_OI, self.pattern, sparsity)
             mask_OI = self.pattern.mask(score_OI[:, order_I], sparsity)[:, order_I.argsort()]
+        notes: dict[str, Any] = {}
         if self.refinement is not None:
-            mask_OI = self.refinement(weight_OI, mask_OI, stats, self.pattern)
+            mask_OI, refined = self.refinement(weight_OI, mask_OI, stats, self.pattern)
+            notes.update(refined)
         if isinstance(self.update, ReportingUpdate):
-            new_OI, notes = self.update.solve(weight_OI, mask_OI, stats)
-            return Pruned(new_OI, mask_OI, order_I, notes)
-        return Pruned(self.update(weight_OI, mask_OI, stats), mask_OI, order_I)
+            new_OI, updated = self.update.solve(weight_OI, mask_OI, stats)
+            return Pruned(new_OI, mask_OI, order_I, {**notes, **updated})
+        return Pruned(self.update(weight_OI, mask_OI, stats), mask_OI, order_I, notes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -13,8 +12,8 @@ from ..gram import Damped, Gram
 from ..patterns import Unstructured, removed
 from ..scores import OBS
 from ..stats import Statistics
-from ..types import Needs, Pattern, Pruned
-from ..updates.sparsegpt import sweep
+from ..types import Needs, Pattern, Pruned, Refinement
+from ..updates.sparsegpt import Decide, SparseGPTSweep, sweep
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class SparseGPT:
         pattern: ``Unstructured("layer")`` is the paper's: one threshold over rows × block.
         block_size: columns that are decided together, the paper's B = 128.
         damp: ridge, as a fraction of the Gram's mean diagonal.
+        refinement: of the final mask; the sweep then runs once more, on the refined one.
 
     Differs from the authors' code: the count is exact (theirs removes at least one weight more per
     block); blocks share the sparsity so that the layer's total is ``floor(s · n)``; weights of dead
@@ -39,6 +39,7 @@ class SparseGPT:
     pattern: Pattern = Unstructured("layer")
     block_size: int = 128
     damp: float = 0.01
+    refinement: Refinement | None = None
     needs: ClassVar[Needs] = (Gram,)
 
     def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: float) -> Pruned:
@@ -50,13 +51,16 @@ class SparseGPT:
             block_size=min(whole_groups(self.pattern, self.block_size), weight_OI.shape[1]),
             step=self.pattern.group_size,
         )
+        if self.refinement is not None:
+            mask_OI, refined = self.refinement(weight_OI, mask_OI, stats, self.pattern)
+            update = SparseGPTSweep(self.damp, self.block_size)
+            new_OI, notes = update.solve(weight_OI, mask_OI, stats)
+            return Pruned(new_OI, mask_OI, notes={**refined, **notes})
         return Pruned(new_OI, mask_OI, notes=system.notes(self.damp))
 
 
-def by_score(
-    score: OBS, system: Damped, pattern: Pattern, sparsity: float
-) -> Callable[[int, int, Tensor], Tensor]:
-    """``(lo, hi, weight_OB) → mask_OB``: the pattern's mask of the columns' OBS scores."""
+def by_score(score: OBS, system: Damped, pattern: Pattern, sparsity: float) -> Decide:
+    """The pattern's mask of the columns' OBS scores."""
 
     def decide(lo: int, hi: int, weight_OB: Tensor) -> Tensor:
         score_OB = score.scored(weight_OB, system, slice(lo, hi))

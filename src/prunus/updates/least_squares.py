@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ from ..gram import Damped, Gram
 from ..stats import Statistics
 from ..types import Needs
 
-CHECK_EVERY = 8
 DIRECT_FLOATS = 2**25  # held by one batch of direct solves: 256 MB in float64
 
 
@@ -88,32 +87,64 @@ def conjugate_gradients(
     iterations: int,
     start_OI: Tensor | None = None,
 ) -> tuple[Tensor, float, int]:
-    """Preconditioned by the diagonal; one product with H per iteration serves all rows.
+    """All rows at once; two products, with H and with its inverse, per iteration.
 
-    Returns the weights, their certified relative gap, and the iterations taken.
+    Returns the weights, their certified relative gap as measured at the end, and the iterations.
     """
-    matrix_II, diagonal_I = system.matrix_II, system.matrix_II.diagonal()
     new_OI = (weight_OI if start_OI is None else start_OI) * mask_OI
-    residual_OI = ((weight_OI - new_OI) @ matrix_II) * mask_OI
-    scaled_OI = residual_OI / diagonal_I
-    direction_OI = scaled_OI.clone()
-    power_O1 = (residual_OI * scaled_OI).sum(1, keepdim=True)
-    gap = float("inf")
-    for iteration in range(1, iterations + 1):
-        image_OI = direction_OI @ matrix_II
-        curvature_O1 = (direction_OI * image_OI).sum(1, keepdim=True)
-        step_O1 = power_O1 / curvature_O1.clamp_min(torch.finfo(torch.float32).tiny)
-        new_OI += step_O1 * direction_OI
-        residual_OI -= step_O1 * (image_OI * mask_OI)
-        scaled_OI = residual_OI / diagonal_I
-        before_O1, power_O1 = power_O1, (residual_OI * scaled_OI).sum(1, keepdim=True)
-        ratio_O1 = power_O1 / before_O1.clamp_min(torch.finfo(torch.float32).tiny)
-        direction_OI = scaled_OI + ratio_O1 * direction_OI
-        if iteration % CHECK_EVERY == 0 or iteration == iterations:
-            gap, before = certificate(new_OI, weight_OI, mask_OI, system), gap
-            if gap <= tolerance or (iteration > 10 * CHECK_EVERY and gap > 0.9 * before):
-                break
-    return new_OI, gap, iteration
+    gap, spent = float("inf"), 0
+    while spent < iterations:
+        descent = descend(new_OI, weight_OI, mask_OI, system, tolerance, iterations - spent)
+        spent += descent.iterations
+        before, gap = gap, certificate(new_OI, weight_OI, mask_OI, system)
+        if gap <= tolerance or gap > before / 2:  # not again where rounding has stopped it
+            break
+    return new_OI, gap, spent
+
+
+class Descent(NamedTuple):
+    """Where a descent ended: per row its loss, and the certified excess of that over the least."""
+
+    iterations: int
+    loss_O: Tensor
+    excess_O: Tensor
+
+
+def descend(
+    new_OI: Tensor,
+    weight_OI: Tensor,
+    mask_OI: Tensor,
+    system: Damped,
+    tolerance: float,
+    iterations: int,
+) -> Descent:
+    """Move ``new_OI``, 0 off the mask, in place until the running certificate says enough.
+
+    The preconditioner is ``(H⁻¹)_KK``, the inverse that the site has already: 1/2 to 1/3 of the
+    iterations that the diagonal takes, and ``½ rᵀ(H⁻¹)_KK r`` is the certificate itself.
+    """
+    kept_OI = mask_OI.to(new_OI.dtype)
+    moved_OI = weight_OI - new_OI
+    residual_OI = moved_OI @ system.matrix_II
+    loss_O = 0.5 * torch.linalg.vecdot(moved_OI, residual_OI)
+    residual_OI *= kept_OI
+    tiny = torch.finfo(new_OI.dtype).tiny
+    direction_OI, before_O = torch.zeros_like(new_OI), None
+    for iteration in range(iterations + 1):
+        scaled_OI = (residual_OI @ system.inverse_II).mul_(kept_OI)
+        power_O = torch.linalg.vecdot(residual_OI, scaled_OI)
+        loss, excess = (float(x_O.double().sum()) for x_O in (loss_O, 0.5 * power_O))
+        if excess <= tolerance * (loss - excess) or iteration == iterations:
+            break
+        ratio_O = power_O * 0 if before_O is None else power_O / before_O.clamp_min(tiny)
+        direction_OI.mul_(ratio_O[:, None]).add_(scaled_OI)
+        image_OI = (direction_OI @ system.matrix_II).mul_(kept_OI)
+        step_O = power_O / torch.linalg.vecdot(direction_OI, image_OI).clamp_min(tiny)
+        new_OI.addcmul_(step_O[:, None], direction_OI)
+        residual_OI.addcmul_(step_O[:, None], image_OI, value=-1)
+        loss_O -= 0.5 * step_O * power_O
+        before_O = power_O
+    return Descent(iteration, loss_O, 0.5 * power_O)
 
 
 def certificate(new_OI: Tensor, weight_OI: Tensor, mask_OI: Tensor, system: Damped) -> float:

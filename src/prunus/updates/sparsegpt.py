@@ -13,6 +13,9 @@ from ..gram import Gram
 from ..stats import Statistics
 from ..types import Needs
 
+Decide = Callable[[int, int, Tensor], Tensor]
+"""``(lo, hi, weight_OB) → mask_OB`` for columns lo to hi − 1, from their weights as of now."""
+
 INNER = 32  # columns that are updated one by one; everything beyond them in matrix products
 
 
@@ -53,7 +56,7 @@ class SparseGPTSweep:
 def sweep(
     weight_OI: Tensor,
     upper_II: Tensor,
-    decide: Callable[[int, int, Tensor], Tensor],
+    decide: Decide,
     *,
     block_size: int,
     step: int | None = None,
@@ -63,8 +66,7 @@ def sweep(
     Args:
         weight_OI: the dense weights.
         upper_II: U of ``gram.Damped``.
-        decide: ``(lo, hi, weight_OB) → mask_OB`` for columns lo to hi − 1, from their weights as
-            updated so far.
+        decide: which weights of a few columns stay, from their weights as updated so far.
         block_size: columns between updates of all the rest.
         step: columns that ``decide`` is asked about at once; None: a whole block.
 

@@ -1,0 +1,64 @@
+"""Exchanges of kept and pruned weights, as long as the layer's loss falls. Ours, in no paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..gram import Gram
+from ..stats import Statistics
+from ..types import Needs, Pattern
+from .cells import Cells
+from .compensated import exchange_compensated
+from .dense import exchange_dense
+
+
+@dataclass(frozen=True)
+class Swaps:
+    """A kept weight goes and a pruned one returns, within a row or an N:M group, all rows at once.
+
+    The loss is ``½ δᵀHδ`` per row, with ``δ = w − w⁰`` and H the damped Gram. The number of pruned
+    weights of every row stays (with the patterns ``column`` and N:M along outputs: of every
+    column), and no layer's loss rises: rows whose loss would are left as they were.
+
+    Attributes:
+        against: ``"dense"``: the kept weights have their dense values, so an exchange changes the
+            loss by an exact formula; for masks that nothing follows. ``"compensated"``: the kept
+            weights have their optimal values before and after; for masks that ``LeastSquares`` or
+            a sweep follows.
+        damp: ridge, as a fraction of the Gram's mean diagonal.
+        rounds: of bundles of exchanges, in each row tried together and kept if its loss falls.
+            Against dense values single exchanges follow, until none helps.
+    """
+
+    against: Literal["dense", "compensated"] = "compensated"
+    damp: float = 0.01
+    rounds: int = 20
+    needs: ClassVar[Needs] = (Gram,)
+
+    def __post_init__(self) -> None:
+        if self.against not in ("dense", "compensated"):
+            raise InputError(f"Swaps are against dense or compensated, not {self.against!r}.")
+
+    def __call__(
+        self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics, pattern: Pattern
+    ) -> tuple[Tensor, Mapping[str, Any]]:
+        """The refined mask; for the report, exchanged weights and the loss after over before."""
+        system = stats[Gram].damped(self.damp)
+        weight_OI = weight_OI.float()
+        cells = Cells.of(pattern, (weight_OI.shape[0], weight_OI.shape[1]))
+        run = exchange_dense if self.against == "dense" else exchange_compensated
+        new_OI, before_O, after_O = run(weight_OI, mask_OI, system, cells, self.rounds)
+        worse_U = cells.sum(after_O) > cells.sum(before_O)
+        new_OI = torch.where(cells.spread(worse_U), mask_OI, new_OI)
+        after_O = torch.where(cells.spread(worse_U)[:, 0], before_O, after_O)
+        before, after = float(before_O.double().sum()), float(after_O.double().sum())
+        return new_OI, {
+            "swaps": int((new_OI & ~mask_OI).sum()),
+            "loss_after_swaps": after / before if before > 0 else 1.0,
+        }
