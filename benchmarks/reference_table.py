@@ -13,6 +13,7 @@ import copy
 import time
 
 import torch
+import yaml
 
 import prunus
 from prunus.checkpoint import load_model, load_tokenizer
@@ -29,6 +30,12 @@ ALSO = [  # readings that the papers leave open, at 50 %
     ("ria", {"settings": {"score.terms": "out"}}),
     ("dass", {"mlp_only": True}),
     ("wanda", {"mlp_only": True}),
+]
+ABLATIONS = [  # of what the solvers depend on, at 50 %
+    *[("mrp-sm", {"settings": {"damp": damp}}) for damp in (0.001, 0.1, 1.0)],
+    *[("sparsegpt", {"settings": {"damp": damp}}) for damp in (0.001, 0.1)],
+    *[("mrp-sm", {"samples": samples}) for samples in (2, 8, 64)],
+    *[("mrp-sm", {"settings": {"block_size": size}}) for size in (32, 0)],
 ]
 DATA_FREE = ("magnitude", "ri")
 
@@ -48,6 +55,7 @@ def main() -> None:
     )
     parser.add_argument("--field", nargs="*", default=[], help="recipe fields: refine=swaps")
     parser.add_argument("--also", action="store_true", help="the readings the papers leave open")
+    parser.add_argument("--ablations", action="store_true", help="damping, samples, block size")
     given = parser.parse_args()
 
     model = load_model(given.model, dtype="float32")
@@ -57,8 +65,9 @@ def main() -> None:
         "| method | pattern | sparsity | perplexity | prune s |\n|---|---|---|---|---|", flush=True
     )
     row("dense", "", 0, measure(model, tokenizer, given), 0)
-    fixed = dict(item.split("=", 1) for item in given.field)
-    for method, fields in ALSO if given.also else runs(given):
+    fixed = {key: yaml.safe_load(value) for key, value in (f.split("=", 1) for f in given.field)}
+    protocol = {"samples": given.samples, "length": given.length, "seed": given.seed}
+    for method, fields in ALSO if given.also else ABLATIONS if given.ablations else runs(given):
         model.load_state_dict(dense)
         begun = time.perf_counter()
         source = "none" if method in DATA_FREE else given.calibration
@@ -67,11 +76,7 @@ def main() -> None:
             method=method,
             tokenizer=tokenizer,
             calibration=source,
-            samples=given.samples,
-            length=given.length,
-            seed=given.seed,
-            **fields,
-            **fixed,
+            **{**protocol, **fields, **fixed},
         )
         seconds = time.perf_counter() - begun
         shown = {**fields, **fields.get("settings", {}), **fixed}
