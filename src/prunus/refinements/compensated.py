@@ -26,8 +26,8 @@ def exchange_compensated(
     values, kept_OI = _OptimalValues(weight_OI, mask_OI, system), mask_OI
     bound_O = values.bound_O
     frozen_I, free_I = 1 / system.matrix_II.diagonal(), system.inverse_diagonal_I
-    for values.e_I in ((frozen_I * free_I).sqrt(), frozen_I):
-        kept_OI = exchange(kept_OI, values, cells, rounds)
+    for values.e_I, most in (((frozen_I * free_I).sqrt(), rounds), (frozen_I, rounds // 2)):
+        kept_OI = exchange(kept_OI, values, cells, most)
     return kept_OI, bound_O, torch.where((kept_OI == mask_OI).all(1), bound_O, values.loss_O)
 
 
@@ -45,22 +45,23 @@ class _OptimalValues:
         self.weight_OI, self.system = weight_OI, system
         self.new_OI = weight_OI * mask_OI
         first = descend(self.new_OI, weight_OI, mask_OI, system, FIRST_TOLERANCE, FIRST_ITERATIONS)
-        self.loss_O = first.loss_O
+        self.loss_O, self.pull_OI = first.loss_O, first.pull_OI
         self.bound_O = first.loss_O - first.excess_O
         self.e_I = system.inverse_diagonal_I
 
     def prices(self, rows_R: Tensor, kept_RI: Tensor) -> tuple[Tensor, Tensor]:
         new_RI = self.new_OI[rows_R]
-        gradient_RI = (new_RI - self.weight_OI[rows_R]) @ self.system.matrix_II
+        gradient_RI = -self.pull_OI[rows_R]
         self._start_RI = torch.where(kept_RI, new_RI, -gradient_RI * self.e_I)
         return 0.5 * gradient_RI.square() * self.e_I, 0.5 * new_RI.square() / self.e_I
 
     def attempt(self, rows_R: Tensor, tried_RI: Tensor) -> Tensor:
         self._tried_RI = self._start_RI * tried_RI
-        descent = descend(self._tried_RI, self.weight_OI[rows_R], tried_RI, self.system, 0.0, STEPS)
-        self._loss_R = descent.loss_O
-        return self._loss_R
+        dense_RI = self.weight_OI[rows_R]
+        self._tried = descend(self._tried_RI, dense_RI, tried_RI, self.system, 0.0, STEPS)
+        return self._tried.loss_O
 
     def accept(self, rows_R: Tensor, better_R: Tensor) -> None:
         self.new_OI[rows_R[better_R]] = self._tried_RI[better_R]
-        self.loss_O[rows_R[better_R]] = self._loss_R[better_R]
+        self.pull_OI[rows_R[better_R]] = self._tried.pull_OI[better_R]
+        self.loss_O[rows_R[better_R]] = self._tried.loss_O[better_R]

@@ -33,7 +33,8 @@ class Swaps:
             a sweep follows.
         damp: ridge, as a fraction of the Gram's mean diagonal.
         rounds: of bundles of exchanges, in each row tried together and kept if its loss falls.
-            Against dense values single exchanges follow, until none helps.
+            Against dense values single exchanges follow, until none helps; against
+            compensated ones half as many rounds with prices that promise less.
     """
 
     against: Literal["dense", "compensated"] = "compensated"

@@ -103,11 +103,12 @@ def conjugate_gradients(
 
 
 class Descent(NamedTuple):
-    """Where a descent ended: per row its loss, and the certified excess of that over the least."""
+    """Where a descent ended: per row its loss, the certified excess of that over the least; −g."""
 
     iterations: int
     loss_O: Tensor
     excess_O: Tensor
+    pull_OI: Tensor
 
 
 def descend(
@@ -120,17 +121,21 @@ def descend(
 ) -> Descent:
     """Move ``new_OI``, 0 off the mask, in place until the running certificate says enough.
 
+    With a tolerance of 0 it takes all iterations, and the excess is that before the last of them.
+
     The preconditioner is ``(H⁻¹)_KK``, the inverse that the site has already: 1/2 to 1/3 of the
     iterations that the diagonal takes, and ``½ rᵀ(H⁻¹)_KK r`` is the certificate itself.
     """
     kept_OI = mask_OI.to(new_OI.dtype)
     moved_OI = weight_OI - new_OI
-    residual_OI = moved_OI @ system.matrix_II
-    loss_O = 0.5 * torch.linalg.vecdot(moved_OI, residual_OI)
-    residual_OI *= kept_OI
+    pull_OI = moved_OI @ system.matrix_II
+    loss_O = 0.5 * torch.linalg.vecdot(moved_OI, pull_OI)
     tiny = torch.finfo(new_OI.dtype).tiny
     direction_OI, before_O = torch.zeros_like(new_OI), None
     for iteration in range(iterations + 1):
+        if iteration == iterations and not tolerance:
+            break
+        residual_OI = pull_OI * kept_OI
         scaled_OI = (residual_OI @ system.inverse_II).mul_(kept_OI)
         power_O = torch.linalg.vecdot(residual_OI, scaled_OI)
         loss, excess = (float(x_O.double().sum()) for x_O in (loss_O, 0.5 * power_O))
@@ -138,13 +143,13 @@ def descend(
             break
         ratio_O = power_O * 0 if before_O is None else power_O / before_O.clamp_min(tiny)
         direction_OI.mul_(ratio_O[:, None]).add_(scaled_OI)
-        image_OI = (direction_OI @ system.matrix_II).mul_(kept_OI)
+        image_OI = direction_OI @ system.matrix_II
         step_O = power_O / torch.linalg.vecdot(direction_OI, image_OI).clamp_min(tiny)
         new_OI.addcmul_(step_O[:, None], direction_OI)
-        residual_OI.addcmul_(step_O[:, None], image_OI, value=-1)
+        pull_OI.addcmul_(step_O[:, None], image_OI, value=-1)
         loss_O -= 0.5 * step_O * power_O
         before_O = power_O
-    return Descent(iteration, loss_O, 0.5 * power_O)
+    return Descent(iteration, loss_O, 0.5 * power_O, pull_OI)
 
 
 def certificate(new_OI: Tensor, weight_OI: Tensor, mask_OI: Tensor, system: Damped) -> float:
