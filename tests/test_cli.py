@@ -95,6 +95,29 @@ def test_options_beside_a_recipe_replace_its_fields(pruned, tmp_path):
     assert json.loads(result.stdout)["sparsity"] == 0.25
 
 
+def test_refined_and_true_sequential_runs_say_so_and_run_again(tmp_path):
+    first, again = tmp_path / "first", tmp_path / "again"
+    result = run(
+        "prune", LLAMA, "--method", "mrp-sm", "--pattern", "2:4", "--refine", "swaps",
+        "--true-sequential", "--output", first, *FAST,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    recipe = (first / "recipe.yaml").read_text()
+    assert "refine: swaps\n" in recipe
+    assert "true_sequential: true\n" in recipe
+    report = json.loads((first / "pruning_report.json").read_text())
+    assert "refinement=Swaps(against='compensated'" in report["pruner"]
+    for layer in report["layers"]:
+        assert layer["notes"]["swaps"] > 0
+        assert layer["notes"]["loss_after_swaps"] < 1
+        assert layer["notes"]["gap"] <= 1e-3
+        assert layer["updated"]
+    result = run("prune", LLAMA, "--recipe", first / "recipe.yaml", "--output", again)
+    assert result.exit_code == 0, result.stderr
+    name = "model.safetensors"
+    assert (first / name).read_bytes() == (again / name).read_bytes()
+
+
 def test_methods_prints_the_paper_table():
     shown = run("methods").stdout
     for word in ("ria", "arxiv.org/abs/2306.11695", "RIA(power=0.5", "data-free", "--mlp-only"):
@@ -179,6 +202,7 @@ BAD = {
     "bad set": (nothing, [*WANDA, "--set", "power"], "--set takes FIELD=VALUE"),
     "bad range": (nothing, [*WANDA, "--skip-blocks", "3:9"], "A < B <= 3"),
     "long window": (nothing, [*WANDA, "--length", "4096"], "context of 512 tokens"),
+    "bad refinement": (nothing, [*WANDA, "--refine", "swap"], "Did you mean 'swaps'? Available:"),
     "no text for wanda": (nothing, [*WANDA, "--calibration", "none"], "needs calibration text"),
 }
 

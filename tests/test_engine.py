@@ -257,16 +257,19 @@ def test_partial_sparsity(tiny_llama):
 
 
 def test_better_methods_are_better_on_every_trained_family(family):
-    """Real behaviour: dense < Wanda < magnitude in held-out perplexity, at 50 %."""
+    """Real behaviour: dense < MRP < Wanda < magnitude in held-out perplexity, at 50 %."""
     found = {}
-    for method in ("dense", "magnitude", "wanda"):
+    for method in ("dense", "magnitude", "wanda", "mrp-sm"):
         model, tokenizer = load_tiny(family)
+        biases = {n: p.clone() for n, p in model.named_parameters() if n.endswith("bias")}
         if method != "dense":
             prunus.prune(model, method=method, tokenizer=tokenizer, samples=16, length=128)
         found[method] = prunus.evaluate(
             model, "builtin", tokenizer=tokenizer, length=128, windows=20
         ).perplexity
+        assert all(torch.equal(model.get_parameter(n), p) for n, p in biases.items())
     assert found["dense"] < 0.9 * found["wanda"] < found["wanda"] < 0.95 * found["magnitude"], found
+    assert found["dense"] < found["mrp-sm"] < 0.97 * found["wanda"], found
 
 
 def test_coverage_counts_what_is_there(tiny_llama):

@@ -4,7 +4,7 @@ import pkgutil
 import pytest
 
 import prunus
-from prunus import errors, pruners, scores, updates
+from prunus import errors, permutation, pruners, refinements, scores, updates
 
 
 def test_the_public_names():
@@ -18,8 +18,10 @@ def test_the_public_names():
 
 def test_names_that_users_rely_on():
     assert set(scores.__all__) == {"OBS", "DaSS", "Magnitude", "RIA", "RelativeImportance", "Wanda"}
-    assert set(pruners.__all__) == {"MRP", "Compose", "DaSS", "EachLayer", "SparseGPT"}
+    assert set(pruners.__all__) == {"MRP", "Compose", "DaSS", "EachLayer", "InOrder", "SparseGPT"}
     assert set(updates.__all__) == {"Keep", "LeastSquares", "SparseGPTSweep"}
+    assert set(permutation.__all__) == {"Assignment", "Greedy", "Heuristic", "Retained"}
+    assert refinements.__all__ == ["Swaps"]
     assert prunus.patterns.NM(2, 4).group_size == 4
     assert callable(prunus.stats.gather)
 

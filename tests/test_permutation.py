@@ -6,14 +6,18 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from prunus.errors import PatternError
+import prunus
+from conftest import MODELS
+from prunus.errors import InputError, MissingStatisticError, PatternError
+from prunus.gram import Gram
+from prunus.methods import build_method
 from prunus.patterns import NM, Unstructured
 from prunus.permutation import Assignment, Greedy, Heuristic, Retained
 from prunus.permutation.assignment import _exchange, _refill
 from prunus.permutation.greedy import SPLITS, _two_of_four
-from prunus.pruners import Compose
+from prunus.pruners import Compose, InOrder
 from prunus.scores import Magnitude
-from prunus.stats import gather
+from prunus.stats import ColumnNorm, TokenSample, gather
 
 ALL = [Heuristic(), Heuristic(snake=False), Assignment(), Greedy(escapes=5)]
 TWO_FOUR = NM(2, 4)
@@ -180,11 +184,67 @@ def test_greedy_is_for_two_four():
 
 def test_composed_masks_have_the_pattern_in_the_order_and_keep_what_it_promises():
     weight_OI = scores() - 0.5
-    pruned = Compose(Magnitude(), TWO_FOUR, permutation=Assignment())(
-        weight_OI, gather(torch.ones(1, 32), ()), 0.5
-    )
+    pruner = InOrder(Compose(Magnitude(), TWO_FOUR), Magnitude())
+    pruned = pruner(weight_OI, gather(torch.ones(1, 32), ()), 0.5)
     ordered_OI = pruned.mask_OI[:, pruned.order_I]
     assert (TWO_FOUR.groups(ordered_OI).sum(1) == 2).all()
     kept = float(weight_OI.abs()[pruned.mask_OI].sum())
     found = Retained.of(weight_OI.abs(), TWO_FOUR, pruned.order_I)
     assert kept == pytest.approx(found.score)
+
+
+@pytest.mark.parametrize("name", ["wanda", "ria", "sparsegpt", "mrp-sm", "mrp-mm"])
+def test_in_order_is_the_method_on_permuted_weights_and_inputs(name):
+    """An oracle that never calls ``reordered``: permute the inputs themselves."""
+    pruner = build_method(name, TWO_FOUR, permutation="free").pruner
+    generator = torch.Generator().manual_seed(3)
+    weight_OI, inputs_TI = scores() - 0.5, torch.randn(200, 32, generator=generator)
+    pruned = pruner(weight_OI, gather(inputs_TI, pruner.needs), 0.5)
+    plain = build_method(name, TWO_FOUR).pruner
+    order_I = pruned.order_I
+    expected = plain(weight_OI[:, order_I], gather(inputs_TI[:, order_I], plain.needs), 0.5)
+    assert torch.equal(pruned.mask_OI[:, order_I], expected.mask_OI)
+    assert torch.allclose(pruned.weight_OI[:, order_I], expected.weight_OI, atol=1e-5)
+    assert (pruned.weight_OI[~pruned.mask_OI] == 0).all()
+    assert (TWO_FOUR.groups(pruned.mask_OI[:, order_I]).sum(1) == 2).all()
+    assert not (TWO_FOUR.groups(pruned.mask_OI).sum(1) == 2).all()
+    assert 0 < pruned.notes["score_gap_closed"] < 1
+
+
+def test_every_statistic_reorders_as_its_inputs_do():
+    inputs_TI, order_I = torch.randn(300, 12), torch.randperm(12)
+    kinds = (ColumnNorm, TokenSample, Gram)
+    found, expected = (
+        gather(inputs_TI, kinds).reordered(order_I),
+        gather(inputs_TI[:, order_I], kinds),
+    )
+    assert torch.equal(found[ColumnNorm].rms_I, expected[ColumnNorm].rms_I)
+    assert torch.equal(found[TokenSample].inputs_TI, expected[TokenSample].inputs_TI)
+    assert torch.allclose(found[Gram].matrix_II, expected[Gram].matrix_II, atol=1e-6)
+    assert found[Gram] is found[Gram]
+    assert Gram in found
+    with pytest.raises(MissingStatisticError):
+        _ = gather(inputs_TI, ()).reordered(order_I)[Gram]
+
+
+def test_a_free_order_is_said_and_is_no_hardware_pattern(tmp_path):
+    """The checkpoint verifies for what it is, and not for 2:4 as hardware reads it."""
+    result = prunus.prune(
+        MODELS / "llama", method="wanda", pattern="2:4", permutation="free",
+        settings={"permutation.sweeps": 2}, samples=2, length=64, output=tmp_path / "free",
+    )  # fmt: skip
+    assert "permutation=Assignment(start=Heuristic(snake=True), sweeps=2" in result.report.pruner
+    found = result.verification
+    assert found.ok
+    assert found.patterns == {"2:4 in a free order": 21}
+    asked = prunus.verify(tmp_path / "free", pattern="2:4", reload=False)
+    assert len(asked.problems) == 21
+    assert "weight has 2:4 in an order of its own; in the stored order" in asked.problems[0]
+    assert "no hardware for N:M" in (tmp_path / "free" / "README.md").read_text()
+    assert "permutation: free\n" in (tmp_path / "free" / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(("name", "pattern"), [("wanda", None), ("dass", TWO_FOUR)])
+def test_a_permutation_needs_n_m_along_inputs(name, pattern):
+    with pytest.raises(InputError, match="--permutation is for N:M along inputs"):
+        build_method(name, pattern, permutation="free")

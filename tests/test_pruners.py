@@ -8,7 +8,7 @@ from conftest import GATED, load_tiny
 from prunus.engine import Silent, inspect, prune_blocks, start
 from prunus.errors import UnsupportedModelError
 from prunus.patterns import NM, Unstructured
-from prunus.pruners import Compose, DaSS, EachLayer
+from prunus.pruners import Compose, DaSS, EachLayer, InOrder
 from prunus.scores import DaSS as DaSSScore
 from prunus.scores import Magnitude, Wanda
 from prunus.stats import ColumnNorm, TokenSample, gather
@@ -31,9 +31,9 @@ class KeepLast:
     def __call__(self, weight_OI, mask_OI, stats, pattern):
         assert len(stats[TokenSample].inputs_TI)
         half = mask_OI.shape[1] // 2
-        return torch.cat(
-            [torch.zeros_like(mask_OI[:, :half]), torch.ones_like(mask_OI[:, half:])], 1
-        )
+        last_OI = torch.zeros_like(mask_OI)
+        last_OI[:, half:] = True
+        return last_OI, {"half": half}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def test_a_permuted_mask_has_its_pattern_in_the_permuted_order(layer):
     weight_OI, _, stats = layer
     ragged_OI = torch.cat([weight_OI, torch.zeros(24, 4)], 1)  # reversing shifts no 4-group ...
     weight_OI = ragged_OI[:, [0, 1, *range(4, 48), 2, 3]]
-    pruned = Compose(Magnitude(), NM(1, 4), permutation=Reverse())(weight_OI, stats, 0.75)
+    pruned = InOrder(Compose(Magnitude(), NM(1, 4)), Magnitude(), Reverse())(weight_OI, stats, 0.75)
     assert pruned.order_I is not None
     permuted_OI = pruned.mask_OI[:, pruned.order_I]
     assert (permuted_OI.reshape(24, -1, 4).sum(2) == 1).all()

@@ -178,8 +178,3 @@ def test_swaps_are_against_the_values_that_the_weights_will_have():
     assert tuned.pruner.refinement == Swaps(rounds=3)
     with pytest.raises(InputError, match=r"refinement 'swap'.*Did you mean 'swaps'"):
         build_method("wanda", refine="swap")
-
-
-def test_a_permutation_and_a_refinement_do_not_mix_silently():
-    with pytest.raises(InputError, match="cannot be combined"):
-        Compose(Wanda(), NM(2, 4), permutation=lambda *_: None, refinement=Swaps())

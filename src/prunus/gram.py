@@ -31,6 +31,12 @@ class Gram:
         self.tokens += len(inputs_TI)
         self._damped.clear()
 
+    def reordered(self, order_I: Tensor) -> Gram:
+        """The same of ``X[:, order_I]``; factorised anew when it is asked for."""
+        new = Gram(0, order_I.device)
+        new.sum_II, new.tokens = self.sum_II[order_I[:, None], order_I], self.tokens
+        return new
+
     @property
     def matrix_II(self) -> Tensor:
         """``XᵀX / T``."""

@@ -12,9 +12,9 @@ from typing import Any, Literal, cast
 
 from .errors import InputError, UnknownNameError
 from .patterns import NM, Unstructured
-from .pruners import MRP, Compose, DaSS, EachLayer, SparseGPT
+from .pruners import MRP, Compose, DaSS, EachLayer, InOrder, SparseGPT
 from .refinements import Swaps
-from .scores import RIA, Magnitude, RelativeImportance, Wanda
+from .scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
 from .types import BlockPruner, LayerPruner, Pattern, Score, Update
 from .updates import Keep, LeastSquares, SparseGPTSweep
 
@@ -74,6 +74,7 @@ UPDATES: Mapping[str, Update] = {
 }
 
 REFINEMENTS = ("none", "swaps")
+PERMUTATIONS = ("none", "free")
 
 METHODS: Mapping[str, Method] = {
     "magnitude": Method(
@@ -129,8 +130,9 @@ def build_method(
     settings: Mapping[str, Any] | None = None,
     update: str | None = None,
     refine: str | None = None,
+    permutation: str | None = None,
 ) -> BlockPruner:
-    """The pruner of a row, with another update, a refinement, and some fields set otherwise.
+    """The pruner of a row, with another update, a refinement, some fields set, an order.
 
     >>> build_method("ria", settings={"score.power": 0.4})
 
@@ -145,7 +147,16 @@ def build_method(
         pruner = _on_parts(name, pruner, partial(_updated, name, update))
     if refine is not None:
         pruner = _on_parts(name, pruner, partial(_refined, refine))
-    for path, value in (settings or {}).items():
+    settings = dict(settings or {})
+    later = {path: settings.pop(path) for path in [*settings] if path.startswith("permutation.")}
+    pruner = _with_settings(pruner, settings)
+    if permutation is not None:
+        pruner = _on_parts(name, pruner, partial(_in_order, name, permutation))
+    return _with_settings(pruner, later)
+
+
+def _with_settings(pruner: BlockPruner, settings: Mapping[str, Any]) -> BlockPruner:
+    for path, value in settings.items():
         if isinstance(pruner, EachLayer):
             pruner = EachLayer(_set(pruner.pruner, path, path.split("."), value))
         else:
@@ -184,6 +195,20 @@ def _refined(refine: str, part: LayerPruner) -> LayerPruner:
     stay = isinstance(part, Compose) and isinstance(part.update, Keep)
     swaps = Swaps("dense" if stay else "compensated")
     return replace(cast(Compose | SparseGPT | MRP, part), refinement=swaps)
+
+
+def _in_order(name: str, permutation: str, part: LayerPruner) -> LayerPruner:
+    """In the order that keeps the most of the part's own score; of OBS, where it has none."""
+    if permutation not in PERMUTATIONS:
+        raise UnknownNameError("permutation", permutation, PERMUTATIONS)
+    if permutation == "none":
+        return part
+    if not isinstance(part.pattern, NM) or part.pattern.along != "input":
+        raise InputError(
+            f"--permutation is for N:M along inputs, such as --pattern 2:4; {name} has the pattern "
+            f"{part.pattern}."
+        )
+    return InOrder(part, part.score if isinstance(part, Compose) else OBS())
 
 
 def _set(part: Any, path: str, names: list[str], value: Any) -> Any:

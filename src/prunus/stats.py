@@ -10,7 +10,7 @@ A site is the set of layers that read the same tensor (q/k/v; gate/up): one set 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,11 @@ from .errors import CalibrationError, MissingStatisticError
 
 
 class Statistic(Protocol):
-    """A running float32 summary of one input tensor X."""
+    """A running float32 summary of one input tensor X.
+
+    One that can be used with ``--permutation`` also has ``reordered(order_I)``: the same summary of
+    ``X[:, order_I]``.
+    """
 
     def __init__(self, features: int, device: torch.device) -> None: ...
 
@@ -46,6 +50,12 @@ class ColumnNorm:
         """Add the squares of more tokens; half-precision inputs are squared in float32."""
         self.sum_of_squares_I += inputs_TI.float().square().sum(0)
         self.tokens += len(inputs_TI)
+
+    def reordered(self, order_I: Tensor) -> ColumnNorm:
+        """The same of ``X[:, order_I]``."""
+        new = ColumnNorm(len(order_I), order_I.device)
+        new.sum_of_squares_I, new.tokens = self.sum_of_squares_I[order_I], self.tokens
+        return new
 
     @property
     def rms_I(self) -> Tensor:
@@ -79,6 +89,13 @@ class TokenSample:
             kept_TI = torch.cat(self._rows)[::2]
             self._rows, self._held, self._stride = [kept_TI], len(kept_TI), 2 * self._stride
 
+    def reordered(self, order_I: Tensor) -> TokenSample:
+        """The same of ``X[:, order_I]``."""
+        new = TokenSample(len(order_I), order_I.device)
+        new._rows = [self.inputs_TI[:, order_I]]
+        new._held, new._stride, new._seen = self._held, self._stride, self._seen
+        return new
+
     @property
     def inputs_TI(self) -> Tensor:
         """The sampled tokens, at most ``2 * target`` rows."""
@@ -91,7 +108,9 @@ class Statistics:
     def __init__(
         self, kinds: Iterable[type[Statistic]], features: int, device: torch.device | str = "cpu"
     ) -> None:
-        self._by_kind = {kind: kind(features, torch.device(device)) for kind in kinds}
+        self._by_kind: dict[type[Statistic], Statistic] = {
+            kind: kind(features, torch.device(device)) for kind in kinds
+        }
 
     def update(self, inputs: Tensor) -> None:
         """Fold a batch in; ``inputs`` has shape (..., I)."""
@@ -107,8 +126,28 @@ class Statistics:
             )
         return cast(S, self._by_kind[kind])
 
+    def reordered(self, order_I: Tensor) -> Statistics:
+        """Those of ``X[:, order_I]``; each is made when it is asked for."""
+        return _Reordered(self, order_I)
+
     def __contains__(self, kind: type[Statistic]) -> bool:
         return kind in self._by_kind
+
+
+class _Reordered(Statistics):
+    """Another order of the same statistics. Only what is read is permuted."""
+
+    def __init__(self, stored: Statistics, order_I: Tensor) -> None:
+        super().__init__((), 0)
+        self._stored, self._order_I = stored, order_I
+
+    def __getitem__(self, kind: type[S]) -> S:
+        if kind not in self._by_kind:
+            self._by_kind[kind] = cast(Any, self._stored[kind]).reordered(self._order_I)
+        return cast(S, self._by_kind[kind])
+
+    def __contains__(self, kind: type[Statistic]) -> bool:
+        return kind in self._stored
 
 
 def gather(inputs_TI: Tensor, needs: Iterable[type[Statistic]]) -> Statistics:

@@ -154,7 +154,15 @@ def _check_layers(
         found.problems += _layer_problems(name, weight_OI, count, layer)
         if tuple(weight_OI.shape) == layer.shape:
             pattern = demanded or parse_pattern(layer.pattern)
-            found.patterns[str(pattern)] = found.patterns.get(str(pattern), 0) + 1
+            shown = str(pattern)
+            if layer.notes.get("order") == "free":
+                if isinstance(demanded, NM):
+                    found.problems.append(
+                        f"{name} has {layer.pattern} in an order of its own; in the stored order, "
+                        "which hardware reads, it has not."
+                    )
+                pattern, shown = Unstructured("row"), f"{layer.pattern} in a free order"
+            found.patterns[shown] = found.patterns.get(shown, 0) + 1
             found.problems += _pattern_problems(name, weight_OI, pattern, layer)
     found.problems += [f"{name} is in the report but not in the checkpoint." for name in layers]
     found.sparsity = zeros / weights if weights else 0.0

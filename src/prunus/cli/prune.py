@@ -44,6 +44,13 @@ def run(
         str | None,
         typer.Option(help="none or swaps: exchange kept and pruned weights while it helps."),
     ] = None,
+    permutation: Annotated[
+        str | None,
+        typer.Option(
+            help="none or free: N:M in each layer's best order of inputs, the papers' count, which "
+            "no hardware runs."
+        ),
+    ] = None,
     true_sequential: Annotated[
         bool | None,
         typer.Option(
@@ -98,6 +105,7 @@ def run(
         "pattern": pattern,
         "update": update,
         "refine": refine,
+        "permutation": permutation,
         "true_sequential": true_sequential,
         "mlp_only": mlp_only,
         "skip_blocks": skip_blocks,

@@ -52,13 +52,22 @@ model = AutoModelForCausalLM.from_pretrained("this folder")
 
 Relative output error: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ on sampled calibration tokens; the mean over blocks.
 
-{_layer_table(report.layers)}
+{_layer_table(report.layers)}{_free_order(report.layers)}
 
 ## Recipe
 
 ```yaml
 {recipe_yaml}```
 """
+
+
+def _free_order(layers: Sequence[LayerReport]) -> str:
+    if not any(layer.notes.get("order") == "free" for layer in layers):
+        return ""
+    return (
+        "\n\nThe pattern holds in an order of the inputs that every layer has for itself. The "
+        "weights as stored do not have it: no hardware for N:M sparsity runs this checkpoint."
+    )
 
 
 def _layer_table(layers: Sequence[LayerReport]) -> str:
