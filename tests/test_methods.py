@@ -130,7 +130,7 @@ def test_settings_reach_the_fields_of_the_parts():
         build_method("ria", settings={"score.pwer": 1})
     assert build_method("ria", settings={"score.power": "1e-1"}).pruner.score.power == 0.1
     with pytest.raises(InputError, match="is a part, not a number or a word"):
-        build_method("ria", settings={"permutation": "x"})
+        build_method("ria", settings={"pattern": "x"})
     with pytest.raises(InputError, match=r"expected float such as 0\.5, got 'much'"):
         build_method("ria", settings={"score.power": "much"})
     with pytest.raises(InputError, match="both, in or out"):

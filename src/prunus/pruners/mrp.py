@@ -19,8 +19,8 @@ from ..stats import Statistics
 from ..types import Needs, Pattern, Pruned, Refinement
 from ..updates.least_squares import LeastSquares
 from ..updates.multipliers import Multipliers
-from ..updates.sparsegpt import Decide, SparseGPTSweep, sweep
-from .sparsegpt import by_score, whole_groups
+from ..updates.sparsegpt import Decide
+from .sparsegpt import by_score, swept, whole_groups
 
 
 @dataclass(frozen=True)
@@ -86,20 +86,14 @@ class MRP:
             if self.mask == "S"
             else partial(best_subsets, system, cast(NM, self.pattern))  # see __post_init__
         )
-        start_OI = weight_OI
         if self.compensation == "S":
-            step = self.pattern.group_size
-            _, mask_OI = sweep(weight_OI, system.upper_II, decide, block_size=block, step=step)
-        else:
-            mask_OI, start_OI = self._steered(weight_OI, system, decide, block)
+            return swept(weight_OI, stats, decide, block, self.damp, self.pattern, self.refinement)
+        mask_OI, start_OI = self._steered(weight_OI, system, decide, block)
         refined: Mapping[str, Any] = {}
         if self.refinement is not None:
             mask_OI, refined = self.refinement(weight_OI, mask_OI, stats, self.pattern)
-        if self.compensation == "S":
-            new_OI, notes = SparseGPTSweep(self.damp).solve(weight_OI, mask_OI, stats)
-        else:
-            solver = LeastSquares(self.damp, self.tolerance)
-            new_OI, notes = solver.solve(weight_OI, mask_OI, stats, start_OI)
+        solver = LeastSquares(self.damp, self.tolerance)
+        new_OI, notes = solver.solve(weight_OI, mask_OI, stats, start_OI)
         return Pruned(new_OI, mask_OI, notes={**refined, **notes})
 
     def _steered(

@@ -44,19 +44,30 @@ class SparseGPT:
 
     def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: float) -> Pruned:
         system = stats[Gram].damped(self.damp)
-        new_OI, mask_OI = sweep(
-            weight_OI,
-            system.upper_II,
-            by_score(OBS("trailing", self.damp), system, self.pattern, sparsity),
-            block_size=min(whole_groups(self.pattern, self.block_size), weight_OI.shape[1]),
-            step=self.pattern.group_size,
-        )
-        if self.refinement is not None:
-            mask_OI, refined = self.refinement(weight_OI, mask_OI, stats, self.pattern)
-            update = SparseGPTSweep(self.damp, self.block_size)
-            new_OI, notes = update.solve(weight_OI, mask_OI, stats)
-            return Pruned(new_OI, mask_OI, notes={**refined, **notes})
-        return Pruned(new_OI, mask_OI, notes=system.notes(self.damp))
+        decide = by_score(OBS("trailing", self.damp), system, self.pattern, sparsity)
+        block = min(whole_groups(self.pattern, self.block_size), weight_OI.shape[1])
+        return swept(weight_OI, stats, decide, block, self.damp, self.pattern, self.refinement)
+
+
+def swept(
+    weight_OI: Tensor,
+    stats: Statistics,
+    decide: Decide,
+    block_size: int,
+    damp: float,
+    pattern: Pattern,
+    refinement: Refinement | None,
+) -> Pruned:
+    """The sweep that decides on the way; with a refinement a second one, on the refined mask."""
+    system = stats[Gram].damped(damp)
+    new_OI, mask_OI = sweep(
+        weight_OI, system.upper_II, decide, block_size=block_size, step=pattern.group_size
+    )
+    if refinement is None:
+        return Pruned(new_OI, mask_OI, notes=system.notes(damp))
+    mask_OI, refined = refinement(weight_OI, mask_OI, stats, pattern)
+    new_OI, notes = SparseGPTSweep(damp, block_size).solve(weight_OI, mask_OI, stats)
+    return Pruned(new_OI, mask_OI, notes={**refined, **notes})
 
 
 def by_score(score: OBS, system: Damped, pattern: Pattern, sparsity: float) -> Decide:

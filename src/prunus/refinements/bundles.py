@@ -41,7 +41,8 @@ def exchange(mask_OI: Tensor, values: Values, cells: Cells, rounds: int) -> Tens
     """The mask after at most ``rounds`` bundles per unit.
 
     A bundle pairs the highest gains with the lowest costs of a cell, as if they did not influence
-    one another. Where the unit's loss did not fall, the unit goes back and tries half as many.
+    one another. Where the unit's loss did not fall the unit goes back, and tries half as many the
+    next time; where it did, twice as many.
     """
     kept_OI = mask_OI.clone()
     size = cells.rows * mask_OI.shape[1]

@@ -102,9 +102,11 @@ def _best(
     """Per unit: the change of the loss, the kept weight that goes, the pruned one that returns."""
     remove_RI = cost_RI.masked_fill(~kept_RI, float("inf"))
     restore_RI = (-gain_RI).masked_fill(kept_RI, float("inf"))
-    count = min(CANDIDATES, cells.length)
-    remove_UCK, gone_UCK = cells.split(remove_RI).topk(count, largest=False)
-    restore_UCK, back_UCK = cells.split(restore_RI).topk(count, largest=False)
+    kept_UC = cells.split(kept_RI).sum(2)
+    most_kept, most_pruned = int(kept_UC.max()), int((cells.length - kept_UC).max())
+    goers, comers = (max(min(CANDIDATES, most), 1) for most in (most_kept, most_pruned))
+    remove_UCK, gone_UCK = cells.split(remove_RI).topk(goers, largest=False)
+    restore_UCK, back_UCK = cells.split(restore_RI).topk(comers, largest=False)
     change_UCKK = remove_UCK[..., :, None] + restore_UCK[..., None, :]
     if not cells.along_outputs:
         weight_UCL = cells.split(weight_RI)
@@ -118,8 +120,8 @@ def _best(
         )
         change_UCKK -= product_UCKK * matrix_II[column_UCK[..., :, None], other_UCK[..., None, :]]
     change_U, best_U = change_UCKK.flatten(1).min(1)
-    cell_U, pair_U = best_U // count**2, best_U % count**2
+    cell_U, pair_U = best_U // (goers * comers), best_U % (goers * comers)
     unit_U = torch.arange(len(best_U), device=best_U.device)
-    gone_U = gone_UCK[unit_U, cell_U, pair_U // count]
-    back_U = back_UCK[unit_U, cell_U, pair_U % count]
+    gone_U = gone_UCK[unit_U, cell_U, pair_U // comers]
+    back_U = back_UCK[unit_U, cell_U, pair_U % comers]
     return change_U, (cell_U, gone_U), (cell_U, back_U)

@@ -17,6 +17,8 @@ from .cells import Cells
 from .compensated import exchange_compensated
 from .dense import exchange_dense
 
+WEIGHTS = 2**22  # refined at once: bounds memory, as rows do not influence one another
+
 
 @dataclass(frozen=True)
 class Swaps:
@@ -54,7 +56,12 @@ class Swaps:
         weight_OI = weight_OI.float()
         cells = Cells.of(pattern, (weight_OI.shape[0], weight_OI.shape[1]))
         run = exchange_dense if self.against == "dense" else exchange_compensated
-        new_OI, before_O, after_O = run(weight_OI, mask_OI, system, cells, self.rounds)
+        rows = max(WEIGHTS // weight_OI.shape[1] // cells.rows, 1) * cells.rows
+        parts = [
+            run(weight_RI, mask_RI, system, cells, self.rounds)
+            for weight_RI, mask_RI in zip(weight_OI.split(rows), mask_OI.split(rows), strict=True)
+        ]
+        new_OI, before_O, after_O = (torch.cat(same) for same in zip(*parts, strict=True))
         worse_U = cells.sum(after_O) > cells.sum(before_O)
         new_OI = torch.where(cells.spread(worse_U), mask_OI, new_OI)
         after_O = torch.where(cells.spread(worse_U)[:, 0], before_O, after_O)
