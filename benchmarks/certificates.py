@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-import prunus
 from prunus.calibration.tokens import calibration_tokens
 from prunus.checkpoint import load_model, load_tokenizer
-from prunus.engine import inspect, prune_blocks, start
+from prunus.engine import Silent, inspect, prune_blocks, start
 from prunus.gram import Gram
 from prunus.pruners import EachLayer, SparseGPT
 from prunus.stats import Statistics
@@ -60,6 +60,14 @@ class Compared:
         return Pruned(new_OI, swept.mask_OI, notes=notes)
 
 
+class Progress(Silent):
+    """A line per block, on stderr."""
+
+    def block(self, index: int, total: int, name: str, step: str) -> None:
+        if step == "prune":
+            print(f"{index + 1} of {total}: {name}", file=sys.stderr)
+
+
 def loss(new_OI: Tensor, weight_OI: Tensor, matrix_II: Tensor) -> float:
     moved_OI = new_OI.double() - weight_OI.double()
     return 0.5 * float((moved_OI @ matrix_II.double() * moved_OI).sum())
@@ -91,7 +99,7 @@ def main() -> None:
         EachLayer(compared),
         plan,
         device=torch.device("cpu"),
-        observer=prunus.engine.Silent(),
+        observer=Progress(),
     )
     print(f"{len(reports)} layers; per role: median (highest)")
     print("| role | iterations | certified gap | true gap | loss / SparseGPT's |")
