@@ -155,8 +155,8 @@ def _check_layers(
         if tuple(weight_OI.shape) == layer.shape:
             pattern = demanded or parse_pattern(layer.pattern)
             shown = str(pattern)
-            if layer.notes.get("order") == "free":
-                if isinstance(demanded, NM):
+            if layer.notes.get("order") == "free" and not isinstance(demanded, Unstructured):
+                if demanded is not None:
                     found.problems.append(
                         f"{name} has {layer.pattern} in an order of its own; in the stored order, "
                         "which hardware reads, it has not."

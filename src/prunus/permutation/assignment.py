@@ -27,13 +27,13 @@ class Assignment:
 
     Attributes:
         start: the order to begin with.
-        sweeps: over all M slots, at most; the authors make one. From the second on each box's
+        sweeps: over all M slots; the authors make one. From the second on each box's
             channels get their slots at random, so that any two can change places in the end.
         exchanges: rounds of pairwise exchanges after that, at most, until none gains.
         seed: of the random slots.
 
     Never keeps less than the stored order does. Reference: Zhang et al. 2024, "Plug-and-Play",
-    section 4.2, step 2, and appendix C; sweeps until nothing improves and exchanges are ours.
+    section 4.2, step 2, and appendix C; random slots, more sweeps and exchanges are ours.
     """
 
     start: Heuristic = Heuristic()

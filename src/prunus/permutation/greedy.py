@@ -77,7 +77,9 @@ class _Pairs:
                 break
             if a not in touched and b not in touched:
                 first = SPLITS[int(self.split_KK[a, b])]
-                self._apply(a, b, first, tuple(set(range(8)) - set(first)))
+                both = self._both(a, b)
+                rest = [both[i] for i in range(8) if i not in first]
+                self._write(a, b, [*(both[i] for i in first), *rest])
                 touched |= {a, b}
         self._refresh_of(touched)
         return bool(touched)
@@ -86,22 +88,16 @@ class _Pairs:
         """Exchange one random column of a random pair of stripes."""
         a, b = torch.randperm(len(self.stripes_K4), generator=generator)[:2].tolist()
         i, j = torch.randint(4, (2,), generator=generator).tolist()
-        both = [*self.stripes_K4[a].tolist(), *self.stripes_K4[b].tolist()]
+        both = self._both(a, b)
         both[i], both[4 + j] = both[4 + j], both[i]
-        self._apply(a, b, (0, 1, 2, 3), (4, 5, 6, 7), both)
+        self._write(a, b, both)
         self._refresh_of({a, b})
 
-    def _apply(
-        self,
-        a: int,
-        b: int,
-        first: tuple[int, ...],
-        second: tuple[int, ...],
-        both: list[int] | None = None,
-    ) -> None:
-        both = both or [*self.stripes_K4[a].tolist(), *self.stripes_K4[b].tolist()]
-        for stripe, half in ((a, first), (b, second)):
-            self.stripes_K4[stripe] = torch.tensor([both[i] for i in half])
+    def _both(self, a: int, b: int) -> list[int]:
+        return [*self.stripes_K4[a].tolist(), *self.stripes_K4[b].tolist()]
+
+    def _write(self, a: int, b: int, both: list[int]) -> None:
+        self.stripes_K4[a], self.stripes_K4[b] = torch.tensor(both).view(2, 4)
 
     def _refresh_of(self, touched: set[int]) -> None:
         pairs = {(min(a, b), max(a, b)) for a in touched for b in range(len(self.gain_KK))}
