@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from .calibration.tokens import (
     tokenize,
     window_length,
 )
+from .channels import Channels
 from .checkpoint import (
     Dtype,
     check_output,
@@ -31,13 +32,26 @@ from .checkpoint import (
     new_folder,
     write_model,
 )
-from .engine import Observer, Silent, inspect, prune_blocks, start
+from .engine import (
+    Observer,
+    Silent,
+    any_tokens,
+    inspect,
+    prune_blocks,
+    residual_order,
+    start,
+)
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
 from .methods import METHODS
+from .permutation.orders import FILE as ORDERS
+from .permutation.orders import Orders
 from .recipe import Recipe
+from .replay import Recording
 from .report import Coverage, PruningReport, model_card
-from .report.pruning_report import realised_sparsity
+from .report.pruning_report import FILE as REPORT
+from .report.pruning_report import read_report, realised_sparsity
+from .runtime import index_inputs, to_semi_structured
 from .types import BlockPruner
 from .verification import Verification, verify
 
@@ -49,12 +63,14 @@ class Result:
     Attributes:
         model: pruned in place, in eval mode.
         report: layer by layer.
+        orders: of the channels, where they were put into others.
         output: the checkpoint, if one was written.
         verification: what ``verify`` found in it.
     """
 
     model: PreTrainedModel
     report: PruningReport
+    orders: Orders
     output: Path | None
     verification: Verification | None
 
@@ -112,11 +128,12 @@ def prune(
         if tokens_ST is not None
         else _tokens(model, tokenizer, recipe, observer)
     )
-    report = _run(model, name, recipe, pruner, ids_ST, protocol, observer)
+    report, orders = _run(model, name, recipe, pruner, ids_ST, protocol, observer)
+    result = Result(model, report, orders, output, None)
     if output is None:
-        return Result(model, report, None, None)
-    verification = write(output, model, tokenizer, recipe, report, observer, trust_remote_code)
-    return Result(model, report, output, verification)
+        return result
+    verification = write(result, tokenizer, recipe, observer, trust_remote_code)
+    return replace(result, verification=verification)
 
 
 def _resolved(
@@ -144,10 +161,11 @@ def _run(
     ids_ST: Tensor | None,
     protocol: Protocol | None,
     observer: Observer,
-) -> PruningReport:
+) -> tuple[PruningReport, Orders]:
     """Look at the model, plan, prune, report."""
     begun = time.perf_counter()
-    blocks, traced = inspect(model, ids_ST if ids_ST is not None else _any_tokens(model))
+    ids = ids_ST if ids_ST is not None else any_tokens(model)
+    blocks, traced = inspect(model, ids)
     layers = select_layers(blocks, mlp_only=recipe.mlp_only, skip_blocks=recipe.skip_blocks)
     sparsity = cast(float, recipe.sparsity)
     plan = Uniform()(layers, sparsity)
@@ -155,16 +173,28 @@ def _run(
     if not recipe.mlp_only and recipe.skip_blocks is None:
         coverage.check()
     observer.say(f"pruning {len(layers)} layers in {len(blocks)} blocks: {coverage}")
+
+    def recording() -> Recording | None:
+        return None if ids_ST is None else start(model, blocks, traced, ids_ST)
+
+    where: Any = {"device": pick_device(recipe.device), "observer": observer}
+    channels = None
+    if pruner.ordering is not None:
+        fold = pruner.ordering.realisation == "fold"
+        channels = Channels.of(model, blocks, traced, ids, fold)
+        if fold:
+            order_I = residual_order(blocks, recording(), pruner.ordering, plan, **where)
+            channels.apply(Orders(order_I))
     reports = prune_blocks(
         blocks,
-        start(model, blocks, traced, ids_ST) if ids_ST is not None else None,
+        recording(),
         pruner,
         plan,
-        device=pick_device(recipe.device),
-        observer=observer,
         true_sequential=recipe.true_sequential,
+        channels=channels,
+        **where,
     )
-    return PruningReport(
+    report = PruningReport(
         model=name,
         method=recipe.method,
         pruner=repr(pruner),
@@ -176,27 +206,29 @@ def _run(
         seconds=time.perf_counter() - begun,
         layers=reports,
     )
+    return report, channels.orders if channels else Orders()
 
 
 def write(
-    output: str | Path,
-    model: PreTrainedModel,
+    result: Result,
     tokenizer: Any,
     recipe: Recipe,
-    report: PruningReport,
     observer: Observer,
     trust_remote_code: bool = False,
 ) -> Verification:
-    """Write the checkpoint under a temporary name, verify it, then give it its own."""
+    """Write ``result.output`` under a temporary name, verify it, then give it its own."""
+    output, report = cast(Path, result.output), result.report
     recipe_yaml = recipe.to_yaml(report.model)
     texts = {
         "recipe.yaml": recipe_yaml,
-        "pruning_report.json": report.to_json(),
+        REPORT: report.to_json(),
         "README.md": model_card(report, recipe_yaml),
     }
+    if result.orders:
+        texts[ORDERS] = result.orders.to_json()
     with new_folder(output) as folder:
         observer.say(f"writing {output}")
-        write_model(folder, model, tokenizer, texts)
+        write_model(folder, result.model, tokenizer, texts)
         observer.say("verifying: patterns, zeros, and a reload in a fresh process")
         verification = verify(folder, trust_remote_code=trust_remote_code)
         if not verification.ok:
@@ -261,11 +293,37 @@ def load(
     *,
     dtype: Dtype = "auto",
     device: str = "cpu",
+    sparse: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A model in eval mode from a folder, a hub id or a GGUF."""
+    """A model in eval mode from a folder, a hub id or a GGUF.
+
+    Layers that were pruned with ``--permutation gather`` get their weights in the order of the
+    pattern, and an index before them.
+
+    >>> prunus.load("pruned", dtype="bfloat16", device="cuda", sparse="2:4")
+
+    Args:
+        checkpoint: what ``prunus prune --output`` wrote, or any other.
+        dtype: of the weights.
+        device: where to put it.
+        sparse: ``"2:4"`` makes torch's semi-structured tensors of the 2:4 layers, on CUDA; this
+            has not been run yet, for lack of a GPU. Their layout is checked on any device.
+        trust_remote_code: run code that comes with the checkpoint.
+    """
+    if sparse not in (None, "2:4"):
+        raise UnknownNameError("sparse", sparse, ["2:4"])
+    where = pick_device(device)
     model = load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
-    model.to(pick_device(device))  # type: ignore[arg-type]
+    model.to(where)  # type: ignore[arg-type]
+    folder = Path(checkpoint).expanduser()
+    if (folder / REPORT).exists():
+        layers = read_report(folder).layers
+        index_inputs(model, layers, Orders.read(folder))
+    else:
+        layers = []
+    if sparse is not None:
+        to_semi_structured(model, layers)
     return model
 
 
@@ -315,8 +373,3 @@ def _tokens(
         data_dir=recipe.data_dir,
         say=observer.say,
     )
-
-
-def _any_tokens(model: PreTrainedModel) -> Tensor:
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    return torch.randint(0, vocabulary, (1, 64), generator=torch.Generator().manual_seed(0))

@@ -55,14 +55,19 @@ class Layer:
     @property
     def weight_OI(self) -> Tensor:
         """A view of the stored weight, outputs first."""
-        weight: Tensor = self.module.weight.detach()  # type: ignore[operator]
-        return weight.T if self.transposed else weight
+        return outputs_first(self.module)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(O, I)."""
         rows, columns = self.weight_OI.shape
         return rows, columns
+
+    @property
+    def bias_O(self) -> Tensor | None:
+        """A view of the bias, where there is one."""
+        bias = getattr(self.module, "bias", None)
+        return bias.detach() if isinstance(bias, Tensor) else None
 
     def write(self, weight_OI: Tensor) -> None:
         """Store new values, in the module's own dtype and layout."""
@@ -88,9 +93,20 @@ class Block:
         """The first layer of each site, by the site's name."""
         return {layer.site: layer for layer in self.layers if layer.name == layer.site}
 
+    @property
+    def interior(self) -> set[str]:
+        """The sites that other layers of the block feed; all other sites read the residual."""
+        return {layer.feeds for layer in self.layers if layer.feeds is not None}
+
     def planned(self, plan: Plan) -> list[Layer]:
         """Its layers that the plan names, in the order of the module tree."""
         return [layer for layer in self.layers if layer.name in plan]
+
+
+def outputs_first(module: nn.Module) -> Tensor:
+    """A view (O, I) of the weight of an ``nn.Linear`` or a ``Conv1D``."""
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
+    return weight.T if isinstance(module, Conv1D) else weight
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:

@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def demo(
         say(f"[{number}/{len(runs)}] {method} at {shown}: pruning 210 layers, block by block …")
         model.load_state_dict(dense_weights)
         recipe = Recipe.of(method=method, pattern=pattern, samples=samples, length=length)
-        report = prune(model, recipe, tokenizer=tokenizer, observer=Steps()).report
+        result = prune(model, recipe, tokenizer=tokenizer, observer=Steps())
+        report = result.report
         perplexity = score(model, tokenizer, length, windows)
         row = {
             "method": method,
@@ -61,9 +63,9 @@ def demo(
         say(f"  perplexity {perplexity:.2f}, pruned in {report.seconds:.0f} s")
         if not best or perplexity < best["row"]["perplexity"]:
             weights = copy.deepcopy(model.state_dict())
-            best = {"row": row, "weights": weights, "recipe": recipe, "report": report}
+            best = {"row": row, "weights": weights, "recipe": recipe, "result": result}
     model.load_state_dict(best["weights"])
-    write(output, model, tokenizer, best["recipe"], best["report"], Steps())
+    write(replace(best["result"], output=Path(output)), tokenizer, best["recipe"], Steps())
     if show:
         show_table(rows, best["row"], windows, length)
         show_end(output, best["row"], time.perf_counter() - begun)

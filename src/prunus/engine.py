@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .blocks import Block, Layer, check_outside, find_blocks, find_linears
+from .channels import Channels
 from .errors import NumericalError, PrunusError
+from .permutation.ordering import Ordering, thinned, together
 from .probe import probe_block
 from .replay import Recording, Trace, check_replay, record, trace
 from .stats import Statistics, TokenSample
@@ -34,7 +37,7 @@ class Observer(Protocol):
         ...
 
     def block(self, index: int, total: int, name: str, step: str) -> None:
-        """A step ("record", "prune", "advance") of a block begins."""
+        """A step ("order", "record", "prune", "advance") of a block begins."""
         ...
 
     def sample(self, done: int, total: int) -> None:
@@ -110,6 +113,7 @@ def prune_blocks(
     device: torch.device,
     observer: Observer,
     true_sequential: bool = False,
+    channels: Channels | None = None,
 ) -> list[LayerReport]:
     """Prune the planned layers in place, each block on the outputs of the pruned ones before it.
 
@@ -123,6 +127,7 @@ def prune_blocks(
         true_sequential: gather the statistics of every site after the sites before it have been
             pruned, not once from the dense block. (GPTQ's word; the papers here use the dense
             block.)
+        channels: where the pruner wants an ordering of them.
 
     Raises:
         NumericalError: NaN or inf in an activation or in a new weight.
@@ -141,13 +146,67 @@ def prune_blocks(
                 observer.block(block.index, len(blocks), block.name, "record")
                 stats = _gather(block, recording, pruner.needs, device, observer)
             observer.block(block.index, len(blocks), block.name, "prune")
-            reports += _prune(block, stats, pruner, stage, observer)
+            with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
+                reports += _prune(block, stats, pruner, stage, observer, notes)
         if recording is not None and block.index < last:
             observer.block(block.index, len(blocks), block.name, "advance")
             recording.advance(block.index, block.module, device, observer.sample)
         block.module.to(home)
     observer.done()
     return reports
+
+
+@torch.no_grad()
+def residual_order(
+    blocks: Sequence[Block],
+    recording: Recording | None,
+    ordering: Ordering,
+    plan: Plan,
+    *,
+    device: torch.device,
+    observer: Observer,
+) -> Tensor:
+    """The one order of the residual stream, from a pass over the dense blocks.
+
+    Of the scores of all planned layers that read the stream ``ordering.rows`` rows are held.
+    Consumes the recording.
+    """
+    readers = {
+        block.index: [x for x in block.planned(plan) if x.site not in block.interior]
+        for block in blocks
+    }
+    last = max((index for index, layers in readers.items() if layers), default=-1)
+    share = max(ordering.rows // max(sum(map(len, readers.values())), 1), 1)
+    scores: list[Tensor] = []
+    for block in blocks[: last + 1]:
+        home = next(block.module.parameters()).device
+        block.module.to(device)
+        observer.block(block.index, len(blocks), block.name, "order")
+        stats: Mapping[str, Statistics] = _Weightless(device)
+        if recording is not None:
+            needs = ordering.score.needs
+            stats = _gather(block, recording, needs, device, observer, advance=True)
+        for layer in readers[block.index]:
+            score_OI = ordering.score(layer.weight_OI, stats[layer.site])
+            scores.append(thinned(together([score_OI]), share))
+        block.module.to(home)
+    return ordering.permutation(torch.cat(scores), ordering.pattern, ordering.pattern.sparsity)
+
+
+@contextmanager
+def _arranged(
+    channels: Channels | None,
+    block: Block,
+    stats: Mapping[str, Statistics],
+    plan: Plan,
+    pruner: BlockPruner,
+) -> Iterator[tuple[Mapping[str, Statistics], Mapping[str, Mapping[str, Any]]]]:
+    """The block's channels in the orders that the pruner wants, if it wants any."""
+    if channels is None or pruner.ordering is None:
+        yield stats, {}
+        return
+    with channels.arranged(block, stats, plan, pruner.ordering) as arranged:
+        yield arranged
 
 
 def _stages(block: Block, plan: Plan, true_sequential: bool) -> list[Plan]:
@@ -171,9 +230,17 @@ class _Weightless(dict[str, Statistics]):
 
 
 def _gather(
-    block: Block, recording: Recording, needs: Needs, device: torch.device, observer: Observer
+    block: Block,
+    recording: Recording,
+    needs: Needs,
+    device: torch.device,
+    observer: Observer,
+    advance: bool = False,
 ) -> dict[str, Statistics]:
-    """Run the recorded calls through the block; summarise each site's input once."""
+    """Run the recorded calls through the block; summarise each site's input once.
+
+    With ``advance`` the outputs become the inputs of the next block.
+    """
     kinds = tuple(dict.fromkeys((*needs, TokenSample)))
     stats = {site: Statistics(kinds, layer.shape[1], device) for site, layer in block.sites.items()}
 
@@ -191,6 +258,8 @@ def _gather(
                     f"{block.name} puts out NaN or inf on calibration sample {sample}. "
                     "Use a wider dtype (--dtype float32), or check the checkpoint."
                 )
+            if advance:
+                recording.hidden[sample] = output.to(recording.hidden[sample].device)
             observer.sample(sample + 1, len(recording.hidden))
     return stats
 
@@ -201,6 +270,7 @@ def _prune(
     pruner: BlockPruner,
     plan: Plan,
     observer: Observer,
+    notes: Mapping[str, Mapping[str, Any]],
 ) -> list[LayerReport]:
     reports: list[LayerReport] = []
     begun = time.perf_counter()
@@ -220,7 +290,7 @@ def _prune(
             updated=updated,
             error_before_update=before,
             seconds=time.perf_counter() - begun,
-            notes=pruned.notes,
+            notes={**pruned.notes, **notes.get(layer.name, {})},
         )
         reports.append(report)
         observer.layer(report)
@@ -275,6 +345,12 @@ def _output_error(inputs_TI: Tensor, old_OI: Tensor, new_OI: Tensor) -> float | 
     size = (inputs_TI @ old_OI.T).norm()
     moved = (inputs_TI @ (old_OI - new_OI.float()).T).norm()
     return float(moved / size) if size > 0 else None
+
+
+def any_tokens(model: PreTrainedModel) -> Tensor:
+    """Token ids (1, 64), for a look at a model that needs no text."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    return torch.randint(0, vocabulary, (1, 64), generator=torch.Generator().manual_seed(0))
 
 
 def _device(model: nn.Module) -> torch.device:

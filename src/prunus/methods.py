@@ -12,10 +12,12 @@ from typing import Any, Literal, cast
 
 from .errors import InputError, UnknownNameError
 from .patterns import NM, Unstructured
+from .permutation import Assignment, Greedy, Heuristic
+from .permutation.ordering import Ordering
 from .pruners import MRP, Compose, DaSS, EachLayer, InOrder, SparseGPT
 from .refinements import Swaps
 from .scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
-from .types import BlockPruner, LayerPruner, Pattern, Score, Update
+from .types import BlockPruner, LayerPruner, Pattern, Permutation, Score, Update
 from .updates import Keep, LeastSquares, SparseGPTSweep
 
 
@@ -74,7 +76,12 @@ UPDATES: Mapping[str, Update] = {
 }
 
 REFINEMENTS = ("none", "swaps")
-PERMUTATIONS = ("none", "free")
+PERMUTATIONS = ("none", "fold", "gather", "free")
+SEARCHES: Mapping[str, Permutation] = {
+    "assignment": Assignment(),
+    "heuristic": Heuristic(),
+    "greedy": Greedy(),
+}
 
 METHODS: Mapping[str, Method] = {
     "magnitude": Method(
@@ -131,8 +138,9 @@ def build_method(
     update: str | None = None,
     refine: str | None = None,
     permutation: str | None = None,
+    search: str | None = None,
 ) -> BlockPruner:
-    """The pruner of a row, with another update, a refinement, some fields set, an order.
+    """The pruner of a row, with another update, a refinement, some fields set, orders of channels.
 
     >>> build_method("ria", settings={"score.power": 0.4})
 
@@ -150,17 +158,23 @@ def build_method(
     settings = dict(settings or {})
     later = {path: settings.pop(path) for path in [*settings] if path.startswith("permutation.")}
     pruner = _with_settings(pruner, settings)
-    if permutation is not None:
-        pruner = _on_parts(name, pruner, partial(_in_order, name, permutation))
-    return _with_settings(pruner, later)
+    ordered = _ordered(name, permutation or "none", search, pruner)
+    if later and permutation in (None, "none"):
+        raise InputError(f"--set {next(iter(later))} is for a run with --permutation.")
+    return _with_settings(ordered, later)
 
 
 def _with_settings(pruner: BlockPruner, settings: Mapping[str, Any]) -> BlockPruner:
     for path, value in settings.items():
-        if isinstance(pruner, EachLayer):
-            pruner = EachLayer(_set(pruner.pruner, path, path.split("."), value))
+        names = path.split(".")
+        if isinstance(pruner, EachLayer) and pruner.ordering and names[0] == "permutation":
+            part = "ordering" if names[1:] == ["rows"] else "permutation"
+            at = names[1:] if part == "ordering" else names
+            pruner = replace(pruner, ordering=_set(pruner.ordering, path, at, value))
+        elif isinstance(pruner, EachLayer):
+            pruner = replace(pruner, pruner=_set(pruner.pruner, path, names, value))
         else:
-            pruner = _set(pruner, path, path.split("."), value)
+            pruner = _set(pruner, path, names, value)
     return pruner
 
 
@@ -169,7 +183,7 @@ def _on_parts(
 ) -> BlockPruner:
     """Every LayerPruner that the pruner is made of, changed."""
     if isinstance(pruner, EachLayer):
-        return EachLayer(change(pruner.pruner))
+        return replace(pruner, pruner=change(pruner.pruner))
     if isinstance(pruner, DaSS):
         return DaSS(cast(Compose, change(pruner.gate_up)), cast(Compose, change(pruner.rest)))
     raise InputError(f"{name} prunes whole blocks by its own rule; no update or refinement fits.")
@@ -197,18 +211,29 @@ def _refined(refine: str, part: LayerPruner) -> LayerPruner:
     return replace(cast(Compose | SparseGPT | MRP, part), refinement=swaps)
 
 
-def _in_order(name: str, permutation: str, part: LayerPruner) -> LayerPruner:
-    """In the order that keeps the most of the part's own score; of OBS, where it has none."""
+def _ordered(name: str, permutation: str, search: str | None, pruner: BlockPruner) -> BlockPruner:
+    """With the orders that keep the most of its own score; of OBS, where it has none."""
     if permutation not in PERMUTATIONS:
         raise UnknownNameError("permutation", permutation, PERMUTATIONS)
+    if search is not None and search not in SEARCHES:
+        raise UnknownNameError("search", search, SEARCHES)
     if permutation == "none":
-        return part
+        if search is not None:
+            raise InputError("--search is for a run with --permutation fold, gather or free.")
+        return pruner
+    if not isinstance(pruner, EachLayer):
+        raise InputError(f"{name} prunes some layers along outputs; no --permutation fits all.")
+    part, found = pruner.pruner, SEARCHES[search or "assignment"]
     if not isinstance(part.pattern, NM) or part.pattern.along != "input":
         raise InputError(
             f"--permutation is for N:M along inputs, such as --pattern 2:4; {name} has the pattern "
             f"{part.pattern}."
         )
-    return InOrder(part, part.score if isinstance(part, Compose) else OBS())
+    score = part.score if isinstance(part, Compose) else OBS()
+    if permutation == "free":
+        return EachLayer(InOrder(part, score, found))
+    realisation = cast(Literal["fold", "gather"], permutation)
+    return EachLayer(part, Ordering(realisation, score, part.pattern, found))
 
 
 def _set(part: Any, path: str, names: list[str], value: Any) -> Any:

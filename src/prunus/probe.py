@@ -49,7 +49,7 @@ def probe_block(
     Raises:
         UnsupportedModelError: a layer that does not run exactly once.
     """
-    run = partial(_forward, module, linears, call, hidden)
+    run = partial(cut_forward, module, linears, call, hidden)
     flow = _flow(*run())
     roles, fused = _roles(flow, lambda layer: _odd(flow, layer, run(negate=layer)[2]))
     layers = tuple(
@@ -93,7 +93,7 @@ class _Flow:
         return "attention" if self.mixing.intersection(sites) else "mlp"
 
 
-def _forward(
+def cut_forward(
     module: nn.Module,
     linears: Mapping[str, nn.Module],
     call: Call,
@@ -144,18 +144,18 @@ def _flow(
     }
     flow = _Flow(inputs, outputs, site, {}, set(), set())
     for name in first.values():
-        touched = _reached(inputs[name], [hidden, *outputs.values()])
+        touched = reached(inputs[name], [hidden, *outputs.values()])
         if touched[0]:  # the residual stream itself: nobody's interior
             continue
         flow.producers[name] = [n for n, hit in zip(outputs, touched[1:], strict=True) if hit]
-        if any(_reached(_last_token(inputs[name]), list(outputs.values()), earlier=True)):
+        if any(reached(_last_token(inputs[name]), list(outputs.values()), earlier=True)):
             flow.mixing.add(name)
-    written = _reached(output, list(outputs.values()))
+    written = reached(output, list(outputs.values()))
     flow.writers = {name for name, hit in zip(outputs, written, strict=True) if hit}
     return flow
 
 
-def _reached(target: Tensor, leaves: list[Tensor], earlier: bool = False) -> list[bool]:
+def reached(target: Tensor, leaves: list[Tensor], earlier: bool = False) -> list[bool]:
     """For each leaf, whether ``target`` depends on it (on its tokens before the last one)."""
     if target.grad_fn is None:
         return [False] * len(leaves)
@@ -207,7 +207,7 @@ def _attention_roles(
     flow: _Flow, site: str, producers: list[str], odd: Callable[[str], bool]
 ) -> dict[str, Role]:
     leaves = [flow.outputs[name] for name in producers]
-    earlier = _reached(_last_token(flow.inputs[site]), leaves, earlier=True)
+    earlier = reached(_last_token(flow.inputs[site]), leaves, earlier=True)
     roles: dict[str, Role] = {}
     for name, mixes in zip(producers, earlier, strict=True):
         roles[name] = "q" if not mixes else "v" if odd(name) else "k"

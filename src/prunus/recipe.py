@@ -45,7 +45,8 @@ class Recipe(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict, description="fields of the method")
     update: str | None = Field(None, description="keep, sparsegpt, least-squares")
     refine: str | None = Field(None, description="none, swaps")
-    permutation: str | None = Field(None, description="none, free")
+    permutation: str | None = Field(None, description="none, fold, gather, free")
+    search: str | None = Field(None, description="assignment, heuristic, greedy")
     true_sequential: bool = Field(False, description="statistics anew after each site")
     mlp_only: bool = Field(False, description="leave attention dense")
     skip_blocks: str | None = Field(None, description="A:B, blocks left dense")
@@ -120,6 +121,13 @@ class Recipe(BaseModel):
         if sparsity is None:
             sparsity = pattern.sparsity if isinstance(pattern, NM) else 0.5
         check_sparsity(sparsity)
-        return build_method(
-            self.method, pattern, self.settings, self.update, self.refine, self.permutation
-        ), sparsity
+        pruner = build_method(
+            self.method,
+            pattern,
+            self.settings,
+            self.update,
+            self.refine,
+            self.permutation,
+            self.search,
+        )
+        return pruner, sparsity

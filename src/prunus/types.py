@@ -18,6 +18,7 @@ from .stats import Statistic, Statistics
 
 if TYPE_CHECKING:
     from .blocks import Block, Layer
+    from .permutation.ordering import Ordering
 
 Needs = tuple[type[Statistic], ...]
 Plan = Mapping[str, float]
@@ -131,6 +132,11 @@ class BlockPruner(Protocol):
     @property
     def needs(self) -> Needs:
         """The statistics to gather at every site."""
+        ...
+
+    @property
+    def ordering(self) -> Ordering | None:
+        """The orders that the channels are put into first; None: as they are stored."""
         ...
 
     def pattern(self, layer: Layer) -> Pattern:

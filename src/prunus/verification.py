@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter
 from safetensors import safe_open
 from torch import Tensor
 
+from .channels import Channels
 from .checkpoint import check_shards, load_model
+from .engine import any_tokens, inspect
 from .errors import CheckpointError
 from .patterns import NM, Unstructured, parse_pattern, removed
-from .report.pruning_report import PruningReport
+from .permutation.orders import Orders
+from .report.pruning_report import PruningReport, read_report
 from .types import LayerReport, Pattern
 
 # Run in a new interpreter that never imports prunus: what any user of the checkpoint will do.
@@ -96,31 +98,15 @@ def verify(
         raise CheckpointError(f"{folder} holds no checkpoint: it has no config.json.")
     found = Verification()
     tensors = check_shards(folder)
-    report = _report(folder)
+    report = read_report(folder)
     _check_config(folder, found)
-    _check_layers(report, tensors, parse_pattern(pattern) if pattern else None, found)
+    orders = Orders.read(folder)
+    _check_layers(report, tensors, orders, parse_pattern(pattern) if pattern else None, found)
     if source is not None:
-        _check_against(folder, source, report, found, trust_remote_code)
+        _check_against(folder, source, report, orders, found, trust_remote_code)
     if reload:
         _check_reload(folder, found, trust_remote_code)
     return found
-
-
-def _report(folder: Path) -> PruningReport:
-    path = folder / "pruning_report.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        report = TypeAdapter(PruningReport).validate_python(content)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} has no pruning_report.json: prunus did not write it."
-        ) from None
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()
-        raise CheckpointError(f"{path} is damaged: {' '.join(first[:3])}.") from None
-    if not report.layers:
-        raise CheckpointError(f"{path} is damaged: it names no layers.")
-    return report
 
 
 def _check_config(folder: Path, found: Verification) -> None:
@@ -137,6 +123,7 @@ def _check_config(folder: Path, found: Verification) -> None:
 def _check_layers(
     report: PruningReport,
     tensors: dict[str, Path],
+    orders: Orders,
     demanded: Pattern | None,
     found: Verification,
 ) -> None:
@@ -153,15 +140,11 @@ def _check_layers(
         zeros, weights = zeros + count, weights + weight_OI.numel()
         found.problems += _layer_problems(name, weight_OI, count, layer)
         if tuple(weight_OI.shape) == layer.shape:
-            pattern = demanded or parse_pattern(layer.pattern)
-            shown = str(pattern)
-            if layer.notes.get("order") == "free" and not isinstance(demanded, Unstructured):
-                if demanded is not None:
-                    found.problems.append(
-                        f"{name} has {layer.pattern} in an order of its own; in the stored order, "
-                        "which hardware reads, it has not."
-                    )
-                pattern, shown = Unstructured("row"), f"{layer.pattern} in a free order"
+            weight_OI, pattern, shown = _as_ordered(weight_OI, layer, orders, demanded)
+            if demanded is not None and str(demanded) != shown:
+                found.problems.append(
+                    f"{name} has {shown}; in the stored order, which hardware reads, it has not."
+                )
             found.patterns[shown] = found.patterns.get(shown, 0) + 1
             found.problems += _pattern_problems(name, weight_OI, pattern, layer)
     found.problems += [f"{name} is in the report but not in the checkpoint." for name in layers]
@@ -176,6 +159,29 @@ def _check_layers(
             f"The report says {report.sparsity:.6f} of all is zero; it is {found.sparsity:.6f}."
         )
     found.checks += ["finite weights", "zeros per comparison group", "report against tensors"]
+
+
+def _as_ordered(
+    weight_OI: Tensor, layer: LayerReport, orders: Orders, demanded: Pattern | None
+) -> tuple[Tensor, Pattern, str]:
+    """The weight in the order in which its pattern is claimed, what to check, and how it is called.
+
+    A free order is not written down: what is left to check is the count of each row.
+    """
+    pattern = demanded or parse_pattern(layer.pattern)
+    order = layer.notes.get("order")
+    if isinstance(demanded, Unstructured) or order not in ("free", "gather"):
+        return weight_OI, pattern, str(pattern)
+    if order == "free":
+        return weight_OI, Unstructured("row"), f"{layer.pattern} in a free order"
+    order_I = orders.gathered.get(str(layer.notes.get("site")))
+    if order_I is None or len(order_I) != weight_OI.shape[1]:
+        raise CheckpointError(
+            f"The report says that {layer.name} reads its inputs through an index, and "
+            "channel_orders.json has none that fits. The checkpoint is damaged."
+        )
+    claimed = parse_pattern(layer.pattern)
+    return weight_OI[:, order_I], claimed, f"{claimed} behind an index"
 
 
 def _layer_problems(name: str, weight_OI: Tensor, zeros: int, layer: LayerReport) -> list[str]:
@@ -227,12 +233,21 @@ def _check_against(
     folder: Path,
     source: str | Path,
     report: PruningReport,
+    orders: Orders,
     found: Verification,
     trust_remote_code: bool,
 ) -> None:
-    """Compare through the loader, which knows both sides' names on disk, in the output's dtype."""
+    """Compare through the loader, which knows both sides' names on disk, in the output's dtype.
+
+    Orders that were folded into the checkpoint are folded into the source first.
+    """
     new = load_model(folder, trust_remote_code=trust_remote_code).state_dict()
-    old = load_model(source, trust_remote_code=trust_remote_code).state_dict()
+    model = load_model(source, trust_remote_code=trust_remote_code)
+    if orders.residual is not None or orders.folded:
+        blocks, traced = inspect(model, any_tokens(model))
+        folded = orders.residual is not None
+        Channels.of(model, blocks, traced, any_tokens(model), folded).apply(orders)
+    old = model.state_dict()
     pruned = {f"{layer.name}.weight": layer.updated for layer in report.layers}
     touched, moved = [], []
     for name, tensor in new.items():

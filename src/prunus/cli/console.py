@@ -89,7 +89,7 @@ def print_line(text: str = "") -> None:
 
 
 # Where each step of a block begins and how long it takes, as shares of the block's time.
-STEPS = {"record": (0.0, 0.5), "prune": (0.5, 0.1), "advance": (0.6, 0.4)}
+STEPS = {"order": (0.0, 1.0), "record": (0.0, 0.5), "prune": (0.5, 0.1), "advance": (0.6, 0.4)}
 
 
 class PruningBar:
@@ -101,6 +101,7 @@ class PruningBar:
     def __init__(self) -> None:
         self._bars = bars("{task.fields[now]}")
         self._task: Any = None
+        self._ordering = False
         self._begun = time.perf_counter()
         self._last: LayerReport | None = None
         self._at = self._share = 0.0
@@ -118,13 +119,15 @@ class PruningBar:
 
     def block(self, index: int, total: int, name: str, step: str) -> None:
         """A step of a block begins."""
-        if self._task is None:
-            self._task = self._bars.add_task("pruning", total=total, now="")
-            self._begun = time.perf_counter()
+        ordering = step == "order"
+        if self._task is None or self._ordering != ordering:
+            what = "ordering" if ordering else "pruning"
+            self._task = self._bars.add_task(what, total=total, now="")
+            self._ordering, self._begun = ordering, time.perf_counter()
         self._at, self._share = index + STEPS[step][0], STEPS[step][1]
-        if step == "record":
+        if step in ("order", "record"):
             self._log()
-            self._bars.update(self._task, now=escape(f"record {name}"))
+            self._bars.update(self._task, now=escape(f"{step} {name}"))
         self._move(self._at)
 
     def sample(self, done: int, total: int) -> None:

@@ -16,6 +16,8 @@ EXAMPLES = """
 
 `prunus prune org/model --method wanda --pattern 2:4 --calibration c4 --output pruned-2-4`
 
+`prunus prune ./model --method mrp-sm --pattern 2:4 --permutation fold --output fast`
+
 `prunus prune model.gguf --method dass --mlp-only --calibration text.jsonl --output pruned`
 
 `prunus prune ./model --method mrp-sm --refine swaps --output best` (the lowest loss, slower)
@@ -47,9 +49,13 @@ def run(
     permutation: Annotated[
         str | None,
         typer.Option(
-            help="none or free: N:M in each layer's best order of inputs, the papers' count, which "
-            "no hardware runs."
+            help="none, fold, gather or free: N:M in an order of the inputs that keeps more. fold: "
+            "in the stored weights, for hardware; gather: keeps more, needs prunus.load; free: the "
+            "papers' count, which nothing runs."
         ),
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option(help="assignment, heuristic or greedy: how orders are found.")
     ] = None,
     true_sequential: Annotated[
         bool | None,
@@ -106,6 +112,7 @@ def run(
         "update": update,
         "refine": refine,
         "permutation": permutation,
+        "search": search,
         "true_sequential": true_sequential,
         "mlp_only": mlp_only,
         "skip_blocks": skip_blocks,

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..patterns import NM
 from ..types import Pattern
+from .exchanges import exchanged, thresholds
 from .heuristic import Heuristic
 from .retained import along_inputs, retained
-
-GAIN = 1e-7  # of the retained score: less is rounding
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Assignment:
     """
 
     start: Heuristic = Heuristic()
-    sweeps: int = 20
+    sweeps: int = 8
     exchanges: int = 20
     seed: int = 0
 
@@ -56,56 +55,14 @@ class Assignment:
                 boxes_KM = boxes_KM.gather(1, slots_KM.to(boxes_KM.device))
             for slot in range(pattern.of):
                 _refill(channels_IO, boxes_KM, pattern, slot)
-        best = retained(score_OI, pattern, boxes_KM.flatten())
-        for _ in range(self.exchanges):
-            tried_KM = _exchange(channels_IO, boxes_KM, pattern)
-            now = retained(score_OI, pattern, tried_KM.flatten())
-            if now <= best * (1 + GAIN):
-                break
-            best, boxes_KM = now, tried_KM
-        return boxes_KM.flatten() if best > retained(score_OI, pattern, stored_I) else stored_I
+        boxes_KM = exchanged(channels_IO, boxes_KM, pattern, self.exchanges)
+        best, stored = (retained(score_OI, pattern, o) for o in (boxes_KM.flatten(), stored_I))
+        return boxes_KM.flatten() if best > stored else stored_I
 
 
 def _refill(channels_IO: Tensor, boxes_KM: Tensor, pattern: NM, slot: int) -> None:
     """One slot of every box, in place: the best assignment of its channels to the boxes."""
-    threshold_KO = _thresholds(channels_IO, boxes_KM, pattern, slot)
+    threshold_KO = thresholds(channels_IO, boxes_KM, pattern, slot)
     gain_KK = torch.cdist(threshold_KO, channels_IO[boxes_KM[:, slot]], p=1)
     _, chosen_K = linear_sum_assignment(gain_KK.cpu().numpy(), maximize=True)
     boxes_KM[:, slot] = boxes_KM[torch.from_numpy(chosen_K).to(boxes_KM.device), slot]
-
-
-def _thresholds(channels_IO: Tensor, boxes_KM: Tensor, pattern: NM, slot: int) -> Tensor:
-    """t: per box and row, the keep-th largest of the box without its slot."""
-    rest_KR = torch.cat([boxes_KM[:, :slot], boxes_KM[:, slot + 1 :]], 1)
-    return torch.stack([channels_IO[rest_R].topk(pattern.keep, 0).values[-1] for rest_R in rest_KR])
-
-
-def _exchange(channels_IO: Tensor, boxes_KM: Tensor, pattern: NM) -> Tensor:
-    """The best exchanges of two channels of different boxes, at most one for each box.
-
-    Exact: the gain of an exchange is the sum of what each of the two boxes gains.
-    """
-    order_I = boxes_KM.flatten()
-    boxes, size = boxes_KM.shape
-    threshold_MKO = torch.stack(
-        [_thresholds(channels_IO, boxes_KM, pattern, slot) for slot in range(size)]
-    )
-    threshold_IO = threshold_MKO.transpose(0, 1).flatten(0, 1)  # by position, as order_I
-    ordered_IO = channels_IO[order_I]
-    # Σ max(v, t) less Σ max(own, t), for position a (rows) and the channel at position b
-    gain_II = torch.cdist(threshold_IO, ordered_IO, p=1) + ordered_IO.sum(1)
-    gain_II -= gain_II.diagonal().clone()[:, None]
-    gain_II = (gain_II + gain_II.T) / 2
-    for box in range(boxes):
-        gain_II[box * size : (box + 1) * size, box * size : (box + 1) * size] = 0
-    best_I, partner_I = gain_II.max(1)
-    touched, order = set[int](), order_I.clone()
-    for a in best_I.argsort(descending=True).tolist():
-        b = int(partner_I[a])
-        if best_I[a] <= 0:
-            break
-        if a // size in touched or b // size in touched:
-            continue
-        touched |= {a // size, b // size}
-        order[a], order[b] = order_I[b], order_I[a]
-    return order.view(boxes, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -37,6 +38,7 @@ class DaSS:
 
     gate_up: Compose = Compose(DaSSScore(), Unstructured("column"))
     rest: Compose = Compose(Wanda(), Unstructured("row"))
+    ordering: ClassVar[None] = None
 
     @classmethod
     def with_pattern(cls, pattern: Pattern | None) -> DaSS:

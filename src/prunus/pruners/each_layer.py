@@ -7,15 +7,22 @@ from dataclasses import dataclass
 
 from ..blocks import Block, Layer
 from ..errors import PatternError
+from ..permutation.ordering import Ordering
 from ..stats import Statistics
 from ..types import LayerPruner, Needs, Pattern, Plan, Pruned
 
 
 @dataclass(frozen=True)
 class EachLayer:
-    """Runs ``pruner`` on every planned layer, each with the statistics of its own site."""
+    """Runs ``pruner`` on every planned layer, each with the statistics of its own site.
+
+    Attributes:
+        pruner: of one layer.
+        ordering: the orders that the engine puts the channels into first; None: as stored.
+    """
 
     pruner: LayerPruner
+    ordering: Ordering | None = None
 
     @property
     def needs(self) -> Needs:

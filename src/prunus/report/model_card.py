@@ -52,7 +52,7 @@ model = AutoModelForCausalLM.from_pretrained("this folder")
 
 Relative output error: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ on sampled calibration tokens; the mean over blocks.
 
-{_layer_table(report.layers)}{_free_order(report.layers)}
+{_layer_table(report.layers)}{_orders(report.layers)}
 
 ## Recipe
 
@@ -61,13 +61,23 @@ Relative output error: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ on sampled calibration
 """
 
 
-def _free_order(layers: Sequence[LayerReport]) -> str:
-    if not any(layer.notes.get("order") == "free" for layer in layers):
-        return ""
-    return (
-        "\n\nThe pattern holds in an order of the inputs that every layer has for itself. The "
-        "weights as stored do not have it: no hardware for N:M sparsity runs this checkpoint."
-    )
+ORDERS = {
+    "free": "The pattern holds in an order of the inputs that every layer has for itself. The "
+    "weights as stored do not have it: no hardware for N:M sparsity runs this checkpoint.",
+    "gather": "Where layers read the residual stream, the pattern holds in an order of the inputs "
+    "that `channel_orders.json` has. `prunus.load` puts those weights into that order and an index "
+    "in front of them; the weights as stored are right without it, and not N:M.",
+    "fold": "The channels are in another order than in the base model, one in which the pattern "
+    "keeps more. That order is folded into all weights that share it, so the model computes what "
+    "it would have computed in the old one; `channel_orders.json` has it.",
+}
+
+
+def _orders(layers: Sequence[LayerReport]) -> str:
+    """What was done to the channels, in the words of the strongest kind that occurs."""
+    kinds = {layer.notes.get("order") for layer in layers}
+    said = [text for kind, text in ORDERS.items() if kind in kinds]
+    return f"\n\n{said[0]}" if said else ""
 
 
 def _layer_table(layers: Sequence[LayerReport]) -> str:

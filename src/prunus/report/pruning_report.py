@@ -6,17 +6,21 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from pydantic import TypeAdapter
 from transformers import PreTrainedModel
 
 from .._version import __version__
 from ..blocks import Block
 from ..calibration import Protocol
-from ..errors import UnsupportedModelError
+from ..errors import CheckpointError, UnsupportedModelError
 from ..types import LayerReport
+
+FILE = "pruning_report.json"
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,26 @@ class PruningReport:
             "layers": len(self.layers),
             "calibration_sha256": self.protocol.sha256 if self.protocol else None,
         }
+
+
+def read_report(folder: Path) -> PruningReport:
+    """The report beside a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        report = TypeAdapter(PruningReport).validate_python(content)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no {FILE}: prunus did not write it.") from None
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()
+        raise CheckpointError(f"{path} is damaged: {' '.join(first[:3])}.") from None
+    if not report.layers:
+        raise CheckpointError(f"{path} is damaged: it names no layers.")
+    return report
 
 
 def realised_sparsity(layers: Sequence[LayerReport]) -> float:

@@ -1,0 +1,205 @@
+"""Puts the channels of a model into the orders that a method wants, and proves that it may.
+
+The residual stream's order comes first, for the whole model. Those of a block's own channels come
+when the block is pruned, from the statistics that it is pruned by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import Block, Layer
+from .errors import CheckpointError, UnsupportedModelError
+from .permutation.interior import Interior, find_interiors
+from .permutation.ordering import Ordering, together
+from .permutation.orders import Orders
+from .permutation.residual import Residual
+from .permutation.retained import Retained
+from .replay import Trace
+from .stats import Statistics
+from .types import Plan
+
+Stats = Mapping[str, Statistics]
+Kind = Literal["fold", "gather", "stored"]
+Notes = dict[str, dict[str, Any]]
+
+
+@dataclass
+class Channels:
+    """Which channels of a model may change places, and the orders that they are in now.
+
+    Attributes:
+        residual: the stream between the blocks; None where it shall stay as it is.
+        interiors: by site, the inputs of o and down. Other sites inside of a block stay stored.
+        orders: what was done.
+    """
+
+    residual: Residual | None
+    interiors: dict[str, Interior]
+    orders: Orders = field(default_factory=Orders)
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        model: nn.Module,
+        blocks: Sequence[Block],
+        traced: Trace,
+        ids: Tensor,
+        fold_residual: bool,
+    ) -> Channels:
+        """Find them, and prove by a random order that they may change places.
+
+        Args:
+            model: in eval mode, on one device.
+            blocks: of it.
+            traced: a forward of it on ``ids``.
+            ids: token ids (1, T).
+            fold_residual: whether the residual stream is to be reordered.
+
+        Raises:
+            UnsupportedModelError: with the first block whose output a random order changes.
+        """
+        interiors: dict[str, Interior] = {}
+        for block in blocks:
+            call, hidden = traced.calls[block.index], traced.inputs[block.index]
+            interiors |= find_interiors(block, call, hidden)
+        residual = Residual.of(model, blocks, traced) if fold_residual else None
+        channels = cls(residual, interiors)
+        channels._rehearse(model, blocks, traced, ids)
+        return channels
+
+    @torch.no_grad()
+    def apply(self, orders: Orders) -> None:
+        """Fold what ``orders`` has folded into the model; gathered orders are in no weight.
+
+        Raises:
+            CheckpointError: an order of a site that this model has not, or of another width.
+        """
+        widths = {site: x.reader.shape[1] for site, x in self.interiors.items()}
+        wrong = [s for s, order_I in orders.folded.items() if len(order_I) != widths.get(s)]
+        stream = orders.residual
+        if stream is not None and (self.residual is None or len(stream) != self.residual.channels):
+            wrong.append("the residual stream")
+        if wrong:
+            raise CheckpointError(f"An order of channels for {wrong[0]} does not fit this model.")
+        if orders.residual is not None and self.residual is not None:
+            self.residual.fold(orders.residual)
+            self.orders.residual = orders.residual
+        for site, order_I in orders.folded.items():
+            self.interiors[site].fold(order_I)
+            self.orders.folded[site] = order_I
+
+    @contextmanager
+    def arranged(
+        self, block: Block, stats: Stats, plan: Plan, ordering: Ordering
+    ) -> Iterator[tuple[Stats, Notes]]:
+        """The planned layers' inputs in their orders: statistics, and notes for each layer.
+
+        Folded orders stay in the weights. Gathered ones are taken back at the end, so that the
+        weights compute the same without an index.
+        """
+        arranged = {site: stats[site] for site in block.sites}
+        notes: Notes = {}
+        gathered: dict[str, Tensor] = {}
+        readers: dict[str, list[Layer]] = {}
+        for layer in block.planned(plan):
+            readers.setdefault(layer.site, []).append(layer)
+        try:
+            for site, layers in readers.items():
+                scores = [ordering.score(layer.weight_OI, stats[site]) for layer in layers]
+                kind, order_I = self._order(block, site, scores, ordering)
+                if kind == "gather":
+                    gathered[site] = order_I
+                    _reorder(layers, order_I)
+                if site in self.interiors or kind == "gather":
+                    arranged[site] = stats[site].reordered(order_I)
+                elif kind == "fold":  # the whole stream was folded before the scores were made
+                    scores = [score_OI[:, order_I.argsort()] for score_OI in scores]
+                for layer, score_OI in zip(layers, scores, strict=True):
+                    closed = Retained.of(score_OI, ordering.pattern, order_I).gap_closed
+                    notes[layer.name] = {"order": kind, "site": site, "score_gap_closed": closed}
+            yield arranged, notes
+        finally:
+            for site, order_I in gathered.items():
+                self.orders.gathered[site] = order_I.cpu()
+                _reorder(readers[site], order_I.argsort())
+
+    def _order(
+        self, block: Block, site: str, scores: list[Tensor], ordering: Ordering
+    ) -> tuple[Kind, Tensor]:
+        """How the site's channels are put in order, and the order; folded where that is free."""
+        stored_I = torch.arange(scores[0].shape[1], device=scores[0].device)
+        interior = self.interiors.get(site)
+        if interior is not None and interior.fits(ordering.pattern):
+            order_I = interior.search(scores[0], ordering.pattern, ordering.permutation)
+            interior.fold(order_I)
+            self.orders.folded[site] = order_I.cpu()
+            return "fold", order_I
+        if site in block.interior:
+            return "stored", stored_I
+        if ordering.realisation == "fold":
+            order = self.orders.residual
+            return "fold", stored_I if order is None else order.to(stored_I.device)
+        score_OI, pattern = together(scores), ordering.pattern
+        return "gather", ordering.permutation(score_OI, pattern, pattern.sparsity)
+
+    def _rehearse(
+        self, model: nn.Module, blocks: Sequence[Block], traced: Trace, ids: Tensor
+    ) -> None:
+        """Fold random orders, compare what every block and the model put out, and fold back."""
+        generator = torch.Generator().manual_seed(0)
+        width = traced.inputs[0].shape[-1]
+        orders = Orders(
+            torch.randperm(width, generator=generator) if self.residual else None,
+            folded={site: x.shuffled(generator) for site, x in self.interiors.items()},
+        )
+        ids = ids[:1, : traced.inputs[0].shape[1]]
+        order_I = torch.arange(width) if orders.residual is None else orders.residual
+        expected = [call(b.module, h) for b, call, h in _replays(blocks, traced)]
+        logits = model(input_ids=ids, use_cache=False).logits
+        self.apply(orders)
+        try:
+            for (block, call, hidden), output in zip(
+                _replays(blocks, traced), expected, strict=True
+            ):
+                found = call(block.module, hidden[..., order_I])
+                _check_same(block.name, found, output[..., order_I])
+            found = model(input_ids=ids, use_cache=False).logits
+            _check_same("the model as a whole", found, logits)
+        finally:
+            self.apply(_inverse(orders))
+            self.orders = Orders()
+
+
+def _replays(blocks: Sequence[Block], traced: Trace) -> Iterator[tuple[Block, Any, Tensor]]:
+    for block in blocks:
+        yield block, traced.calls[block.index], traced.inputs[block.index]
+
+
+def _inverse(orders: Orders) -> Orders:
+    residual = None if orders.residual is None else orders.residual.argsort()
+    return Orders(residual, {site: order_I.argsort() for site, order_I in orders.folded.items()})
+
+
+def _reorder(layers: Sequence[Layer], order_I: Tensor) -> None:
+    for layer in layers:
+        layer.write(layer.weight_OI[:, order_I])
+
+
+def _check_same(name: str, found: Tensor, expected: Tensor) -> None:
+    """Up to rounding, which a wrong order exceeds many times over."""
+    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
+    gap = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not gap <= tolerance:
+        raise UnsupportedModelError(
+            f"No order of channels can be folded into this architecture: with its channels in "
+            f"another order {name} puts out something else (by {gap:.2g} of its largest output). "
+            "Use --permutation free, or none."
+        )

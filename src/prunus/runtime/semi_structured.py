@@ -1,0 +1,75 @@
+"""2:4 weights as torch's semi-structured tensors, which sparse tensor cores multiply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.sparse import to_sparse_semi_structured
+from transformers import PreTrainedModel
+
+from ..blocks import outputs_first
+from ..errors import InputError, PatternError
+from ..types import LayerReport
+
+ROWS, COLUMNS = 32, 64  # both sides must be multiples, in torch's stricter backend (CUTLASS)
+
+
+def to_semi_structured(model: PreTrainedModel, layers: Sequence[LayerReport]) -> None:
+    """Replace the weights of 2:4 layers, in place, on the CUDA device where the model is.
+
+    The layout is checked anywhere. The conversion and its speed have **not been run**: there was no
+    GPU to run them on. torch calls this interface a prototype.
+
+    Raises:
+        PatternError: a layer that torch would not take, with its name.
+        InputError: no layer is 2:4, or the model is not on a CUDA device.
+    """
+    names = [x.name for x in layers if x.pattern == "2:4" and x.notes.get("order") != "free"]
+    if not names:
+        raise InputError("sparse='2:4': the report of this checkpoint names no layer as 2:4.")
+    for name in names:
+        check_layout(name, outputs_first(model.get_submodule(name)))
+    if model.device.type != "cuda":
+        raise InputError(
+            f"sparse='2:4': all {len(names)} layers have the layout, but torch multiplies it on "
+            f"CUDA alone and the model is on {model.device.type}. Give device='cuda', or leave "
+            "sparse out."
+        )
+    for name in names:
+        module = model.get_submodule(name)
+        compressed = to_sparse_semi_structured(outputs_first(module).contiguous())
+        if not isinstance(module, nn.Linear):  # Conv1D multiplies from the other side
+            bias = module.bias
+            outputs, inputs = outputs_first(module).shape
+            module = nn.Linear(inputs, outputs, device="meta")
+            module.bias = bias  # type: ignore[assignment]
+            model.set_submodule(name, module)
+        module.weight = nn.Parameter(compressed, requires_grad=False)
+
+
+def check_layout(name: str, weight_OI: Tensor) -> None:
+    """What ``to_sparse_semi_structured`` asks of a weight, looked at on any device.
+
+    Two nonzero values at most in every four consecutive inputs, float16 or bfloat16 (in float32 the
+    hardware's pattern is 1:2), and sides that are multiples of 32 and 64.
+
+    Raises:
+        PatternError: which of these it lacks.
+    """
+    outputs, inputs = weight_OI.shape
+    if weight_OI.dtype not in (torch.float16, torch.bfloat16):
+        raise PatternError(
+            f"{name} is {weight_OI.dtype}; 2:4 runs in half precision. Load with dtype='bfloat16'."
+        )
+    if outputs % ROWS or inputs % COLUMNS:
+        raise PatternError(
+            f"{name} is {outputs} × {inputs}; torch's 2:4 takes multiples of {ROWS} × {COLUMNS}."
+        )
+    full = int(((weight_OI != 0).reshape(-1, 4).sum(1) > 2).sum())
+    if full:
+        raise PatternError(
+            f"{name} is not 2:4 in the stored order: {full} groups hold more than two values. "
+            "Prune with --pattern 2:4, and --permutation fold or none."
+        )
