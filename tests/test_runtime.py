@@ -1,0 +1,87 @@
+"""What torch's 2:4 call accepts, looked at without a GPU; never more is claimed."""
+
+import pytest
+import torch
+from torch.sparse._semi_structured_conversions import (
+    sparse_semi_structured_from_dense_cutlass as compress,
+)
+from torch.sparse._semi_structured_conversions import (
+    sparse_semi_structured_to_dense_cutlass as decompress,
+)
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import prunus
+from conftest import MODELS
+from prunus.errors import InputError, PatternError, UnknownNameError
+from prunus.runtime import check_layout
+
+IDS = torch.randint(0, 256, (2, 64), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A model with sides that torch's call takes, pruned to 2:4 with its channels folded."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=128, intermediate_size=192, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("wide")
+    model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    run = {"method": "wanda", "pattern": "2:4", "tokens_ST": IDS}
+    for permutation in ("fold", "gather", "free"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+        prunus.prune(model, permutation=permutation, output=folder / permutation, **run)
+    return folder
+
+
+@pytest.mark.parametrize("permutation", ["fold", "gather"])
+def test_every_layer_as_loaded_survives_torchs_own_compression(wide, permutation):
+    """The function that ``to_sparse_semi_structured`` calls, and its inverse, on the CPU."""
+    model = prunus.load(wide / permutation)
+    layers = 0
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in name:
+            weight = module.weight.detach()
+            check_layout(name, weight)
+            assert torch.equal(decompress(*compress(weight)), weight)
+            layers += 1
+    assert layers == 14
+
+
+def test_a_weight_with_three_of_four_does_not_survive_and_is_refused():
+    weight = torch.zeros(32, 64, dtype=torch.bfloat16)
+    weight[5, 8:11] = 1
+    with pytest.raises(PatternError, match="gate is not 2:4 in the stored order: 1 groups"):
+        check_layout("gate", weight)
+    weight[5, 8] = 0
+    check_layout("gate", weight)
+
+
+@pytest.mark.parametrize("permutation", ["fold", "gather"])
+def test_without_a_gpu_it_says_so_after_the_layout_is_checked(wide, permutation):
+    with pytest.raises(InputError, match=r"all 14 layers have the layout, but .* is on cpu"):
+        prunus.load(wide / permutation, sparse="2:4")
+    with pytest.raises(PatternError, match=r"float32; 2:4 runs in half"):
+        prunus.load(wide / permutation, sparse="2:4", dtype="float32")
+
+
+def test_what_is_no_two_four_is_refused(wide, tmp_path):
+    with pytest.raises(InputError, match="names no layer as 2:4"):
+        prunus.load(wide / "free", sparse="2:4")
+    with pytest.raises(InputError, match="names no layer as 2:4"):
+        prunus.load(MODELS / "llama", sparse="2:4")
+    with pytest.raises(UnknownNameError, match="4:8"):
+        prunus.load(wide / "fold", sparse="4:8")
+    prunus.prune(MODELS / "llama", method="magnitude", pattern="2:4", output=tmp_path / "o")
+    with pytest.raises(PatternError, match=r"multiples of 32 × 64"):
+        prunus.load(tmp_path / "o", sparse="2:4", dtype="bfloat16")
+
+
+def test_any_other_checkpoint_loads_as_ever(wide):
+    model = prunus.load(MODELS / "llama")
+    assert not model.training
+    folded = prunus.load(wide / "fold", dtype="float32")
+    plain = LlamaForCausalLM.from_pretrained(wide / "fold", dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert torch.equal(folded(input_ids=IDS).logits, plain(input_ids=IDS).logits)
