@@ -20,10 +20,12 @@ from torch import Tensor
 
 from prunus.calibration.tokens import calibration_tokens
 from prunus.checkpoint import load_model, load_tokenizer
-from prunus.engine import Silent, inspect, prune_blocks, start
+from prunus.engine import prune_blocks
 from prunus.gram import Gram
+from prunus.observer import Silent
 from prunus.pruners import EachLayer, SparseGPT
 from prunus.stats import Statistics
+from prunus.survey import inspect, start
 from prunus.types import Needs, Pattern, Pruned
 from prunus.updates import LeastSquares
 from prunus.updates.least_squares import direct

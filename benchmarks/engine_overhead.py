@@ -22,9 +22,11 @@ import prunus.engine
 import prunus.stats
 from prunus.allocation import Uniform, select_layers
 from prunus.checkpoint import load_model
-from prunus.engine import Silent, inspect, prune_blocks, start
+from prunus.engine import prune_blocks
 from prunus.methods import build_method
+from prunus.observer import Silent
 from prunus.patterns import parse_pattern
+from prunus.survey import inspect, start
 
 CPU = torch.device("cpu")
 

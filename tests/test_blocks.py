@@ -1,15 +1,17 @@
 """Structure without names: what the probe finds, against what the families' code says."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from prunus.blocks import find_blocks, find_linears
-from prunus.engine import inspect
 from prunus.errors import NumericalError, UnsupportedModelError
 from prunus.probe import probe_block
 from prunus.replay import Call, check_replay, record, trace
+from prunus.survey import inspect
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 GQA = {**WIDE, "intermediate_size": 48, "num_key_value_heads": 2}
@@ -135,7 +137,7 @@ class InTurns(nn.Module):
 
 def probe(module):
     hidden = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
-    return probe_block(0, "b", module, find_linears("b", module), Call((), {}, None), hidden)
+    return probe_block(0, "b", module, find_linears("b", module), Call((), {}, None), hidden, None)
 
 
 def test_a_fused_gate_and_up_can_also_alternate():
@@ -200,7 +202,7 @@ class Counting(nn.Module):
     def forward(self, input_ids, use_cache=False):
         hidden = self.embed(input_ids)
         first = self.layers[0](hidden, torch.ones(()))
-        return self.layers[1](first, first.mean())
+        return SimpleNamespace(logits=self.layers[1](first, first.mean()))
 
 
 class Scaled(nn.Module):
@@ -218,6 +220,8 @@ def test_law_5_arguments_that_depend_on_other_blocks_are_refused():
     model = Counting().eval()
     modules, ids = find_blocks(model), torch.arange(6)[None]
     traced = trace(model, modules, ids)
+    recording = record(model, modules, [ids], traced)
+    check_replay(0, "layers.0", modules["layers.0"], recording, traced)
     with pytest.raises(UnsupportedModelError, match=r"layers\.1: replaying the block differs"):
-        check_replay(modules, record(model, modules, [ids], traced), traced)
+        check_replay(1, "layers.1", modules["layers.1"], recording, traced)
     assert all("forward" not in module.__dict__ for module in modules.values())

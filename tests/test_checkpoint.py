@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import prunus
-from conftest import MODELS
+from conftest import MODELS, load_tiny
 from prunus.checkpoint import find, load_model, load_tokenizer, new_folder
 from prunus.errors import CheckpointError, NumericalError, UnsupportedModelError
 
@@ -113,9 +113,13 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(tmp_path, monkeypatch
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
+    monkeypatch.setattr("prunus.journal.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         prunus.prune(MODELS / "llama", method="wanda", output=tmp_path / "new", **FAST)
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
+    model, tokenizer = load_tiny("llama")
+    with pytest.raises(CheckpointError, match="No space left"):
+        prunus.prune(model, method="wanda", output=tmp_path / "new", tokenizer=tokenizer, **FAST)
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -247,7 +251,7 @@ def test_a_full_disk_inside_of_safetensors(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
+    monkeypatch.setattr("prunus.journal.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         prunus.prune(MODELS / "llama", method="magnitude", output=tmp_path / "new")
     assert os.listdir(tmp_path) == []

@@ -8,12 +8,14 @@ from torch import nn
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus.engine import Silent, inspect, prune_blocks, start
+from prunus.engine import prune_blocks
 from prunus.errors import CalibrationError, InputError, NumericalError, PatternError, PrunusError
 from prunus.methods import build_method
+from prunus.observer import Silent
 from prunus.pruners import Compose, EachLayer
 from prunus.replay import Recording
 from prunus.scores import Magnitude, Wanda
+from prunus.survey import inspect, start
 from prunus.types import Pruned
 
 IDS = torch.randint(0, 500, (5, 40), generator=torch.Generator().manual_seed(7))

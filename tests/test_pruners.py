@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from conftest import GATED, load_tiny
-from prunus.engine import Silent, inspect, prune_blocks, start
+from prunus.engine import prune_blocks
 from prunus.errors import UnsupportedModelError
+from prunus.observer import Silent
 from prunus.patterns import NM, Unstructured
 from prunus.pruners import Compose, DaSS, EachLayer, InOrder
 from prunus.scores import DaSS as DaSSScore
 from prunus.scores import Magnitude, Wanda
 from prunus.stats import ColumnNorm, TokenSample, gather
+from prunus.survey import inspect, start
 
 
 @dataclass(frozen=True)

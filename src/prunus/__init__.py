@@ -12,8 +12,8 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .api import Result, evaluate, load, prune
-    from .engine import Observer
     from .errors import PrunusError
+    from .observer import Observer
     from .recipe import Recipe
     from .verification import verify
 
@@ -31,7 +31,7 @@ __all__ = [
 
 # Imported when first used: torch and transformers take seconds, `prunus --help` should not.
 _HOME = {
-    "Observer": "engine",
+    "Observer": "observer",
     "PrunusError": "errors",
     "Recipe": "recipe",
     "Result": "api",

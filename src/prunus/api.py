@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .allocation import Uniform, select_layers
+from .assembly import assemble
 from .calibration import Protocol, read_documents
 from .calibration.tokens import (
     GIVEN,
@@ -23,37 +23,31 @@ from .calibration.tokens import (
     tokenize,
     window_length,
 )
-from .channels import Channels
 from .checkpoint import (
     Dtype,
     check_output,
     load_model,
     load_tokenizer,
+    load_weights,
     new_folder,
     write_model,
 )
-from .engine import (
-    Observer,
-    Silent,
-    any_tokens,
-    inspect,
-    prune_blocks,
-    residual_order,
-    start,
-)
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
+from .journal import Journal
 from .methods import METHODS
+from .observer import Observer, Silent
 from .permutation.orders import FILE as ORDERS
 from .permutation.orders import Orders
 from .recipe import Recipe
-from .replay import Recording
-from .report import Coverage, PruningReport, model_card
+from .report import PruningReport, model_card
 from .report.pruning_report import FILE as REPORT
-from .report.pruning_report import read_report, realised_sparsity
+from .report.pruning_report import read_report
+from .run import Run
 from .runtime import index_inputs, to_semi_structured
 from .types import BlockPruner
 from .verification import Verification, verify
+from .weights import InMemory, Weights
 
 
 @dataclass(frozen=True)
@@ -61,18 +55,23 @@ class Result:
     """A pruned model and all that is known about it.
 
     Attributes:
-        model: pruned in place, in eval mode.
         report: layer by layer.
         orders: of the channels, where they were put into others.
         output: the checkpoint, if one was written.
         verification: what ``verify`` found in it.
+        held: the model, where it is in memory.
     """
 
-    model: PreTrainedModel
     report: PruningReport
     orders: Orders
-    output: Path | None
-    verification: Verification | None
+    output: Path | None = None
+    verification: Verification | None = None
+    held: PreTrainedModel | None = None
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """Pruned, in eval mode; read from the checkpoint where it was streamed into that."""
+        return self.held if self.held is not None else load_model(cast(Path, self.output))
 
 
 def prune(
@@ -80,6 +79,8 @@ def prune(
     recipe: Recipe | str | Path | None = None,
     *,
     output: str | Path | None = None,
+    resume: bool = False,
+    spill: str | Path | None = None,
     tokenizer: Any = None,
     tokens_ST: Tensor | None = None,
     trust_remote_code: bool = False,
@@ -91,10 +92,15 @@ def prune(
     >>> prunus.prune("path/to/model", method="ria", sparsity=0.5, output="pruned")
     >>> prunus.prune(model, method="wanda", pattern="2:4", tokenizer=tokenizer)  # in place
 
+    With a path and an ``output`` the model is never in memory as a whole: one block is, and every
+    finished one is on disk at once, for a later run to take up.
+
     Args:
         model: a folder, hub id or GGUF; or a model in memory, which is pruned in place.
         recipe: a Recipe, or a YAML file of one; fields given beside it replace its own.
         output: folder for the checkpoint, which must not exist; None writes nothing.
+        resume: go on with the unfinished run that was to become ``output``.
+        spill: a folder for activations, which else stay in memory.
         tokenizer: of a model in memory; a path brings its own.
         tokens_ST: calibration token ids (samples, tokens) instead of text.
         trust_remote_code: run code that comes with the checkpoint.
@@ -108,32 +114,81 @@ def prune(
     """
     observer = observer or Silent()
     recipe, pruner = _resolved(recipe, fields, tokens_ST is not None)
-    pick_device(recipe.device)  # raises before the model is loaded
+    device = pick_device(recipe.device)  # raises before the model is loaded
+    path = model if isinstance(model, str | Path) else None
     if output is not None:
         output = Path(output).expanduser()
         check_output(output)
-    name = str(model)
-    if isinstance(model, str | Path):
-        observer.say(f"loading {model}")
-        reads_text = recipe.calibration not in ("none", GIVEN)
-        if tokenizer is None and (reads_text or output is not None):
-            tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-        model = load_model(model, dtype=recipe.dtype, trust_remote_code=trust_remote_code)
-    else:
-        _in_memory(model, recipe.dtype)
-        name = model.config.name_or_path or "in memory"
-    model.eval()
-    ids_ST, protocol = (
-        given_tokens(tokens_ST, model)
+    if resume and (path is None or output is None):
+        raise InputError("resume=True is for a model given as a path, with an output.")
+    weights, tokenizer = _opened(model, tokenizer, recipe, output, observer, trust_remote_code)
+    tokens = (
+        given_tokens(tokens_ST, weights.model)
         if tokens_ST is not None
-        else _tokens(model, tokenizer, recipe, observer)
+        else _tokens(weights.model, tokenizer, recipe, observer)
     )
-    report, orders = _run(model, name, recipe, pruner, ids_ST, protocol, observer)
-    result = Result(model, report, orders, output, None)
-    if output is None:
-        return result
-    verification = write(result, tokenizer, recipe, observer, trust_remote_code)
-    return replace(result, verification=verification)
+    name = str(path or weights.model.config.name_or_path or "in memory")
+    folder = Path(spill).expanduser() if spill is not None else None
+    run = Run.of(weights, name, recipe, pruner, tokens, device, observer, folder)
+    if path is None or output is None:
+        result = Result(*run.prune(), output, held=weights.model)
+        if output is None:
+            return result
+        verification = write(result, tokenizer, recipe, observer, trust_remote_code)
+        return replace(result, verification=verification)
+    journal = Journal.open(output, run.fingerprint(path), resume, observer.say)
+    return _journaled(run, journal, output, tokenizer, trust_remote_code)
+
+
+def _opened(
+    model: str | Path | PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    output: Path | None,
+    observer: Observer,
+    trust_remote_code: bool,
+) -> tuple[Weights, Any]:
+    """The model, in memory or not, and its tokenizer if one is needed."""
+    if not isinstance(model, str | Path):
+        _in_memory(model, recipe.dtype)
+        model.eval()
+        return InMemory(model), tokenizer
+    observer.say(f"loading {model}")
+    reads_text = recipe.calibration not in ("none", GIVEN)
+    if tokenizer is None and (reads_text or output is not None):
+        tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    # Text that the model writes takes hundreds of forwards: not from disk.
+    stream = output is not None and recipe.calibration != "self"
+    weights = load_weights(
+        model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
+    )
+    return weights, tokenizer
+
+
+def _journaled(
+    run: Run, journal: Journal, output: Path, tokenizer: Any, trust_remote_code: bool
+) -> Result:
+    """Prune block by block onto the disk; the checkpoint gets its name when it is verified."""
+    try:
+        report, orders = run.prune(journal)
+        with journal.finished(output) as folder:
+            run.observer.say(f"writing {output}")
+            texts = _texts(report, orders, run.recipe)
+            assemble(folder, journal, run.weights, run.blocks, tokenizer, texts)
+            try:
+                verification = _verified(folder, run.observer, trust_remote_code)
+            except InputError:
+                journal.remove()  # it would fail again
+                raise
+    except BaseException:
+        if journal.blocks:
+            done = f"{len(journal.blocks)} of {len(run.blocks)} blocks"
+            run.observer.say(f"{done} are done and kept; --resume goes on from there")
+        else:
+            journal.remove()
+        raise
+    held = run.weights.model if isinstance(run.weights, InMemory) else None
+    return Result(report, orders, output, verification, held)
 
 
 def _resolved(
@@ -153,62 +208,6 @@ def _resolved(
     return recipe.model_copy(update={"sparsity": sparsity, "calibration": source}), pruner
 
 
-def _run(
-    model: PreTrainedModel,
-    name: str,
-    recipe: Recipe,
-    pruner: BlockPruner,
-    ids_ST: Tensor | None,
-    protocol: Protocol | None,
-    observer: Observer,
-) -> tuple[PruningReport, Orders]:
-    """Look at the model, plan, prune, report."""
-    begun = time.perf_counter()
-    ids = ids_ST if ids_ST is not None else any_tokens(model)
-    blocks, traced = inspect(model, ids)
-    layers = select_layers(blocks, mlp_only=recipe.mlp_only, skip_blocks=recipe.skip_blocks)
-    sparsity = cast(float, recipe.sparsity)
-    plan = Uniform()(layers, sparsity)
-    coverage = Coverage.of(model, blocks, set(plan))
-    if not recipe.mlp_only and recipe.skip_blocks is None:
-        coverage.check()
-    observer.say(f"pruning {len(layers)} layers in {len(blocks)} blocks: {coverage}")
-
-    def recording() -> Recording | None:
-        return None if ids_ST is None else start(model, blocks, traced, ids_ST)
-
-    where: Any = {"device": pick_device(recipe.device), "observer": observer}
-    channels = None
-    if pruner.ordering is not None:
-        fold = pruner.ordering.realisation == "fold"
-        channels = Channels.of(model, blocks, traced, ids, fold)
-        if fold:
-            order_I = residual_order(blocks, recording(), pruner.ordering, plan, **where)
-            channels.apply(Orders(order_I))
-    reports = prune_blocks(
-        blocks,
-        recording(),
-        pruner,
-        plan,
-        true_sequential=recipe.true_sequential,
-        channels=channels,
-        **where,
-    )
-    report = PruningReport(
-        model=name,
-        method=recipe.method,
-        pruner=repr(pruner),
-        pattern=recipe.pattern,
-        requested=sparsity,
-        sparsity=realised_sparsity(reports),
-        coverage=coverage,
-        protocol=protocol,
-        seconds=time.perf_counter() - begun,
-        layers=reports,
-    )
-    return report, channels.orders if channels else Orders()
-
-
 def write(
     result: Result,
     tokenizer: Any,
@@ -216,26 +215,33 @@ def write(
     observer: Observer,
     trust_remote_code: bool = False,
 ) -> Verification:
-    """Write ``result.output`` under a temporary name, verify it, then give it its own."""
-    output, report = cast(Path, result.output), result.report
+    """Write a model in memory to ``result.output``: under a temporary name until verified."""
+    output = cast(Path, result.output)
+    with new_folder(output) as folder:
+        observer.say(f"writing {output}")
+        texts = _texts(result.report, result.orders, recipe)
+        write_model(folder, result.model, tokenizer, texts)
+        return _verified(folder, observer, trust_remote_code)
+
+
+def _texts(report: PruningReport, orders: Orders, recipe: Recipe) -> dict[str, str]:
     recipe_yaml = recipe.to_yaml(report.model)
-    texts = {
+    return {
         "recipe.yaml": recipe_yaml,
         REPORT: report.to_json(),
         "README.md": model_card(report, recipe_yaml),
+        **({ORDERS: orders.to_json()} if orders else {}),
     }
-    if result.orders:
-        texts[ORDERS] = result.orders.to_json()
-    with new_folder(output) as folder:
-        observer.say(f"writing {output}")
-        write_model(folder, result.model, tokenizer, texts)
-        observer.say("verifying: patterns, zeros, and a reload in a fresh process")
-        verification = verify(folder, trust_remote_code=trust_remote_code)
-        if not verification.ok:
-            raise InputError(
-                f"The checkpoint did not pass its own verification and was not kept: "
-                f"{verification.problems[0]}"
-            )
+
+
+def _verified(folder: Path, observer: Observer, trust_remote_code: bool) -> Verification:
+    observer.say("verifying: patterns, zeros, and a reload in a fresh process")
+    verification = verify(folder, trust_remote_code=trust_remote_code)
+    if not verification.ok:
+        raise InputError(
+            f"The checkpoint did not pass its own verification and was not kept: "
+            f"{verification.problems[0]}"
+        )
     return verification
 
 

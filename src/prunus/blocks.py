@@ -8,6 +8,7 @@ block with a matrix that is neither (experts in 3-D, state-space kernels) is ref
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .errors import NumericalError, UnsupportedModelError
 from .types import Plan
+from .weights import Weights
 
 Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "other"]
 Kind = Literal["attention", "mlp"]
@@ -76,12 +78,17 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One decoder layer of the model."""
+    """One decoder layer of the model. Its weights are there while it is ``at_hand``."""
 
     index: int
     name: str
     module: nn.Module
     layers: tuple[Layer, ...]
+    weights: Weights
+
+    def at_hand(self) -> AbstractContextManager[nn.Module]:
+        """The module with its weights."""
+        return self.weights.at_hand(self.name)
 
     @property
     def gated(self) -> bool:
@@ -128,8 +135,9 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     # max() keeps the first of equals, and an outer list comes before the lists inside it.
     name = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
     blocks = {f"{name}.{i}": block for i, block in enumerate(lists[name])}
-    pointers = [p.data_ptr() for b in blocks.values() for p in b.parameters() if p.ndim > 1]
-    if len(pointers) != len(set(pointers)):
+    matrices = [p for block in blocks.values() for p in block.parameters() if p.ndim > 1]
+    held = [p.data_ptr() for p in matrices if not p.is_meta]
+    if len(set(map(id, matrices))) < len(matrices) or len(set(held)) < len(held):
         raise UnsupportedModelError(
             f"The blocks in {name} share weights with one another; prunus would prune them twice. "
             "Models with shared blocks are not handled yet."
@@ -166,7 +174,6 @@ def find_linears(name: str, block: nn.Module) -> dict[str, nn.Module]:
 
     Raises:
         UnsupportedModelError: the block holds a matrix that is in no linear layer.
-        NumericalError: a weight is NaN or inf.
     """
     linears = {f"{name}.{n}": m for n, m in block.named_modules() if _is_linear(m)}
     known = {id(module.weight) for module in linears.values()}
@@ -185,12 +192,17 @@ def find_linears(name: str, block: nn.Module) -> dict[str, nn.Module]:
                 f"{layer} is quantised ({getattr(weight, 'dtype', type(weight).__name__)}). "
                 "Prune the unquantised checkpoint."
             )
-        if not bool(torch.isfinite(weight).all()):
+    return linears
+
+
+def check_finite(linears: Mapping[str, nn.Module]) -> None:
+    """Raise NumericalError with the first layer whose weight is NaN or inf somewhere."""
+    for layer, module in linears.items():
+        if not bool(torch.isfinite(outputs_first(module)).all()):
             raise NumericalError(
                 f"{layer}.weight holds NaN or inf. The checkpoint is damaged or overflowed when it "
                 "was converted; get a sound one, or load it in float32."
             )
-    return linears
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .blocks import Block, Layer
 from .errors import CheckpointError, UnsupportedModelError
@@ -21,9 +21,10 @@ from .permutation.ordering import Ordering, together
 from .permutation.orders import Orders
 from .permutation.residual import Residual
 from .permutation.retained import Retained
-from .replay import Trace
+from .replay import Trace, hidden_of
 from .stats import Statistics
 from .types import Plan
+from .weights import Weights
 
 Stats = Mapping[str, Statistics]
 Kind = Literal["fold", "gather", "stored"]
@@ -35,11 +36,13 @@ class Channels:
     """Which channels of a model may change places, and the orders that they are in now.
 
     Attributes:
+        weights: of the model.
         residual: the stream between the blocks; None where it shall stay as it is.
         interiors: by site, the inputs of o and down. Other sites inside of a block stay stored.
         orders: what was done.
     """
 
+    weights: Weights
     residual: Residual | None
     interiors: dict[str, Interior]
     orders: Orders = field(default_factory=Orders)
@@ -48,7 +51,7 @@ class Channels:
     @torch.no_grad()
     def of(
         cls,
-        model: nn.Module,
+        weights: Weights,
         blocks: Sequence[Block],
         traced: Trace,
         ids: Tensor,
@@ -57,9 +60,9 @@ class Channels:
         """Find them, and prove by a random order that they may change places.
 
         Args:
-            model: in eval mode, on one device.
+            weights: of a model in eval mode.
             blocks: of it.
-            traced: a forward of it on ``ids``.
+            traced: a forward of it on the first of ``ids``.
             ids: token ids (1, T).
             fold_residual: whether the residual stream is to be reordered.
 
@@ -68,32 +71,36 @@ class Channels:
         """
         interiors: dict[str, Interior] = {}
         for block in blocks:
-            call, hidden = traced.calls[block.index], traced.inputs[block.index]
-            interiors |= find_interiors(block, call, hidden)
-        residual = Residual.of(model, blocks, traced) if fold_residual else None
-        channels = cls(residual, interiors)
-        channels._rehearse(model, blocks, traced, ids)
+            with block.at_hand():
+                call, hidden = traced.calls[block.index], traced.inputs[block.index]
+                interiors |= find_interiors(block, call, hidden)
+        residual = Residual.of(weights, blocks, traced) if fold_residual else None
+        channels = cls(weights, residual, interiors)
+        channels._rehearse(blocks, traced, ids)
         return channels
 
     @torch.no_grad()
+    def fold_residual(self, order_I: Tensor) -> None:
+        """Put the residual stream of the whole model into this order."""
+        if self.residual is None or len(order_I) != self.residual.channels:
+            raise _does_not_fit("the residual stream")
+        self.weights.fold(self.residual.axes, order_I)
+        self.orders.residual = order_I.cpu()
+
+    @torch.no_grad()
     def apply(self, orders: Orders) -> None:
-        """Fold what ``orders`` has folded into the model; gathered orders are in no weight.
+        """Fold all that ``orders`` has folded into a model in memory.
 
         Raises:
             CheckpointError: an order of a site that this model has not, or of another width.
         """
-        widths = {site: x.reader.shape[1] for site, x in self.interiors.items()}
-        wrong = [s for s, order_I in orders.folded.items() if len(order_I) != widths.get(s)]
-        stream = orders.residual
-        if stream is not None and (self.residual is None or len(stream) != self.residual.channels):
-            wrong.append("the residual stream")
-        if wrong:
-            raise CheckpointError(f"An order of channels for {wrong[0]} does not fit this model.")
-        if orders.residual is not None and self.residual is not None:
-            self.residual.fold(orders.residual)
-            self.orders.residual = orders.residual
+        if orders.residual is not None:
+            self.fold_residual(orders.residual)
         for site, order_I in orders.folded.items():
-            self.interiors[site].fold(order_I)
+            interior = self.interiors.get(site)
+            if interior is None or len(order_I) != interior.reader.shape[1]:
+                raise _does_not_fit(site)
+            interior.fold(order_I)
             self.orders.folded[site] = order_I
 
     @contextmanager
@@ -150,42 +157,47 @@ class Channels:
         score_OI, pattern = together(scores), ordering.pattern
         return "gather", ordering.permutation(score_OI, pattern, pattern.sparsity)
 
-    def _rehearse(
-        self, model: nn.Module, blocks: Sequence[Block], traced: Trace, ids: Tensor
-    ) -> None:
+    def _rehearse(self, blocks: Sequence[Block], traced: Trace, ids: Tensor) -> None:
         """Fold random orders, compare what every block and the model put out, and fold back."""
         generator = torch.Generator().manual_seed(0)
         width = traced.inputs[0].shape[-1]
-        orders = Orders(
-            torch.randperm(width, generator=generator) if self.residual else None,
-            folded={site: x.shuffled(generator) for site, x in self.interiors.items()},
-        )
-        ids = ids[:1, : traced.inputs[0].shape[1]]
-        order_I = torch.arange(width) if orders.residual is None else orders.residual
-        expected = [call(b.module, h) for b, call, h in _replays(blocks, traced)]
-        logits = model(input_ids=ids, use_cache=False).logits
-        self.apply(orders)
+        order_I = torch.arange(width)
+        if self.residual is not None:
+            order_I = torch.randperm(width, generator=generator)
+            self.fold_residual(order_I)
         try:
-            for (block, call, hidden), output in zip(
-                _replays(blocks, traced), expected, strict=True
-            ):
-                found = call(block.module, hidden[..., order_I])
-                _check_same(block.name, found, output[..., order_I])
-            found = model(input_ids=ids, use_cache=False).logits
-            _check_same("the model as a whole", found, logits)
+            for block in blocks:
+                with block.at_hand():
+                    self._rehearse_block(block, traced, order_I, generator)
+            if self.residual is not None:
+                ids = ids[:1, : traced.inputs[0].shape[1]]
+                with self.weights.passing([block.name for block in blocks]):
+                    found = self.weights.model(input_ids=ids, use_cache=False).logits
+                _check_same("the model as a whole", found, traced.logits)
         finally:
-            self.apply(_inverse(orders))
+            if self.residual is not None:
+                self.fold_residual(order_I.argsort())
             self.orders = Orders()
 
+    def _rehearse_block(
+        self, block: Block, traced: Trace, order_I: Tensor, generator: torch.Generator
+    ) -> None:
+        interiors = [self.interiors[site] for site in block.sites if site in self.interiors]
+        orders = [interior.shuffled(generator) for interior in interiors]
+        for interior, order in zip(interiors, orders, strict=True):
+            interior.fold(order)
+        try:
+            call, hidden = traced.calls[block.index], traced.inputs[block.index]
+            expected = hidden_of(traced.outputs[block.index])
+            found = call(block.module, hidden[..., order_I])
+            _check_same(block.name, found, expected[..., order_I])
+        finally:
+            for interior, order in zip(interiors, orders, strict=True):
+                interior.fold(order.argsort())
 
-def _replays(blocks: Sequence[Block], traced: Trace) -> Iterator[tuple[Block, Any, Tensor]]:
-    for block in blocks:
-        yield block, traced.calls[block.index], traced.inputs[block.index]
 
-
-def _inverse(orders: Orders) -> Orders:
-    residual = None if orders.residual is None else orders.residual.argsort()
-    return Orders(residual, {site: order_I.argsort() for site, order_I in orders.folded.items()})
+def _does_not_fit(site: str) -> CheckpointError:
+    return CheckpointError(f"An order of channels for {site} does not fit this model.")
 
 
 def _reorder(layers: Sequence[Layer], order_I: Tensor) -> None:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -21,7 +22,10 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from .blocks import find_blocks
 from .errors import CheckpointError, UnknownNameError
+from .spill import Scratch
+from .weights import InMemory, Streamed, Weights
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -134,6 +138,33 @@ def load_model(
     Raises:
         CheckpointError: not there, damaged, incomplete, or of no causal language model.
     """
+    return _loaded(checkpoint, dtype, trust_remote_code, {})
+
+
+def load_weights(
+    checkpoint: str | Path,
+    *,
+    dtype: Dtype = "auto",
+    trust_remote_code: bool = False,
+    stream: bool = False,
+) -> Weights:
+    """The same; with ``stream`` and unless it is a GGUF, a block's weights when it needs them.
+
+    Raises:
+        CheckpointError: as ``load_model``.
+    """
+    if not stream or find(checkpoint).gguf_file:
+        return InMemory(load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code))
+    converted = Scratch()  # for what transformers keeps in another layout
+    getLogger("accelerate.big_modeling").setLevel(ERROR)  # "offloaded": that is what we want
+    onto_disk = {"device_map": {"": "disk"}, "offload_folder": str(converted.path)}
+    model = _loaded(checkpoint, dtype, trust_remote_code, onto_disk)
+    return Streamed.of(model, list(find_blocks(model)), converted)
+
+
+def _loaded(
+    checkpoint: str | Path, dtype: Dtype, trust_remote_code: bool, where: Mapping[str, Any]
+) -> PreTrainedModel:
     checked_dtype(dtype)
     source = find(checkpoint)
     loaded: Any  # a pair, which the stubs do not know
@@ -144,6 +175,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
             use_safetensors=None if source.gguf_file else True,
             output_loading_info=True,
+            **where,
             **source.arguments,
         )
     model, loading = loaded
@@ -272,6 +304,11 @@ def write_model(
 ) -> None:
     """Safetensors shards, config, generation config, tokenizer, and ``texts`` by file name."""
     model.save_pretrained(folder, max_shard_size="5GB")
+    write_texts(folder, tokenizer, texts)
+
+
+def write_texts(folder: Path, tokenizer: Any, texts: Mapping[str, str]) -> None:
+    """The tokenizer, and ``texts`` by file name; every file for others to read."""
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     for name, text in texts.items():

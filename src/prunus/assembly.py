@@ -1,0 +1,106 @@
+"""From the shards of a journal to a checkpoint, with one block in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.dynamic_module_utils import custom_object_save
+
+from .blocks import Block
+from .checkpoint import write_texts
+from .journal import Journal, write_shard
+from .weights import Weights
+
+SMALL = 2**29  # bytes: shards that together stay below it become one
+
+
+def assemble(
+    folder: Path,
+    journal: Journal,
+    weights: Weights,
+    blocks: Sequence[Block],
+    tokenizer: Any,
+    texts: Mapping[str, str],
+) -> None:
+    """Weights, index, configs, tokenizer and ``texts``: what ``save_pretrained`` would write."""
+    shards = []
+    for block in blocks:
+        path = journal.shard(block.index)
+        if block.index not in journal.blocks:  # nothing was to be pruned in it
+            with block.at_hand() as module:
+                own = {f"{block.name}.{k}": t for k, t in module.state_dict().items()}
+                write_shard(path, {k: t.detach().cpu().contiguous() for k, t in own.items()})
+        shards.append(path)
+    shards.insert(0, journal.folder / "outside.safetensors")
+    write_shard(shards[0], _outside(weights.model, blocks))
+    _write_weights(folder, weights.model, shards)
+    _write_configs(folder, weights.model)
+    write_texts(folder, tokenizer, texts)
+
+
+def _outside(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str, Tensor]:
+    """Embeddings, last norm, head: tied ones once."""
+    inside = tuple(f"{block.name}." for block in blocks)
+    tied = getattr(model, "all_tied_weights_keys", {})
+    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(inside) and name not in tied and name not in ignored
+    }
+
+
+def _write_weights(folder: Path, model: PreTrainedModel, shards: Sequence[Path]) -> None:
+    """Small neighbours become one file; a file whose names on disk are the model's is linked."""
+    groups: list[list[Path]] = []
+    size = 0
+    for path in shards:
+        size += path.stat().st_size
+        if not groups or size > SMALL:
+            groups.append([])
+            size = path.stat().st_size
+        groups[-1].append(path)
+    where: dict[str, str] = {}
+    total = 0
+    for number, group in enumerate(groups, 1):
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        target = folder / (name if len(groups) > 1 else "model.safetensors")
+        tensors = {k: tensor for path in group for k, tensor in load_file(path).items()}
+        on_disk = revert_weight_conversion(model, dict(tensors))
+        if len(group) == 1 and on_disk.keys() == tensors.keys():
+            _link(group[0], target)
+        else:
+            write_shard(target, {k: tensor.contiguous() for k, tensor in on_disk.items()})
+        total += sum(tensor.numel() * tensor.itemsize for tensor in on_disk.values())
+        where |= dict.fromkeys(on_disk, target.name)
+    if len(groups) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        text = json.dumps(index, indent=2) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write_configs(folder: Path, model: PreTrainedModel) -> None:
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    if model.is_remote_code():
+        custom_object_save(model, folder, config=model.config)  # type: ignore[arg-type]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)

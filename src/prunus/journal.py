@@ -1,0 +1,226 @@
+"""A run's diary: every finished block is on disk at once, so that a run can be taken up again.
+
+The folder ``.NAME.unfinished`` beside the output has a shard for each block and ``journal.jsonl``:
+first the fingerprint of the run, then a line for each block, appended after its shard is safe.
+Whatever ends the run in between leaves a block that is done or one that is not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .blocks import Block
+from .channels import Channels
+from .errors import CheckpointError, InputError
+from .permutation.orders import Orders
+from .types import LayerReport
+
+LINES = "journal.jsonl"
+REPORTS = TypeAdapter(list[LayerReport])
+
+
+@dataclass
+class Journal:
+    """The blocks that are done.
+
+    Attributes:
+        folder: where it is kept; the finished checkpoint is built inside and moved out.
+        residual: the order of the residual stream, where one was folded.
+        blocks: by index, what the journal says of a block.
+    """
+
+    folder: Path
+    residual: Tensor | None
+    blocks: dict[int, dict[str, Any]]
+
+    @classmethod
+    def open(
+        cls,
+        output: Path,
+        fingerprint: Mapping[str, Any],
+        resume: bool,
+        say: Callable[[str], None],
+    ) -> Journal:
+        """A new one, or that of an unfinished run with the same fingerprint.
+
+        Raises:
+            CheckpointError: there is an unfinished run and ``resume`` is False; or its journal is
+                damaged, or cannot be written.
+            InputError: the unfinished run is another one; says what differs.
+        """
+        folder = unfinished(output)
+        fingerprint = json.loads(json.dumps(fingerprint))
+        if not folder.exists():
+            if resume:
+                say(f"nothing to resume: {output} has no unfinished run; this one starts it")
+            with _explained(folder):
+                folder.mkdir(parents=True)
+            journal = cls(folder, None, {})
+            journal._append({"fingerprint": fingerprint})
+            return journal
+        if not resume:
+            raise CheckpointError(
+                f"An unfinished run is in {folder}. Go on with --resume, or remove that folder."
+            )
+        lines = _read(folder / LINES)
+        first = lines[0].get("fingerprint") if lines else None
+        if not isinstance(first, dict):
+            raise CheckpointError(f"{folder / LINES} is damaged. Remove {folder} and start anew.")
+        _check_same(first, fingerprint, folder)
+        residual = next((x["residual"] for x in lines if "residual" in x), None)
+        order_I = None if residual is None else torch.tensor(residual, dtype=torch.int64)
+        blocks = {x["block"]: x for x in lines if "block" in x}
+        say(f"resuming: {len(blocks)} blocks are done")
+        return cls(folder, order_I, blocks)
+
+    def order_residual(self, order_I: Tensor) -> None:
+        """Note the order that the whole model is in from now on."""
+        self.residual = order_I.cpu()
+        self._append({"residual": self.residual.tolist()})
+
+    def write(self, block: Block, reports: list[LayerReport], channels: Channels | None) -> None:
+        """Put the block's tensors into its shard, then say so."""
+        tensors = {
+            f"{block.name}.{key}": tensor.detach().cpu().contiguous()
+            for key, tensor in block.module.state_dict().items()
+        }
+        path = self.shard(block.index)
+        write_shard(path, tensors)
+        sites = {layer.site for layer in block.layers}
+        orders = channels.orders if channels is not None else Orders()
+        line = {
+            "block": block.index,
+            "bytes": path.stat().st_size,
+            "reports": [asdict(report) for report in reports],
+            "folded": _lists(orders.folded, sites),
+            "gathered": _lists(orders.gathered, sites),
+        }
+        self._append(line)
+        self.blocks[block.index] = line
+
+    @torch.no_grad()
+    def restore(self, block: Block, channels: Channels | None) -> list[LayerReport] | None:
+        """Put an earlier run's weights into the block; None where the block is still to do."""
+        line = self.blocks.get(block.index)
+        if line is None:
+            return None
+        path = self.shard(block.index)
+        if not path.exists() or path.stat().st_size != line["bytes"]:
+            raise CheckpointError(f"{path} is damaged. Remove {self.folder} and start anew.")
+        own = block.module.state_dict()
+        for name, tensor in load_file(path).items():
+            own[name.removeprefix(f"{block.name}.")].copy_(tensor)
+        if channels is not None:
+            for kind in ("folded", "gathered"):
+                known = {site: torch.tensor(order) for site, order in line[kind].items()}
+                getattr(channels.orders, kind).update(known)
+        return REPORTS.validate_python(line["reports"])
+
+    def shard(self, index: int) -> Path:
+        """The file with the tensors of a block."""
+        return self.folder / f"block-{index:05d}.safetensors"
+
+    @contextmanager
+    def finished(self, output: Path) -> Iterator[Path]:
+        """A folder that becomes ``output`` when all goes well; then the journal goes.
+
+        Raises:
+            CheckpointError: it cannot be written, or ``output`` exists by now.
+        """
+        folder = self.folder / "checkpoint"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that ended right here
+        with _explained(output):
+            folder.mkdir()
+            yield folder
+            if os.path.lexists(output):
+                raise CheckpointError(f"{output} exists by now; nothing is overwritten.")
+            folder.rename(output)
+        self.remove()
+
+    def remove(self) -> None:
+        """Forget the run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.blocks = {}
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with _explained(self.folder), open(self.folder / LINES, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def unfinished(output: Path) -> Path:
+    """The folder of a run that shall become ``output``."""
+    return output.parent / f".{output.name}.unfinished"
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file that is there whole or not at all, also after a power cut."""
+    part = path.with_suffix(".part")
+    with _explained(path):
+        try:
+            save_file(tensors, part, metadata={"format": "pt"})
+            part.chmod(0o644)
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            part.rename(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} could not be written: {error}. Make room or choose another --output; what is "
+            "done is kept, and --resume goes on from there."
+        ) from error
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; one that was cut off at the end is not there."""
+    lines: list[dict[str, Any]] = []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    for line in text.split("\n")[:-1]:
+        try:
+            lines.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            raise CheckpointError(
+                f"{path} is damaged. Remove {path.parent} and start anew."
+            ) from None
+    if not text.endswith("\n") and text:  # cut off: what follows must not continue that line
+        whole = text[: text.rfind("\n") + 1]
+        path.write_text(whole, encoding="utf-8")
+    return lines
+
+
+def _check_same(first: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    different = [key for key in {**first, **now} if first.get(key) != now.get(key)]
+    if different:
+        key = different[0]
+        raise InputError(
+            f"The unfinished run in {folder} is another one: its {key} was {first.get(key)!r}, "
+            f"now it is {now.get(key)!r}. Give what it had, or remove that folder."
+        )
+
+
+def _lists(orders: Mapping[str, Tensor], sites: set[str]) -> dict[str, list[int]]:
+    return {site: order_I.tolist() for site, order_I in orders.items() if site in sites}

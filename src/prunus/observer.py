@@ -1,0 +1,50 @@
+"""Who watches a run: progress bars, logs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .types import LayerReport
+
+
+class Observer(Protocol):
+    """Told what happens, for progress bars."""
+
+    def say(self, message: str) -> None:
+        """Take note of a sentence for the user."""
+        ...
+
+    def block(self, index: int, total: int, name: str, step: str) -> None:
+        """A step ("order", "record", "prune", "advance") of a block begins."""
+        ...
+
+    def sample(self, done: int, total: int) -> None:
+        """A calibration sample went through the block, in the step that runs."""
+        ...
+
+    def layer(self, report: LayerReport) -> None:
+        """A layer has been pruned and written."""
+        ...
+
+    def done(self) -> None:
+        """The last block is done."""
+        ...
+
+
+class Silent:
+    """Watches nothing; a base for observers that want to hear a part of it."""
+
+    def say(self, message: str) -> None:
+        """Ignore it."""
+
+    def block(self, index: int, total: int, name: str, step: str) -> None:
+        """Ignore it."""
+
+    def sample(self, done: int, total: int) -> None:
+        """Ignore it."""
+
+    def layer(self, report: LayerReport) -> None:
+        """Ignore it."""
+
+    def done(self) -> None:
+        """Ignore it."""

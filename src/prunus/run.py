@@ -1,0 +1,197 @@
+"""One run, from the look at the model to the report."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import Tensor
+
+from ._version import __version__
+from .allocation import Uniform, select_layers
+from .blocks import Block
+from .calibration import Protocol
+from .channels import Channels
+from .checkpoint import check_shards, find
+from .engine import prune_blocks, residual_order
+from .journal import Journal
+from .observer import Observer
+from .permutation.orders import Orders
+from .recipe import Recipe
+from .replay import Recording, Trace
+from .report import Coverage, PruningReport
+from .report.pruning_report import realised_sparsity
+from .spill import Spilled
+from .survey import any_tokens, inspect, start
+from .types import BlockPruner, Plan
+from .weights import Weights
+
+ENDS = 2**20  # bytes at both ends of a weight file that its fingerprint reads
+ELSEWHERE = {"calibration", "data_dir", "device"}  # fields that a fingerprint has in other words
+
+
+@dataclass
+class Run:
+    """A model that has been looked at, and what is to be done with it.
+
+    Attributes:
+        weights: of the model.
+        name: of the model, for the report.
+        recipe: every choice, defaults filled in.
+        pruner: what the recipe spells.
+        ids_ST: calibration tokens; None: the method needs none.
+        protocol: where they came from.
+        device: where blocks are pruned.
+        observer: told of every step.
+        spill: a folder for activations; None: they stay in memory.
+        blocks: of the model.
+        traced: a short forward of it.
+        plan: sparsity by layer.
+        coverage: which share of the model that is.
+    """
+
+    weights: Weights
+    name: str
+    recipe: Recipe
+    pruner: BlockPruner
+    ids_ST: Tensor | None
+    protocol: Protocol | None
+    device: torch.device
+    observer: Observer
+    spill: Path | None
+    blocks: list[Block]
+    traced: Trace
+    plan: Plan
+    coverage: Coverage
+
+    @classmethod
+    def of(
+        cls,
+        weights: Weights,
+        name: str,
+        recipe: Recipe,
+        pruner: BlockPruner,
+        tokens: tuple[Tensor | None, Protocol | None],
+        device: torch.device,
+        observer: Observer,
+        spill: Path | None = None,
+    ) -> Run:
+        """Look at the model and plan. Nothing is changed.
+
+        Raises:
+            UnsupportedModelError: a structure that prunus cannot handle yet.
+            PatternError: a layer that does not fit the pattern.
+        """
+        ids_ST, protocol = tokens
+        ids = ids_ST if ids_ST is not None else any_tokens(weights.model)
+        blocks, traced = inspect(weights.model, ids, weights)
+        layers = select_layers(blocks, mlp_only=recipe.mlp_only, skip_blocks=recipe.skip_blocks)
+        plan = Uniform()(layers, cast(float, recipe.sparsity))
+        for block in blocks:
+            pruner.check(block, plan)
+        coverage = Coverage.of(weights.model, blocks, set(plan))
+        if not recipe.mlp_only and recipe.skip_blocks is None:
+            coverage.check()
+        return cls(
+            weights, name, recipe, pruner, ids_ST, protocol, device, observer, spill,
+            blocks, traced, plan, coverage,
+        )  # fmt: skip
+
+    def prune(self, journal: Journal | None = None) -> tuple[PruningReport, Orders]:
+        """Do it; with a journal, from where an earlier run ended."""
+        begun = time.perf_counter()
+        self.observer.say(
+            f"pruning {len(self.plan)} layers in {len(self.blocks)} blocks: {self.coverage}"
+        )
+        channels = self._channels(journal)
+        reports = prune_blocks(
+            self.blocks,
+            self.recording(),
+            self.pruner,
+            self.plan,
+            device=self.device,
+            observer=self.observer,
+            true_sequential=self.recipe.true_sequential,
+            channels=channels,
+            journal=journal,
+        )
+        report = PruningReport(
+            model=self.name,
+            method=self.recipe.method,
+            pruner=repr(self.pruner),
+            pattern=self.recipe.pattern,
+            requested=cast(float, self.recipe.sparsity),
+            sparsity=realised_sparsity(reports),
+            coverage=self.coverage,
+            protocol=self.protocol,
+            seconds=time.perf_counter() - begun,
+            layers=reports,
+        )
+        return report, channels.orders if channels else Orders()
+
+    def recording(self) -> Recording | None:
+        """The calibration samples at the first block."""
+        if self.ids_ST is None:
+            return None
+        hidden = Spilled(self.spill) if self.spill else None
+        return start(self.weights.model, self.blocks, self.traced, self.ids_ST, hidden)
+
+    def _channels(self, journal: Journal | None) -> Channels | None:
+        """Ready to be ordered; the residual stream is in its order already."""
+        ordering = self.pruner.ordering
+        if ordering is None:
+            return None
+        fold = ordering.realisation == "fold"
+        ids = self.ids_ST if self.ids_ST is not None else any_tokens(self.weights.model)
+        channels = Channels.of(self.weights, self.blocks, self.traced, ids, fold)
+        if fold:
+            order_I = journal.residual if journal is not None else None
+            if order_I is None:
+                where: Any = {"device": self.device, "observer": self.observer}
+                recording = self.recording()
+                order_I = residual_order(self.blocks, recording, ordering, self.plan, **where)
+                if journal is not None:
+                    journal.order_residual(order_I)
+            channels.fold_residual(order_I)
+        return channels
+
+    def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
+        """All that decides what comes out, flat, for a later run to compare."""
+        recipe = self.recipe.model_dump()
+        return {
+            **_files(checkpoint, self.weights),
+            **{f"recipe {k}": v for k, v in recipe.items() if k not in ELSEWHERE},
+            "calibration sha256": self.protocol.sha256 if self.protocol else None,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "prunus": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+
+def _files(checkpoint: str | Path, weights: Weights) -> dict[str, str]:
+    """Name, size and a hash of both ends of every weight file; a hub id's commit."""
+    source = find(checkpoint)
+    if not source.local:
+        return {"model": source.location, "commit": str(weights.model.config._commit_hash)}
+    folder = Path(source.location)
+    if source.gguf_file:
+        files = {folder / source.gguf_file}
+    else:
+        files = {folder / "config.json", *check_shards(folder).values()}
+    return {f"file {path.name}": _ends(path) for path in sorted(files)}
+
+
+def _ends(path: Path) -> str:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read(ENDS))
+        file.seek(max(size - ENDS, 0))
+        digest.update(file.read())
+    return f"{size} bytes, {digest.hexdigest()[:16]}"

@@ -1,0 +1,63 @@
+"""Activations on disk instead of in memory: ``--spill DIR``."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import CheckpointError
+
+
+class Scratch:
+    """A folder that is removed when nobody holds this any more."""
+
+    def __init__(self, where: Path | None = None) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="prunus.", dir=where))
+        weakref.finalize(self, shutil.rmtree, self.path, True)
+
+
+class Spilled:
+    """A list of tensors, one file each, in a folder of its own that goes when the list does."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._folder = Scratch(folder)
+        except OSError as error:
+            raise CheckpointError(f"--spill {folder} cannot be used: {error}.") from None
+        self._count = 0
+
+    def append(self, tensor: Tensor) -> None:
+        """Write one more."""
+        self._count += 1
+        self[self._count - 1] = tensor
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return load_file(self._file(index))["x"]
+
+    def __setitem__(self, index: int, tensor: Tensor) -> None:
+        try:
+            save_file({"x": tensor.detach().cpu().contiguous()}, self._file(index))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"Activations could not be spilled to {self._folder.path}: {error}. Make room, or "
+                "use fewer --samples or a shorter --length."
+            ) from None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[index] for index in range(self._count))
+
+    def _file(self, index: int) -> Path:
+        return self._folder.path / f"{index}.safetensors"

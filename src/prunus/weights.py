@@ -1,0 +1,171 @@
+"""Where a model's weights are: in memory, or in their files until a block is needed (law 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from accelerate.hooks import remove_hook_from_submodules
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+Axes = Sequence[tuple[str, int]]
+"""Names of parameters, each with the axis that its channels lie on."""
+
+
+class Weights(Protocol):
+    """A model, and the means to have the weights of a part of it at hand."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The whole structure; parameters that are not at hand are on the meta device."""
+        ...
+
+    @contextmanager
+    def at_hand(self, name: str) -> Iterator[nn.Module]:
+        """The block of that name with its weights; changes last until the end, or for good."""
+        ...
+
+    @contextmanager
+    def passing(self, blocks: Sequence[str]) -> Iterator[None]:
+        """Forwards of the whole model: each of these blocks comes when it runs, and goes."""
+        ...
+
+    def fold(self, axes: Axes, order_I: Tensor) -> None:
+        """Reorder axes of parameters, now or whenever they come."""
+        ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """All weights are at hand, always."""
+
+    model: PreTrainedModel
+
+    @contextmanager
+    def at_hand(self, name: str) -> Iterator[nn.Module]:
+        """The block; changes last."""
+        yield self.model.get_submodule(name)
+
+    @contextmanager
+    def passing(self, blocks: Sequence[str]) -> Iterator[None]:
+        """Nothing to do."""
+        yield
+
+    @torch.no_grad()
+    def fold(self, axes: Axes, order_I: Tensor) -> None:
+        """Reorder them in place."""
+        for name, axis in axes:
+            tensor = self.model.get_parameter(name)
+            tensor.copy_(tensor.index_select(axis, order_I.to(tensor.device)))
+
+
+@dataclass
+class Streamed:
+    """Weights stay in their files; a block's are read when it is needed and let go after.
+
+    What lies outside of the blocks (embeddings, last norm, head) is read once and stays.
+
+    Attributes:
+        model: on the meta device but for what is at hand.
+        files: every tensor by its name in the model, read anew at each look-up. Names and layouts
+            are transformers' own: this is what it would put into the model.
+    """
+
+    model: PreTrainedModel
+    files: Mapping[str, Tensor]
+    keep: object = None
+    _orders: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, blocks: Sequence[str], keep: object = None) -> Streamed:
+        """From a model that transformers loaded with ``device_map={"": "disk"}``.
+
+        Args:
+            model: with hooks that would load each module for each forward; they are taken off.
+            blocks: names of the modules that come and go.
+            keep: whatever must live as long as the model does, such as a temporary folder.
+        """
+        hook: Any = next(
+            m._hf_hook
+            for m in model.modules()
+            if getattr(getattr(m, "_hf_hook", None), "weights_map", None) is not None
+        )
+        files = hook.weights_map.dataset
+        remove_hook_from_submodules(model)
+        streamed = cls(model, files, keep)
+        inside = tuple(f"{name}." for name in blocks)
+        for name, tensor in list(model.state_dict(keep_vars=True).items()):
+            if not name.startswith(inside) and tensor.is_meta:
+                _put(model, name, streamed.read(name))
+        model.tie_weights()
+        return streamed
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of the model, from its file, in the order of channels that holds by now."""
+        tensor = self.files[name].clone()  # a copy: what is mapped is the file
+        for axis in range(tensor.ndim):
+            if (name, axis) in self._orders:
+                tensor = tensor.index_select(axis, self._orders[name, axis])
+        return tensor
+
+    @contextmanager
+    def at_hand(self, name: str) -> Iterator[nn.Module]:
+        """The block with its weights; changes are lost at the end."""
+        module = self.model.get_submodule(name)
+        absent = {
+            key: tensor
+            for key, tensor in module.state_dict(keep_vars=True).items()
+            if tensor.is_meta
+        }
+        for key in absent:
+            _put(module, key, self.read(f"{name}.{key}"))
+        try:
+            yield module
+        finally:
+            for key, tensor in absent.items():
+                _put(module, key, tensor)
+
+    @contextmanager
+    def passing(self, blocks: Sequence[str]) -> Iterator[None]:
+        """Each block is at hand while it runs."""
+        own = {name: self.model.get_submodule(name).forward for name in blocks}
+
+        def coming(name: str) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                with self.at_hand(name):
+                    return own[name](*args, **kwargs)
+
+            return forward
+
+        with ExitStack() as stack:
+            for name in blocks:
+                module = self.model.get_submodule(name)
+                module.forward = coming(name)
+                stack.callback(module.__dict__.pop, "forward")
+            yield
+
+    def fold(self, axes: Axes, order_I: Tensor) -> None:
+        """Reorder what is at hand now, and all else when it is read."""
+        order_I = order_I.cpu()
+        here = [(n, a) for n, a in axes if not self.model.get_parameter(n).is_meta]
+        InMemory(self.model).fold(here, order_I)
+        for key in axes:
+            order = self._orders.pop(key, torch.arange(len(order_I)))[order_I]
+            if not torch.equal(order, torch.arange(len(order))):
+                self._orders[key] = order
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Make ``tensor`` the parameter or buffer of that name."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._parameters:
+        if not isinstance(tensor, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=False)
+        owner._parameters[leaf] = tensor
+    else:
+        owner._buffers[leaf] = tensor

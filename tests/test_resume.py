@@ -1,0 +1,363 @@
+"""Weights that stay on disk, and runs that end too early."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import prunus
+from conftest import MODELS, load_tiny
+from prunus import assembly
+from prunus.checkpoint import load_weights
+from prunus.errors import CheckpointError, InputError, NumericalError
+from prunus.journal import LINES, unfinished
+from prunus.observer import Silent
+from prunus.spill import Spilled
+from prunus.survey import inspect
+from prunus.weights import InMemory, Streamed
+
+FAST = {"samples": 3, "length": 48}
+
+
+@pytest.fixture(autouse=True)
+def _without_reload(request, monkeypatch):
+    """A fresh process takes seconds; the tests of verification, and those marked here, have it."""
+    if "reload" not in request.keywords:
+        monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+
+
+IDS = torch.randint(0, 500, (2, 40), generator=torch.Generator().manual_seed(7))
+
+
+class Ends(Silent):
+    """Ends a run when a step of a block begins."""
+
+    def __init__(self, index, step, error=KeyboardInterrupt):
+        self.at, self.error, self.said, self.steps = (index, step), error, [], []
+
+    def say(self, message):
+        self.said.append(message)
+
+    def block(self, index, total, name, step):
+        self.steps.append((index, step))
+        if (index, step) == self.at:
+            raise self.error("the end")
+
+
+def tensors(folder):
+    return {k: t for file in folder.glob("*.safetensors") for k, t in load_file(file).items()}
+
+
+def same(first, second):
+    a, b = tensors(first), tensors(second)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    reports = [json.loads((x / "pruning_report.json").read_text()) for x in (first, second)]
+    for report in reports:
+        report.pop("seconds")
+        for layer in report["layers"]:
+            layer.pop("seconds")
+    assert reports[0] == reports[1]
+
+
+def end(output, index, step, **run):
+    observer = Ends(index, step)
+    with pytest.raises(KeyboardInterrupt):
+        prunus.prune(MODELS / "llama", output=output, observer=observer, **run)
+    return observer
+
+
+@pytest.mark.parametrize("method", ["wanda", "magnitude"])
+def test_streamed_is_in_memory_bit_for_bit(family, method, tmp_path):
+    """Weights, names on disk, configs: what ``save_pretrained`` writes of a pruned model."""
+    prunus.prune(MODELS / family, method=method, output=tmp_path / "streamed", **FAST)
+    held, tokenizer = load_tiny(family)
+    prunus.prune(held, method=method, tokenizer=tokenizer, output=tmp_path / "held", **FAST)
+    first, second = tensors(tmp_path / "streamed"), tensors(tmp_path / "held")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for file in (tmp_path / "held").iterdir():
+        other = tmp_path / "streamed" / file.name
+        if file.name in ("config.json", "generation_config.json"):
+            assert json.loads(other.read_text()) == json.loads(file.read_text())
+        assert other.exists()
+    assert len(list((tmp_path / "streamed").iterdir())) == len(list((tmp_path / "held").iterdir()))
+    assert os.listdir(tmp_path).count(".streamed.unfinished") == 0
+
+
+def test_one_block_is_at_hand(tmp_path):
+    weights = load_weights(MODELS / "llama", stream=True)
+    assert isinstance(weights, Streamed)
+    blocks, traced = inspect(weights.model, IDS[:1], weights)
+    held = load_tiny("llama")[0]
+    assert torch.equal(traced.logits, held(input_ids=IDS[:1]).logits)
+
+    def away():
+        return [all(p.is_meta for p in block.module.parameters()) for block in blocks]
+
+    assert away() == [True] * 3
+    with blocks[1].at_hand():
+        assert away() == [True, False, True]
+        expected = held.get_submodule(blocks[1].name).state_dict()
+        for name, tensor in blocks[1].module.state_dict().items():
+            assert torch.equal(tensor, expected[name])
+        blocks[1].layers[0].weight_OI.zero_()
+    assert away() == [True] * 3
+    with blocks[1].at_hand():
+        assert blocks[1].layers[0].weight_OI.any()
+    assert isinstance(load_weights(MODELS / "llama"), InMemory)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_streamed_in_another_dtype(dtype, tmp_path):
+    prunus.prune(MODELS / "opt", method="wanda", dtype=dtype, output=tmp_path / "out", **FAST)
+    assert {str(t.dtype) for t in tensors(tmp_path / "out").values()} == {f"torch.{dtype}"}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+
+
+@pytest.mark.parametrize(
+    ("index", "step"), [(0, "advance"), (1, "record"), (1, "prune"), (2, "record"), (2, "prune")]
+)
+def test_a_resumed_run_is_the_undisturbed_one(index, step, tmp_path):
+    """Law 1. What the ended run had done is not done again."""
+    run = {"method": "mrp-sm", **FAST}
+    prunus.prune(MODELS / "llama", output=tmp_path / "whole", **run)
+    observer = end(tmp_path / "out", index, step, **run)
+    done = index + (step == "advance")
+    assert observer.said[-1] == f"{done} of 3 blocks are done and kept; --resume goes on from there"
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(CheckpointError, match=r"An unfinished run is in .*Go on with --resume"):
+        prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
+    watcher = Ends(-1, "")
+    result = prunus.prune(
+        MODELS / "llama", output=tmp_path / "out", resume=True, observer=watcher, **run
+    )
+    assert f"resuming: {done} blocks are done" in watcher.said
+    assert [i for i, step in watcher.steps if step == "prune"] == list(range(done, 3))
+    same(tmp_path / "whole", tmp_path / "out")
+    assert result.verification.ok
+    assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"method": "wanda", "pattern": "2:4", "permutation": "fold"},
+        {"method": "ria", "pattern": "2:4", "permutation": "gather", "update": "least-squares"},
+        {"method": "magnitude", "pattern": "2:4", "permutation": "fold"},
+        {"method": "sparsegpt", "true_sequential": True, "skip_blocks": "2:3"},
+        {"method": "dass", "mlp_only": True},
+    ],
+    ids=lambda run: "-".join(map(str, run.values())),
+)
+def test_every_kind_of_run_resumes(run, tmp_path):
+    run = {**run, **FAST}
+    prunus.prune(MODELS / "llama", output=tmp_path / "whole", **run)
+    end(tmp_path / "out", 1, "prune", **run)
+    prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
+    same(tmp_path / "whole", tmp_path / "out")
+    orders = [x / "channel_orders.json" for x in (tmp_path / "whole", tmp_path / "out")]
+    assert orders[0].exists() == ("permutation" in run)
+    if "permutation" in run:
+        first, second = (json.loads(x.read_text()) for x in orders)
+        assert first == second
+
+
+def test_a_run_that_ends_while_the_checkpoint_is_put_together(tmp_path, monkeypatch):
+    run = {"method": "wanda", **FAST}
+    prunus.prune(MODELS / "llama", output=tmp_path / "whole", **run)
+    with monkeypatch.context() as patched:
+
+        def full(*args):
+            raise OSError(28, "No space left on device")
+
+        patched.setattr("prunus.assembly._write_configs", full)
+        with pytest.raises(CheckpointError, match=r"No space left on device.*--resume goes on"):
+            prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
+    prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
+    same(tmp_path / "whole", tmp_path / "out")
+
+
+def test_a_full_disk_in_the_middle(tmp_path, monkeypatch):
+    run = {"method": "wanda", **FAST}
+    prunus.prune(MODELS / "llama", output=tmp_path / "whole", **run)
+    with monkeypatch.context() as patched:
+
+        def full(tensors, path, metadata):
+            if "00001" in str(path):
+                path.write_bytes(b"half a shard")
+                raise OSError(28, "No space left on device")
+            save_file(tensors, path, metadata)
+
+        patched.setattr("prunus.journal.save_file", full)
+        with pytest.raises(CheckpointError, match=r"block-00001.*No space left"):
+            prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
+    left = sorted(os.listdir(unfinished(tmp_path / "out")))
+    assert left == ["block-00000.safetensors", LINES]
+    prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
+    same(tmp_path / "whole", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"sparsity": 0.6}, "recipe sparsity was 0.5, now it is 0.6"),
+        ({"method": "ria"}, "recipe method was 'wanda'"),
+        ({"seed": 1}, "recipe seed was 0"),
+        ({"dtype": "bfloat16"}, "recipe dtype was 'auto'"),
+        ({"calibration": "text.txt"}, "calibration sha256 was"),
+    ],
+)
+def test_another_run_is_refused_and_the_difference_named(change, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("The plum is a fruit of some species of Prunus. " * 99)
+    run = {"method": "wanda", **FAST}
+    end(tmp_path / "out", 1, "prune", **run)
+    with pytest.raises(InputError, match=f"is another one: its {named}"):
+        prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **{**run, **change})
+    prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
+
+
+def test_another_model_is_refused(tmp_path):
+    run = {"method": "wanda", **FAST}
+    end(tmp_path / "out", 1, "prune", **run)
+    model, tokenizer = load_tiny("llama")
+    model.model.layers[2].mlp.up_proj.weight.data[0, 0] += 1
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match=r"its file (config\.json|model\.safetensors) was"):
+        prunus.prune(tmp_path / "other", output=tmp_path / "out", resume=True, **run)
+
+
+def test_damaged_journals(tmp_path):
+    run = {"method": "wanda", **FAST}
+    prunus.prune(MODELS / "llama", output=tmp_path / "whole", **run)
+    end(tmp_path / "out", 2, "prune", **run)
+    work = unfinished(tmp_path / "out")
+    lines = (work / LINES).read_text()
+    shard = (work / "block-00001.safetensors").read_bytes()
+
+    def again():
+        return prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
+
+    (work / "block-00001.safetensors").write_bytes(shard[:-9])
+    with pytest.raises(CheckpointError, match=r"block-00001\.safetensors is damaged"):
+        again()
+    (work / "block-00001.safetensors").write_bytes(shard)
+    for damaged in ("", "{}\n", "[1]\n", '{"block": 1\n' + lines):
+        (work / LINES).write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"journal\.jsonl is damaged"):
+            again()
+    (work / LINES).write_text(lines[:-40])  # killed while it wrote the line: block 1 is not done
+    again()
+    same(tmp_path / "whole", tmp_path / "out")
+
+
+def test_an_error_before_the_first_block_is_done_leaves_nothing(tmp_path):
+    end(tmp_path / "out", 0, "prune", method="wanda", **FAST)
+    assert os.listdir(tmp_path) == []
+    model, tokenizer = load_tiny("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "nan")
+    tokenizer.save_pretrained(tmp_path / "nan")
+    with pytest.raises(NumericalError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN"):
+        prunus.prune(tmp_path / "nan", method="wanda", output=tmp_path / "out", **FAST)
+    assert os.listdir(tmp_path) == ["nan"]
+
+
+def test_nothing_to_resume_and_no_way_to(tmp_path):
+    watcher = Ends(-1, "")
+    run = {"method": "magnitude", "resume": True, "observer": watcher}
+    prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
+    assert any(said.startswith("nothing to resume") for said in watcher.said)
+    with pytest.raises(InputError, match="for a model given as a path"):
+        prunus.prune(load_tiny("llama")[0], output=tmp_path / "new", **run)
+    with pytest.raises(InputError, match="with an output"):
+        prunus.prune(MODELS / "llama", **run)
+
+
+@pytest.mark.parametrize("run", range(3))
+def test_killed_at_a_random_moment(run, tmp_path):
+    """SIGKILL, which no handler sees; then the same command with --resume."""
+    arguments = ["prune", str(MODELS / "llama"), "--method", "sparsegpt", "--samples", "32",
+                 "--length", "128", "--output", str(tmp_path / "out"), "--json"]  # fmt: skip
+    command = [sys.executable, "-m", "prunus", *arguments]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    work = unfinished(tmp_path / "out")
+    while killed.poll() is None and not (work / LINES).exists():
+        time.sleep(0.005)
+    time.sleep(random.Random(run).uniform(0, 0.5))
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    again = command if (tmp_path / "out").exists() else [*command, "--resume"]
+    if again != command:
+        subprocess.run(again, env=env, check=True, capture_output=True)
+    subprocess.run(
+        [*command[:-2], str(tmp_path / "whole")], env=env, check=True, capture_output=True
+    )
+    same(tmp_path / "whole", tmp_path / "out")
+
+
+@pytest.mark.reload
+def test_shards_are_one_file_or_several_with_an_index(tmp_path, monkeypatch):
+    run = {"method": "magnitude"}
+    prunus.prune(MODELS / "gpt2", output=tmp_path / "one", **run)
+    assert [x.name for x in (tmp_path / "one").glob("*.safetensors*")] == ["model.safetensors"]
+    monkeypatch.setattr(assembly, "SMALL", 1)
+    prunus.prune(MODELS / "gpt2", output=tmp_path / "four", **run)
+    names = sorted(x.name for x in (tmp_path / "four").glob("*.safetensors*"))
+    assert names[0] == "model-00001-of-00004.safetensors"
+    assert names[-1] == "model.safetensors.index.json"
+    assert len(names) == 5
+    first, second = tensors(tmp_path / "one"), tensors(tmp_path / "four")
+    assert first.keys() == second.keys()
+    index = json.loads((tmp_path / "four" / names[-1]).read_text())
+    assert index["weight_map"].keys() == first.keys()
+    assert index["metadata"]["total_size"] == sum(t.numel() * 4 for t in first.values())
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "four")
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "one")
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), other.parameters(), strict=True)
+    )
+    assert prunus.verify(tmp_path / "four").ok
+
+
+def test_spilled_activations_are_the_same_and_go(tmp_path):
+    run = {"method": "wanda", **FAST}
+    prunus.prune(MODELS / "llama", output=tmp_path / "held", **run)
+    seen = []
+
+    class Looks(Silent):
+        def block(self, index, total, name, step):
+            seen.append(len(list((tmp_path / "spill").glob("*/*.safetensors"))))
+
+    prunus.prune(
+        MODELS / "llama", output=tmp_path / "out", spill=tmp_path / "spill", observer=Looks(), **run
+    )
+    same(tmp_path / "held", tmp_path / "out")
+    assert set(seen) == {3}
+    assert os.listdir(tmp_path / "spill") == []
+
+
+def test_a_list_on_disk(tmp_path):
+    spilled = Spilled(tmp_path / "deep" / "er")
+    for i in range(3):
+        spilled.append(torch.full((1, 4, 8), float(i), dtype=torch.bfloat16))
+    spilled[1] = spilled[1] + 5
+    assert [float(x.max()) for x in spilled] == [0, 6, 2]
+    assert len(spilled) == 3
+    assert spilled[0].dtype == torch.bfloat16
+    with pytest.raises(IndexError):
+        spilled[3]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match=r"--spill .* cannot be used"):
+        Spilled(tmp_path / "file")
