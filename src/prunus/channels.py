@@ -87,20 +87,21 @@ class Channels:
         self.weights.fold(self.residual.axes, order_I)
         self.orders.residual = order_I.cpu()
 
-    @torch.no_grad()
-    def apply(self, orders: Orders) -> None:
-        """Fold all that ``orders`` has folded into a model in memory.
-
-        Raises:
-            CheckpointError: an order of a site that this model has not, or of another width.
-        """
-        if orders.residual is not None:
-            self.fold_residual(orders.residual)
+    def check(self, orders: Orders) -> None:
+        """Raise CheckpointError where a folded order is of no site here, or of another width."""
         for site, order_I in orders.folded.items():
             interior = self.interiors.get(site)
             if interior is None or len(order_I) != interior.reader.shape[1]:
                 raise _does_not_fit(site)
-            interior.fold(order_I)
+
+    @torch.no_grad()
+    def apply(self, orders: Orders) -> None:
+        """Fold all that ``orders`` has folded into a model in memory."""
+        self.check(orders)
+        if orders.residual is not None:
+            self.fold_residual(orders.residual)
+        for site, order_I in orders.folded.items():
+            self.interiors[site].fold(order_I)
             self.orders.folded[site] = order_I
 
     @contextmanager

@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .blocks import find_blocks
 from .channels import Channels
-from .checkpoint import check_shards, load_model
+from .checkpoint import check_shards, load_weights
 from .errors import CheckpointError
 from .patterns import NM, Unstructured, parse_pattern, removed
+from .permutation.interior import Interior
 from .permutation.orders import Orders
 from .report.pruning_report import PruningReport, read_report
+from .spill import Scratch
 from .survey import any_tokens, inspect
 from .types import LayerReport, Pattern
-from .weights import InMemory
+from .weights import Weights
 
 # Run in a new interpreter that never imports prunus: what any user of the checkpoint will do.
 RELOAD = """
@@ -29,9 +33,10 @@ import json, sys, torch
 from transformers import AutoModelForCausalLM, logging
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+from_disk = {"device_map": {"": "disk"}, "offload_folder": sys.argv[3]} if sys.argv[3] else {}
 model, loading = AutoModelForCausalLM.from_pretrained(
     sys.argv[1], output_loading_info=True, local_files_only=True,
-    trust_remote_code=sys.argv[2] == "True")
+    trust_remote_code=sys.argv[2] == "True", **from_disk)
 ids = torch.arange(8)[None] % model.get_input_embeddings().weight.shape[0]
 with torch.no_grad():
     logits = model.eval()(input_ids=ids).logits
@@ -242,23 +247,28 @@ def _check_against(
 
     Orders that were folded into the checkpoint are folded into the source first.
     """
-    new = load_model(folder, trust_remote_code=trust_remote_code).state_dict()
-    model = load_model(source, trust_remote_code=trust_remote_code)
+    new = load_weights(folder, trust_remote_code=trust_remote_code, stream=True)
+    old = load_weights(source, trust_remote_code=trust_remote_code, stream=True)
+    interiors: Mapping[str, Interior] = {}
     if orders.residual is not None or orders.folded:
-        blocks, traced = inspect(model, any_tokens(model))
-        folded = orders.residual is not None
-        Channels.of(InMemory(model), blocks, traced, any_tokens(model), folded).apply(orders)
-    old = model.state_dict()
+        ids = any_tokens(old.model)
+        blocks, traced = inspect(old.model, ids, old)
+        channels = Channels.of(old, blocks, traced, ids, orders.residual is not None)
+        channels.check(orders)
+        if orders.residual is not None:
+            channels.fold_residual(orders.residual)
+        interiors = channels.interiors
     pruned = {f"{layer.name}.weight": layer.updated for layer in report.layers}
-    touched, moved = [], []
-    for name, tensor in new.items():
-        if name not in old or old[name].shape != tensor.shape:
+    touched, moved, others = [], [], 0
+    for name, tensor, was in _pairs(new, old, orders, interiors):
+        others += name not in pruned
+        if was is None or was.shape != tensor.shape:
             touched.append(name)
-        elif name not in pruned and not torch.equal(old[name].to(tensor.dtype), tensor):
+        elif name not in pruned and not torch.equal(was.to(tensor.dtype), tensor):
             touched.append(name)
         elif name in pruned and not pruned[name]:
             kept = tensor != 0
-            if not torch.equal(old[name].to(tensor.dtype)[kept], tensor[kept]):
+            if not torch.equal(was.to(tensor.dtype)[kept], tensor[kept]):
                 moved.append(name)
     if touched:
         found.problems.append(
@@ -270,13 +280,37 @@ def _check_against(
             f"The kept weights of {', '.join(moved[:3])} differ from {source}; the report says "
             "that this method keeps them."
         )
-    found.checks.append(f"{len(new) - len(pruned)} other tensors, and kept weights, as in {source}")
+    found.checks.append(f"{others} other tensors, and kept weights, as in {source}")
+
+
+def _pairs(
+    new: Weights, old: Weights, orders: Orders, interiors: Mapping[str, Interior]
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Every tensor and what it was in the source, with one block at hand at a time."""
+    names = list(find_blocks(new.model))
+    if names != list(find_blocks(old.model)):
+        raise CheckpointError("The source has other blocks than the checkpoint; it is not of it.")
+    for block in names:
+        with new.at_hand(block) as module, old.at_hand(block) as before:
+            for site, order_I in orders.folded.items():
+                if site.startswith(f"{block}."):
+                    interiors[site].fold(order_I)
+            was = before.state_dict()
+            for key, tensor in module.state_dict().items():
+                yield f"{block}.{key}", tensor, was.get(key)
+    inside, was = tuple(f"{block}." for block in names), old.model.state_dict()
+    for name, tensor in new.model.state_dict().items():
+        if not name.startswith(inside):
+            yield name, tensor, was.get(name)
 
 
 def _check_reload(folder: Path, found: Verification, trust_remote_code: bool) -> None:
-    path = folder.resolve()
+    path, converted = folder.resolve(), Scratch()
+    size = sum(file.stat().st_size for file in set(check_shards(folder).values()))
+    large = size > psutil.virtual_memory().available / 2  # then layer by layer, from the disk
+    where = str(converted.path) if large else ""
     run = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(path), str(trust_remote_code)],
+        [sys.executable, "-c", RELOAD, str(path), str(trust_remote_code), where],
         cwd=path,  # not the user's folder, whose files python -c could import
         capture_output=True,
         text=True,
