@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .api import Result, evaluate, load, prune
+    from .api import Result, evaluate, load, plan, prune
     from .errors import PrunusError
     from .observer import Observer
     from .recipe import Recipe
@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "load",
+    "plan",
     "prune",
     "verify",
 ]
@@ -37,6 +38,7 @@ _HOME = {
     "Result": "api",
     "evaluate": "api",
     "load": "api",
+    "plan": "api",
     "prune": "api",
     "verify": "verification",
 }

@@ -39,6 +39,7 @@ from .methods import METHODS
 from .observer import Observer, Silent
 from .permutation.orders import FILE as ORDERS
 from .permutation.orders import Orders
+from .planning import Plan, forecast
 from .recipe import Recipe
 from .report import PruningReport, model_card
 from .report.pruning_report import FILE as REPORT
@@ -112,57 +113,91 @@ def prune(
         NumericalError: NaN or inf, with the layer or block. A model in memory may be pruned in
             part when it comes.
     """
-    observer = observer or Silent()
-    recipe, pruner = _resolved(recipe, fields, tokens_ST is not None)
-    device = pick_device(recipe.device)  # raises before the model is loaded
-    path = model if isinstance(model, str | Path) else None
     if output is not None:
         output = Path(output).expanduser()
         check_output(output)
+    path = model if isinstance(model, str | Path) else None
     if resume and (path is None or output is None):
         raise InputError("resume=True is for a model given as a path, with an output.")
-    weights, tokenizer = _opened(model, tokenizer, recipe, output, observer, trust_remote_code)
+    written = output is not None
+    run, tokenizer = _prepared(
+        model, recipe, fields, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
+    )
+    if path is None or output is None:
+        result = Result(*run.prune(), output, held=run.weights.model)
+        if output is None:
+            return result
+        verification = write(result, tokenizer, run.recipe, run.observer, trust_remote_code)
+        return replace(result, verification=verification)
+    journal = Journal.open(output, run.fingerprint(path), resume, run.observer.say)
+    return _journaled(run, journal, output, tokenizer, trust_remote_code)
+
+
+def plan(
+    model: str | Path | PreTrainedModel,
+    recipe: Recipe | str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    spill: str | Path | None = None,
+    tokenizer: Any = None,
+    tokens_ST: Tensor | None = None,
+    trust_remote_code: bool = False,
+    observer: Observer | None = None,
+    **fields: Any,
+) -> Plan:
+    """What ``prune`` with the same arguments will cover and cost. Nothing is written.
+
+    >>> prunus.plan("path/to/model", method="mrp-sm", pattern="2:4", output="pruned").peak_bytes
+
+    It looks at the model as ``prune`` does, and prunes one block for nothing: a model in memory has
+    its weights afterwards.
+    """
+    if output is not None:
+        check_output(Path(output).expanduser())
+    run, _ = _prepared(
+        model, recipe, fields, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
+    )
+    return forecast(run)
+
+
+def _prepared(
+    model: str | Path | PreTrainedModel,
+    recipe: Recipe | str | Path | None,
+    fields: dict[str, Any],
+    written: bool,
+    spill: str | Path | None,
+    tokenizer: Any,
+    tokens_ST: Tensor | None,
+    trust_remote_code: bool,
+    observer: Observer | None,
+) -> tuple[Run, Any]:
+    """All that comes before the first change: a run, and the tokenizer if one is needed."""
+    observer = observer or Silent()
+    recipe, pruner = _resolved(recipe, fields, tokens_ST is not None)
+    device = pick_device(recipe.device)  # raises before the model is loaded
+    weights: Weights
+    if isinstance(model, str | Path):
+        observer.say(f"loading {model}")
+        reads_text = recipe.calibration not in ("none", GIVEN)
+        if tokenizer is None and (reads_text or written):
+            tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        # Text that the model writes takes hundreds of forwards: not from disk.
+        stream = written and recipe.calibration != "self"
+        weights = load_weights(
+            model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
+        )
+    else:
+        _in_memory(model, recipe.dtype)
+        model.eval()
+        weights = InMemory(model)
     tokens = (
         given_tokens(tokens_ST, weights.model)
         if tokens_ST is not None
         else _tokens(weights.model, tokenizer, recipe, observer)
     )
-    name = str(path or weights.model.config.name_or_path or "in memory")
-    folder = Path(spill).expanduser() if spill is not None else None
-    run = Run.of(weights, name, recipe, pruner, tokens, device, observer, folder)
-    if path is None or output is None:
-        result = Result(*run.prune(), output, held=weights.model)
-        if output is None:
-            return result
-        verification = write(result, tokenizer, recipe, observer, trust_remote_code)
-        return replace(result, verification=verification)
-    journal = Journal.open(output, run.fingerprint(path), resume, observer.say)
-    return _journaled(run, journal, output, tokenizer, trust_remote_code)
-
-
-def _opened(
-    model: str | Path | PreTrainedModel,
-    tokenizer: Any,
-    recipe: Recipe,
-    output: Path | None,
-    observer: Observer,
-    trust_remote_code: bool,
-) -> tuple[Weights, Any]:
-    """The model, in memory or not, and its tokenizer if one is needed."""
-    if not isinstance(model, str | Path):
-        _in_memory(model, recipe.dtype)
-        model.eval()
-        return InMemory(model), tokenizer
-    observer.say(f"loading {model}")
-    reads_text = recipe.calibration not in ("none", GIVEN)
-    if tokenizer is None and (reads_text or output is not None):
-        tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    # Text that the model writes takes hundreds of forwards: not from disk.
-    stream = output is not None and recipe.calibration != "self"
-    weights = load_weights(
-        model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
-    )
-    return weights, tokenizer
+    path = model if isinstance(model, str | Path) else weights.model.config.name_or_path
+    name, folder = str(path or "in memory"), Path(spill).expanduser() if spill else None
+    return Run.of(weights, name, recipe, pruner, tokens, device, observer, folder), tokenizer
 
 
 def _journaled(

@@ -108,7 +108,7 @@ class Run:
         self.observer.say(
             f"pruning {len(self.plan)} layers in {len(self.blocks)} blocks: {self.coverage}"
         )
-        channels = self._channels(journal)
+        channels = self._ordered(journal)
         reports = prune_blocks(
             self.blocks,
             self.recording(),
@@ -134,22 +134,26 @@ class Run:
         )
         return report, channels.orders if channels else Orders()
 
-    def recording(self) -> Recording | None:
-        """The calibration samples at the first block."""
+    def recording(self, samples: int | None = None) -> Recording | None:
+        """The calibration samples, or the first of them, at the first block."""
         if self.ids_ST is None:
             return None
         hidden = Spilled(self.spill) if self.spill else None
-        return start(self.weights.model, self.blocks, self.traced, self.ids_ST, hidden)
+        ids_ST = self.ids_ST[:samples]
+        return start(self.weights.model, self.blocks, self.traced, ids_ST, hidden)
 
-    def _channels(self, journal: Journal | None) -> Channels | None:
-        """Ready to be ordered; the residual stream is in its order already."""
-        ordering = self.pruner.ordering
-        if ordering is None:
+    def channels(self) -> Channels | None:
+        """Ready to be put in order, if the method wants that."""
+        if self.pruner.ordering is None:
             return None
-        fold = ordering.realisation == "fold"
+        fold = self.pruner.ordering.realisation == "fold"
         ids = self.ids_ST if self.ids_ST is not None else any_tokens(self.weights.model)
-        channels = Channels.of(self.weights, self.blocks, self.traced, ids, fold)
-        if fold:
+        return Channels.of(self.weights, self.blocks, self.traced, ids, fold)
+
+    def _ordered(self, journal: Journal | None) -> Channels | None:
+        """The residual stream is in its order already, if it is to have one."""
+        channels, ordering = self.channels(), self.pruner.ordering
+        if channels is not None and ordering is not None and channels.residual is not None:
             order_I = journal.residual if journal is not None else None
             if order_I is None:
                 where: Any = {"device": self.device, "observer": self.observer}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,44 +109,12 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """Prune MODEL and write a checkpoint that plain transformers loads."""
+    given = dict(locals())
     from ..api import prune
-    from ..errors import InputError
 
-    given: dict[str, Any] = {
-        "method": method,
-        "sparsity": sparsity,
-        "pattern": pattern,
-        "update": update,
-        "refine": refine,
-        "permutation": permutation,
-        "search": search,
-        "true_sequential": true_sequential,
-        "mlp_only": mlp_only,
-        "skip_blocks": skip_blocks,
-        "calibration": calibration,
-        "data_dir": str(data_dir) if data_dir else None,
-        "samples": samples,
-        "length": length,
-        "seed": seed,
-        "dtype": dtype,
-        "device": device,
-    }
-    fields = {name: value for name, value in given.items() if value is not None}
-    if setting:
-        if wrong := [item for item in setting if "=" not in item]:
-            raise InputError(f"--set takes FIELD=VALUE, such as score.power=0.4; got {wrong[0]!r}.")
-        fields["settings"] = dict(item.split("=", 1) for item in setting)
+    arguments = request(given)
     with PruningBar() as bar:
-        result = prune(
-            model,
-            recipe,
-            output=output,
-            resume=resume,
-            spill=spill,
-            trust_remote_code=trust_remote_code,
-            observer=bar,
-            **fields,
-        )
+        result = prune(observer=bar, **arguments)
     report = result.report
     if json:
         print_json({"output": str(output), **report.summary()})
@@ -155,3 +124,19 @@ def run(
     print_line(f"  {report.seconds:.0f} s; verified: pattern, zeros, reload in a fresh process")
     print_line("  Stored as ordinary numbers: as large and as fast as the dense model.")
     print_line(f"  Quality: prunus eval {output} --text your.txt")
+
+
+def request(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``prunus.prune``: options by their names, those that were given."""
+    from ..errors import InputError
+
+    given = {name: value for name, value in given.items() if value is not None and name != "json"}
+    arguments = dict(given)
+    setting = arguments.pop("setting", None) or []
+    if wrong := [item for item in setting if "=" not in item]:
+        raise InputError(f"--set takes FIELD=VALUE, such as score.power=0.4; got {wrong[0]!r}.")
+    if setting:
+        arguments["settings"] = dict(item.split("=", 1) for item in setting)
+    if "data_dir" in arguments:
+        arguments["data_dir"] = str(arguments["data_dir"])
+    return arguments

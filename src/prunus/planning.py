@@ -1,0 +1,202 @@
+"""What a run will do and cost, before anything is written: one block is pruned and thrown away."""
+
+from __future__ import annotations
+
+import copy
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .blocks import Block
+from .engine import prune_blocks
+from .observer import Silent
+from .run import Run
+from .weights import InMemory
+
+REHEARSED = 2  # samples
+ADVICE = (
+    "Zeros in a dense checkpoint save no memory and no time. N:M runs faster on CUDA through "
+    'prunus.load(sparse="2:4"); nothing else here does.'
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Tensors of one kind.
+
+    Attributes:
+        kind: a role such as q or down; or norms and biases, embeddings, head, other.
+        tensors: how many.
+        parameters: in all of them.
+        pruned: of those, in tensors that the method is given.
+    """
+
+    kind: str
+    tensors: int
+    parameters: int
+    pruned: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The forecast of a run.
+
+    Attributes:
+        coverage: share of all parameters that the method is given.
+        kinds: the same by kind of tensor.
+        sparsity: what is asked for.
+        peak_bytes: highest resident memory: that of the rehearsal, with all samples held.
+        disk_bytes: what has to be free: the checkpoint, and spilled activations.
+        seconds: from the time of one block; without loading, search of a residual order, verifying.
+        blocks: of the model.
+        rehearsed: seconds that the rehearsed block took to record and to advance, for each sample,
+            and to prune.
+    """
+
+    coverage: float
+    kinds: list[Kind]
+    sparsity: float
+    peak_bytes: int
+    disk_bytes: int
+    seconds: float
+    blocks: int
+    rehearsed: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+def forecast(run: Run) -> Plan:
+    """Prune one block of ``run`` for nothing, and reckon."""
+    planned = [block for block in run.blocks if block.planned(run.plan)]
+    largest = max(planned, key=_block_bytes)
+    times = _rehearse(run, largest)
+    samples = 0 if run.ids_ST is None else len(run.ids_ST)
+    ordering = run.pruner.ordering
+    passes = len(planned)  # over all samples
+    if run.recipe.true_sequential:
+        passes = sum(len({x.site for x in block.planned(run.plan)}) for block in planned)
+    if ordering is not None and ordering.realisation == "fold":
+        passes += len(planned)
+    seconds = times["record"] * samples * passes
+    seconds += (times["advance"] * samples + times["prune"]) * len(planned)
+    hidden = _hidden_bytes(run)
+    held = 0 if run.spill else hidden
+    total = sum(p.numel() * p.itemsize for p in run.weights.model.parameters())
+    return Plan(
+        coverage=run.coverage.share,
+        kinds=_kinds(run),
+        sparsity=float(run.recipe.sparsity or 0),
+        peak_bytes=_peak() + held + _block_bytes(largest),  # a shard is copied to be written
+        disk_bytes=total + hidden - held,
+        seconds=seconds,
+        blocks=len(run.blocks),
+        rehearsed=times,
+    )
+
+
+class _Stopwatch(Silent):
+    """When each step of the engine began."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[str, float]] = []
+
+    def block(self, index: int, total: int, name: str, step: str) -> None:
+        self._steps.append((step, time.perf_counter()))
+
+    def done(self) -> None:
+        self._steps.append(("end", time.perf_counter()))
+
+    def seconds(self, step: str) -> float:
+        """Of all that this step took."""
+        return sum(
+            end - begun
+            for (name, begun), (_, end) in zip(self._steps, self._steps[1:], strict=False)
+            if name == step
+        )
+
+
+def _rehearse(run: Run, block: Block) -> dict[str, float]:
+    """Seconds for each sample to record and to advance, and to prune the block once."""
+    watch, recording = _Stopwatch(), run.recording(REHEARSED)
+    plan = {layer.name: run.plan[layer.name] for layer in block.planned(run.plan)}
+    with _kept(run, block):
+        prune_blocks(
+            [block],
+            recording,
+            run.pruner,
+            plan,
+            device=run.device,
+            observer=watch,
+            channels=run.channels(),
+        )
+        begun = time.perf_counter()
+        if recording is not None:
+            with block.at_hand():
+                recording.advance(block.index, block.module, run.device)
+        advance = time.perf_counter() - begun
+    few = len(recording.hidden) if recording is not None else 1
+    record = watch.seconds("record")
+    return {"record": record / few, "prune": watch.seconds("prune"), "advance": advance / few}
+
+
+@contextmanager
+def _kept(run: Run, block: Block) -> Iterator[None]:
+    """A model in memory gets its weights back; a streamed one's are read anew anyway."""
+    held = isinstance(run.weights, InMemory)
+    before = copy.deepcopy(block.module.state_dict()) if held else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            block.module.load_state_dict(before)
+
+
+def _kinds(run: Run) -> list[Kind]:
+    """Every parameter once, counted by what it is for."""
+    layers = {f"{x.name}.weight": x for block in run.blocks for x in block.layers}
+    ends = [run.weights.model.get_input_embeddings(), run.weights.model.get_output_embeddings()]
+    tables = {
+        id(p): kind
+        for module, kind in zip(reversed(ends), ("head", "embeddings"), strict=True)
+        if module is not None
+        for p in module.parameters()
+    }
+    inside = tuple(f"{block.name}." for block in run.blocks)
+    counts: dict[str, list[int]] = {}
+    kind: str
+    for name, parameter in run.weights.model.named_parameters():
+        layer = layers.get(name)
+        if layer is not None:
+            kind = layer.role if layer.role != "other" else "other layers of blocks"
+        elif name.startswith(inside):
+            kind = "norms and biases of blocks"
+        else:
+            kind = tables.get(id(parameter), "others outside of blocks")
+        count = counts.setdefault(kind, [0, 0, 0])
+        count[0] += 1
+        count[1] += parameter.numel()
+        count[2] += parameter.numel() if layer is not None and layer.name in run.plan else 0
+    return [Kind(kind, *count) for kind, count in counts.items()]
+
+
+def _block_bytes(block: Block) -> int:
+    return sum(p.numel() * p.itemsize for p in block.module.parameters())
+
+
+def _hidden_bytes(run: Run) -> int:
+    """The inputs of a block for all samples."""
+    if run.ids_ST is None:
+        return 0
+    return run.ids_ST.numel() * run.traced.inputs[0].shape[-1] * run.weights.model.dtype.itemsize
+
+
+def _peak() -> int:
+    """Highest resident memory of this process so far; Linux counts in KiB, macOS in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

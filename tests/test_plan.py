@@ -1,0 +1,108 @@
+"""What a run will cover and cost, and that finding out changes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import prunus
+from conftest import MODELS, load_tiny
+from prunus.cli.main import app
+from prunus.errors import CheckpointError
+
+FAST = {"samples": 4, "length": 48}
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"method": "magnitude"},
+        {"method": "wanda", "mlp_only": True},
+        {"method": "mrp-sm", "pattern": "2:4", "permutation": "fold", "true_sequential": True},
+        {"method": "dass", "pattern": "2:4", "skip_blocks": "0:1"},
+    ],
+    ids=lambda run: run["method"],
+)
+def test_it_counts_what_prune_will_prune(run, tmp_path):
+    plan = prunus.plan(MODELS / "llama", output=tmp_path / "out", **run, **FAST)
+    assert os.listdir(tmp_path) == []
+    report = prunus.prune(MODELS / "llama", **run, **FAST).report
+    assert plan.coverage == report.coverage.share
+    assert sum(kind.parameters for kind in plan.kinds) == report.coverage.parameters
+    assert sum(kind.pruned for kind in plan.kinds) == report.coverage.pruned_weights
+    roles = {layer.role for layer in report.layers}
+    assert {kind.kind for kind in plan.kinds if kind.pruned} == roles
+    assert plan.seconds > 0
+    assert plan.disk_bytes == 4 * report.coverage.parameters
+    assert plan.blocks == 3
+
+
+def test_every_kind_of_tensor_has_a_name():
+    kinds = {kind.kind: kind for kind in prunus.plan(MODELS / "gpt_neox", method="ri").kinds}
+    assert kinds["embeddings"].pruned == kinds["head"].pruned == 0
+    assert kinds["embeddings"].parameters == kinds["head"].parameters > 0
+    assert kinds["qkv"].pruned == kinds["qkv"].parameters
+    assert "norms and biases of blocks" in kinds
+
+
+def test_a_model_in_memory_keeps_its_weights():
+    model, tokenizer = load_tiny("opt")
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    plan = prunus.plan(
+        model, method="ria", pattern="2:4", permutation="fold", tokenizer=tokenizer, **FAST
+    )
+    assert plan.rehearsed["record"] > 0
+    assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+
+
+def test_spilling_moves_activations_from_memory_to_disk(tmp_path):
+    ids_ST = torch.randint(0, 500, (64, 512))
+    run = {"method": "wanda", "tokens_ST": ids_ST}
+    held = prunus.plan(MODELS / "llama", **run)
+    spilled = prunus.plan(MODELS / "llama", spill=tmp_path, **run)
+    assert spilled.disk_bytes - held.disk_bytes == 64 * 512 * 64 * 4
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_forecast_of_memory_is_that_of_the_run(tmp_path):
+    """In processes of their own; within a third of what the run then takes."""
+    code = (
+        "import json, resource, sys, prunus\n"
+        "run = dict(method='sparsegpt', samples=64, length=512)\n"
+        "if sys.argv[1] == 'plan':\n"
+        "    print(prunus.plan(sys.argv[2], **run).peak_bytes)\n"
+        "else:\n"
+        "    prunus.prune(sys.argv[2], output=sys.argv[3], **run)\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    command = [sys.executable, "-c", code]
+    model, out = str(MODELS / "llama"), str(tmp_path / "out")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = [
+        int(subprocess.run([*command, kind, model, out], env=env, check=True, capture_output=True,
+                           text=True).stdout)
+        for kind in ("plan", "prune")
+    ]  # fmt: skip
+    assert found[0] == pytest.approx(found[1], rel=1 / 3)
+
+
+def test_the_command(tmp_path):
+    runner = CliRunner()
+    arguments = ["plan", str(MODELS / "llama"), "--method", "wanda", "--samples", "2",
+                 "--length", "48"]  # fmt: skip
+    found = runner.invoke(app, arguments)
+    assert found.exit_code == 0
+    assert "save no memory and no time" in found.stdout
+    assert "covers 79.5% of all parameters" in found.stdout
+    found = runner.invoke(app, [*arguments, "--json"])
+    assert {"coverage", "peak_bytes", "disk_bytes", "seconds"} <= set(json.loads(found.stdout))
+    (tmp_path / "here").mkdir()
+    found = runner.invoke(app, [*arguments, "--output", str(tmp_path / "here")])
+    assert found.exit_code == 2
+    assert "--resume" not in runner.invoke(app, ["plan", "--help"]).stdout
+    with pytest.raises(CheckpointError, match="exists"):
+        prunus.plan(MODELS / "llama", method="wanda", output=tmp_path / "here")
