@@ -20,6 +20,8 @@ from .errors import NumericalError, UnsupportedModelError
 from .types import Plan
 from .weights import Weights
 
+OTHER = 0.05  # of a block's weights may be convolutions or states (Mamba): they stay dense
+
 Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "other"]
 Kind = Literal["attention", "mlp"]
 
@@ -173,17 +175,19 @@ def find_linears(name: str, block: nn.Module) -> dict[str, nn.Module]:
     """The linear layers of a block by full name.
 
     Raises:
-        UnsupportedModelError: the block holds a matrix that is in no linear layer.
+        UnsupportedModelError: more than a twentieth of the block's weights is in other matrices.
     """
     linears = {f"{name}.{n}": m for n, m in block.named_modules() if _is_linear(m)}
     known = {id(module.weight) for module in linears.values()}
-    other = [n for n, p in block.named_parameters() if p.ndim > 1 and id(p) not in known]
-    if other:
+    parameters = dict(block.named_parameters())
+    other = [n for n, p in parameters.items() if p.ndim > 1 and id(p) not in known]
+    share = sum(parameters[n].numel() for n in other) / sum(p.numel() for p in parameters.values())
+    if share > OTHER:
         raise UnsupportedModelError(
-            f"{name} ({type(block).__name__}) has weights outside of linear layers: "
-            f"{', '.join(other[:4])}{' …' if len(other) > 4 else ''}. Mixtures of experts, "
-            "state-space (Mamba) and other such blocks are not handled yet, and prunus does not "
-            "prune a model in part without saying so."
+            f"{name} ({type(block).__name__}) has {share:.0%} of its weights outside of linear "
+            f"layers: {', '.join(other[:4])}{' …' if len(other) > 4 else ''}. Mixtures of experts "
+            "and other such blocks are not handled yet, and prunus does not prune a model in part "
+            "without saying so."
         )
     for layer, module in linears.items():
         weight = module.weight

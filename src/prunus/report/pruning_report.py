@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from pydantic import TypeAdapter
+from torch import nn
 from transformers import PreTrainedModel
 
 from .._version import __version__
@@ -29,7 +30,7 @@ class Coverage:
 
     Attributes:
         parameters: all of the model's, tied ones counted once.
-        embeddings: of the input and, where it is not tied, of the output.
+        embeddings: of tokens and positions, and of the head where it is not tied.
         block_weights: in the linear layers of all blocks.
         pruned_weights: in the layers that the method was given.
     """
@@ -43,8 +44,13 @@ class Coverage:
     def of(cls, model: PreTrainedModel, blocks: Sequence[Block], planned: set[str]) -> Coverage:
         """Count."""
         layers = [layer for block in blocks for layer in block.layers]
-        ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-        tables = {id(p): p.numel() for end in ends if end is not None for p in end.parameters()}
+        ends = [model.get_output_embeddings(), *model.modules()]
+        tables = {
+            id(p): p.numel()
+            for end in ends
+            if end is ends[0] is not None or isinstance(end, nn.Embedding)
+            for p in end.parameters()
+        }
         return cls(
             sum(p.numel() for p in model.parameters()),
             sum(tables.values()),
