@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .by_hand import called
 from .errors import NumericalError, UnsupportedModelError
 from .types import Plan
 from .weights import Weights
@@ -40,6 +41,7 @@ class Layer:
         feeds: the site whose input its output becomes with no other layer between; None for the
             layers that write to the residual stream.
         parts: the rows of each projection that it fuses; one slice where it fuses none.
+        by_hand: whether the block multiplies with its weight and never calls it; see ``by_hand``.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Layer:
     site: str
     feeds: str | None = None
     parts: tuple[slice, ...] = (slice(None),)
+    by_hand: bool = False
 
     @property
     def transposed(self) -> bool:
@@ -80,13 +83,27 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One decoder layer of the model. Its weights are there while it is ``at_hand``."""
+    """One decoder layer of the model. Its weights are there while it is ``at_hand``.
+
+    Attributes:
+        index: its position in the model.
+        name: of the module.
+        module: the decoder layer.
+        layers: its linear maps.
+        interior: the sites that other layers of the block feed; the others read the residual.
+        weights: of the model.
+    """
 
     index: int
     name: str
     module: nn.Module
     layers: tuple[Layer, ...]
+    interior: frozenset[str]
     weights: Weights
+
+    def watched(self) -> AbstractContextManager[None]:
+        """For forwards whose hooks must see every layer."""
+        return called(layer.module for layer in self.layers if layer.by_hand)
 
     def at_hand(self) -> AbstractContextManager[nn.Module]:
         """The module with its weights."""
@@ -101,11 +118,6 @@ class Block:
     def sites(self) -> dict[str, Layer]:
         """The first layer of each site, by the site's name."""
         return {layer.site: layer for layer in self.layers if layer.name == layer.site}
-
-    @property
-    def interior(self) -> set[str]:
-        """The sites that other layers of the block feed; all other sites read the residual."""
-        return {layer.feeds for layer in self.layers if layer.feeds is not None}
 
     def planned(self, plan: Plan) -> list[Layer]:
         """Its layers that the plan names, in the order of the module tree."""

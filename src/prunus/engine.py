@@ -202,6 +202,7 @@ def _gather(
         for site, layer in block.sites.items():
             handle = layer.module.register_forward_pre_hook(into(stats[site]))
             stack.callback(handle.remove)
+        stack.enter_context(block.watched())
         for sample, call in enumerate(recording.calls[block.index]):
             output = call(block.module, recording.hidden[sample].to(device))
             if not bool(output.isfinite().all()):

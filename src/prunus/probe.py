@@ -15,7 +15,7 @@ between. From that alone:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Block, Kind, Layer, Role
+from .by_hand import called
 from .errors import UnsupportedModelError
 from .replay import Call
 from .weights import Weights
@@ -52,7 +53,8 @@ def probe_block(
     Raises:
         UnsupportedModelError: a layer that does not run exactly once.
     """
-    run = partial(cut_forward, module, linears, call, hidden)
+    by_hand = _not_called(module, linears, call, hidden)
+    run = partial(cut_forward, module, linears, call, hidden, by_hand=by_hand)
     flow = _flow(*run())
     roles, fused = _roles(flow, lambda layer: _odd(flow, layer, run(negate=layer)[2]))
     layers = tuple(
@@ -65,10 +67,24 @@ def probe_block(
             flow.site[full],
             flow.feeds.get(full),
             fused.get(full, (slice(None),)),
+            full in by_hand,
         )
         for full, linear in linears.items()
     )
-    return Block(index, name, module, layers, weights)
+    return Block(index, name, module, layers, frozenset(flow.producers), weights)
+
+
+def _not_called(
+    module: nn.Module, linears: Mapping[str, nn.Module], call: Call, hidden: Tensor
+) -> set[str]:
+    """Layers that a forward does not call: maybe it multiplies with their weights by hand."""
+    seen: set[str] = set()
+    with ExitStack() as stack, torch.no_grad():
+        for name, linear in linears.items():
+            hook = linear.register_forward_pre_hook(lambda _, args, name=name: seen.add(name))
+            stack.callback(hook.remove)
+        call(module, hidden.clone())
+    return set(linears) - seen
 
 
 @dataclass
@@ -102,6 +118,7 @@ def cut_forward(
     call: Call,
     hidden: Tensor,
     negate: str | None = None,
+    by_hand: Collection[str] = (),
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """One forward with every layer's output cut off (and one negated).
 
@@ -122,10 +139,11 @@ def cut_forward(
 
         return hook
 
+    hidden = hidden.detach().clone().requires_grad_()
     with ExitStack() as stack, torch.enable_grad():
+        stack.enter_context(called(linears[name] for name in by_hand))
         for name, linear in linears.items():
             stack.callback(linear.register_forward_hook(cut(name)).remove)
-        hidden = hidden.detach().clone().requires_grad_()
         output = call(module, hidden.clone())
     unseen = [name for name in linears if name not in inputs]
     if unseen:

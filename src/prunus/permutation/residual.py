@@ -91,9 +91,9 @@ def _vectors(block: Block, traced: Trace, channels: int) -> list[nn.Parameter]:
         for module, vectors in owners.items():
             if vectors and module is not block.module:
                 stack.callback(module.register_forward_pre_hook(note).remove)
-        hidden, _, _, outputs = cut_forward(
-            block.module, linears, traced.calls[block.index], traced.inputs[block.index]
-        )
+        by_hand = [layer.name for layer in block.layers if layer.by_hand]
+        call, hidden = traced.calls[block.index], traced.inputs[block.index]
+        hidden, _, _, outputs = cut_forward(block.module, linears, call, hidden, by_hand=by_hand)
     writers = [outputs[layer.name] for layer in block.layers if layer.feeds is None]
     found = list(owners.get(block.module, ()))
     for module, activation in read.items():

@@ -1,0 +1,118 @@
+"""The causal families of transformers, small and random: streamed, pruned, saved, loaded again.
+
+That a replayed block gives what the model's own forward gives is checked in every run (law 5).
+"""
+
+import shutil
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+import prunus
+from conftest import MODELS
+from prunus.errors import UnsupportedModelError
+
+WIDE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+MLP = {**WIDE, "intermediate_size": 96}
+GQA = {**MLP, "num_key_value_heads": 2}
+HEAD = {**GQA, "head_dim": 16}
+PAD = {**GQA, "pad_token_id": 0}
+GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4}
+STATE = {"hidden_size": 256, "num_hidden_layers": 2, "state_size": 8}
+LATENT = {"kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+LLAMAS = ("llama", "mistral", "qwen2", "olmo", "olmo2", "olmo3", "cohere", "cohere2", "granite",
+          "stablelm", "starcoder2", "exaone4", "arcee", "apertus", "diffllama", "bitnet",
+          "lfm2")  # fmt: skip
+HEADS = ("qwen3", "gemma", "gemma2", "gemma3_text", "vaultgemma", "nemotron", "helium", "ernie4_5",
+         "seed_oss", "hunyuan_v1_dense")  # fmt: skip
+FAMILIES = {
+    **dict.fromkeys(LLAMAS, GQA),
+    **dict.fromkeys(HEADS, HEAD),
+    **dict.fromkeys(("phi3", "smollm3"), PAD),
+    "glm": {**PAD, "head_dim": 16},
+    "glm4": {**PAD, "head_dim": 16},
+    **dict.fromkeys(("phi", "gpt_neox", "gpt_neox_japanese", "persimmon", "biogpt"), MLP),
+    **dict.fromkeys(("gpt2", "gpt_bigcode", "openai-gpt", "ctrl"), GPT),
+    "gptj": {**GPT, "rotary_dim": 8},
+    "codegen": {**GPT, "rotary_dim": 8},
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "deepseek_v3": {**MLP, **LATENT, "num_key_value_heads": 4, "q_lora_rank": 32,
+                    "first_k_dense_replace": 2, "moe_intermediate_size": 32,
+                    "n_routed_experts": 4},
+    "falcon": WIDE,
+    "falcon_h1": GQA,
+    "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4,
+                "attention_types": [[["global", "local"], 1]]},
+    "mamba": STATE,
+    "mamba2": {**STATE, "num_heads": 8, "head_dim": 64, "n_groups": 1},
+    "mpt": {"d_model": 64, "n_layers": 2, "n_heads": 4},
+    "opt": {**WIDE, "ffn_dim": 96, "word_embed_proj_dim": 64},
+    "rwkv": {"hidden_size": 64, "num_hidden_layers": 2},
+    "xglm": {"d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96},
+}  # fmt: skip
+OUTSIDE = r"\d+% of its weights outside of linear layers"
+REFUSED = {
+    "mixtral": ({**GQA, "num_local_experts": 4}, OUTSIDE),
+    "qwen3_moe": ({**HEAD, "num_experts": 4, "moe_intermediate_size": 32}, OUTSIDE),
+    "qwen3_next": (GQA, OUTSIDE),
+    "gpt_oss": ({**HEAD, "num_local_experts": 4}, OUTSIDE),
+    "jamba": (GQA, OUTSIDE),
+    "minimax": (GQA, OUTSIDE),
+    "recurrent_gemma": (MLP, OUTSIDE),
+}
+IDS = torch.randint(0, 128, (2, 32), generator=torch.Generator().manual_seed(0))
+
+
+def build(family, settings):
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](vocab_size=128, **settings)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_streamed_pruned_saved_and_loaded(family, tmp_path, monkeypatch):
+    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    model = build(family, FAMILIES[family])
+    model.save_pretrained(tmp_path / "dense")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODELS / "llama" / file, tmp_path / "dense")
+    run = {"method": "wanda", "tokens_ST": IDS}
+    report = prunus.prune(tmp_path / "dense", output=tmp_path / "out", **run).report
+    prunus.prune(model, **run)  # in memory
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    assert 0.49 < report.sparsity <= 0.5
+    inside = sum(p.numel() for p in model.parameters()) - report.coverage.embeddings
+    assert report.coverage.pruned_weights > 0.95 * inside
+
+
+@pytest.mark.parametrize("family", sorted(REFUSED))
+def test_what_cannot_be_handled_yet_says_so(family):
+    settings, reason = REFUSED[family]
+    with pytest.raises(UnsupportedModelError, match=reason):
+        prunus.prune(build(family, settings), method="wanda", tokens_ST=IDS)
+
+
+def test_a_layer_that_is_multiplied_by_hand_has_its_statistics():
+    """Mamba's ``dt_proj.weight @ x``: what x is, x_proj's output says."""
+    model, seen = build("mamba", STATE), []
+    mixer = model.backbone.layers[0].mixer
+    rank, dense_OI = mixer.time_step_rank, mixer.dt_proj.weight.detach().clone()
+    hook = mixer.x_proj.register_forward_hook(lambda _, args, out: seen.append(out[..., :rank]))
+    with torch.no_grad():
+        expected = model(input_ids=IDS).logits
+        for ids_T in IDS:
+            model(input_ids=ids_T[None])
+    hook.remove()
+    inputs_TI = torch.cat([x.flatten(0, 1) for x in seen[1:]]).double()
+    prunus.prune(model, method="wanda", tokens_ST=IDS)
+    score_OI = dense_OI.double().abs() * inputs_TI.square().sum(0).sqrt()
+    for row, kept in zip(score_OI.tolist(), (mixer.dt_proj.weight != 0).tolist(), strict=True):
+        order = sorted(range(rank), key=lambda j: (row[j], j))
+        assert [not kept[j] for j in order] == [True] * (rank // 2) + [False] * (rank - rank // 2)
+    assert type(mixer.dt_proj.weight) is torch.nn.Parameter
+    assert mixer.dt_proj.bias is not None
+    with torch.no_grad():
+        assert not torch.equal(model(input_ids=IDS).logits, expected)
