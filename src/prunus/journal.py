@@ -187,8 +187,8 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} could not be written: {error}. Make room or choose another --output; what is "
-            "done is kept, and --resume goes on from there."
+            f"{path} could not be written: {error}. Make room (what is done is kept, and --resume "
+            "goes on from there), or choose another --output."
         ) from error
 
 

@@ -46,7 +46,10 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            _fail("out of memory. Use fewer --samples, a shorter --length, or --dtype bfloat16.")
+            _fail(
+                "out of memory. Use fewer --samples, a shorter --length, --spill DIR for the "
+                "activations, or --dtype bfloat16."
+            )
 
     return run
 
