@@ -6,10 +6,15 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.calibration import read_documents
+from prunus.channels import Channels
 from prunus.checkpoint import load_model, load_tokenizer
+from prunus.permutation.orders import Orders
+from prunus.survey import inspect
+from prunus.weights import InMemory
 
 pytestmark = pytest.mark.real
 
@@ -32,6 +37,37 @@ def test_a_gguf_becomes_a_pruned_checkpoint_that_plain_transformers_loads(smollm
     text = "The capital of France is"
     ids = load_tokenizer(output)(text, return_tensors="pt").input_ids
     assert torch.equal(ids, load_tokenizer(smollm2)(text, return_tensors="pt").input_ids)
+
+
+def test_channels_of_a_real_model_fold_and_its_file_is_two_four(smollm2, tmp_path):
+    """Folding alone leaves the logits; pruned, plain transformers has the run's perplexity."""
+    model, tokenizer = load_model(smollm2), load_tokenizer(smollm2)
+    ids = torch.randint(0, 49000, (1, 64), generator=torch.Generator().manual_seed(0))
+    blocks, traced = inspect(model, ids)
+    channels = Channels.of(InMemory(model), blocks, traced, ids, fold_residual=True)
+    generator = torch.Generator().manual_seed(1)
+    channels.apply(
+        Orders(
+            torch.randperm(576, generator=generator),
+            {site: interior.shuffled(generator) for site, interior in channels.interiors.items()},
+        )
+    )
+    with torch.no_grad():
+        found = model(input_ids=ids).logits
+    assert len(channels.interiors) == 60
+    assert float((found - traced.logits).abs().max()) <= 1e-4 * float(traced.logits.abs().max())
+
+    out = tmp_path / "out"
+    options = {"method": "ri", "pattern": "2:4", "permutation": "fold", "search": "heuristic"}
+    result = prunus.prune(smollm2, output=out, **options)
+    checked = prunus.verify(out, pattern="2:4", reload=False)
+    assert checked.ok, checked.problems
+    plain = AutoModelForCausalLM.from_pretrained(out).eval()
+    scores = [
+        prunus.evaluate(m, tokenizer=tokenizer, length=512, windows=2).perplexity
+        for m in (plain, result.model)
+    ]
+    assert scores[0] == scores[1]
 
 
 def test_the_demo_runs_and_leaves_a_sound_checkpoint(smollm2, tmp_path):
