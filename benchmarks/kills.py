@@ -39,9 +39,9 @@ def main() -> None:
     expected = content(folder / "whole")
     print(f"undisturbed: {whole:.1f} s; {len(expected)} files", flush=True)
 
-    kills = same = 0
+    kills = runs = 0
     while kills < given.kills:
-        output = folder / f"killed-{kills}"
+        output = folder / f"run-{runs}"
         while not output.exists():
             resume = ["--resume"] if unfinished(output).exists() else []
             wait = chance.uniform(0, 1.1 * whole) if kills < given.kills else None
@@ -50,11 +50,11 @@ def main() -> None:
             state = "done" if output.exists() else f"{done(output)} blocks done"
             print(f"{' '.join(resume) or 'start':8} {ended} ({state})", flush=True)
         equal = content(output) == expected and not unfinished(output).exists()
-        same += equal
-        print(f"kill {kills}: {'same' if equal else 'DIFFERENT'}", flush=True)
+        runs += 1
+        print(f"{kills} kills: {'same' if equal else 'DIFFERENT'}", flush=True)
         if not equal:
             sys.exit(1)
-    print(f"{kills} kills, {same} runs that came to an end, all the same")
+    print(f"{kills} kills in {runs} runs; every one ended the same")
     shutil.rmtree(folder)
 
 

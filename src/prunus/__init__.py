@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .api import Result, evaluate, load, plan, prune
+    from .api import evaluate, load, plan, prune
     from .errors import PrunusError
     from .observer import Observer
     from .recipe import Recipe
+    from .result import Result
     from .verification import verify
 
 __all__ = [
@@ -35,7 +36,7 @@ _HOME = {
     "Observer": "observer",
     "PrunusError": "errors",
     "Recipe": "recipe",
-    "Result": "api",
+    "Result": "result",
     "evaluate": "api",
     "load": "api",
     "plan": "api",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .assembly import assemble
 from .calibration import Protocol, read_documents
 from .calibration.tokens import (
     GIVEN,
@@ -29,50 +27,22 @@ from .checkpoint import (
     load_model,
     load_tokenizer,
     load_weights,
-    new_folder,
-    write_model,
 )
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
 from .journal import Journal
 from .methods import METHODS
 from .observer import Observer, Silent
-from .permutation.orders import FILE as ORDERS
 from .permutation.orders import Orders
 from .planning import Plan, forecast
 from .recipe import Recipe
-from .report import PruningReport, model_card
 from .report.pruning_report import FILE as REPORT
 from .report.pruning_report import read_report
+from .result import Result, prune_journaled, write
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
 from .types import BlockPruner
-from .verification import Verification, verify
 from .weights import InMemory, Weights
-
-
-@dataclass(frozen=True)
-class Result:
-    """A pruned model and all that is known about it.
-
-    Attributes:
-        report: layer by layer.
-        orders: of the channels, where they were put into others.
-        output: the checkpoint, if one was written.
-        verification: what ``verify`` found in it.
-        held: the model, where it is in memory.
-    """
-
-    report: PruningReport
-    orders: Orders
-    output: Path | None = None
-    verification: Verification | None = None
-    held: PreTrainedModel | None = None
-
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        """Pruned, in eval mode; read from the checkpoint where it was streamed into that."""
-        return self.held if self.held is not None else load_model(cast(Path, self.output))
 
 
 def prune(
@@ -130,7 +100,7 @@ def prune(
         verification = write(result, tokenizer, run.recipe, run.observer, trust_remote_code)
         return replace(result, verification=verification)
     journal = Journal.open(output, run.fingerprint(path), resume, run.observer.say)
-    return _journaled(run, journal, output, tokenizer, trust_remote_code)
+    return prune_journaled(run, journal, output, tokenizer, trust_remote_code)
 
 
 def plan(
@@ -200,32 +170,6 @@ def _prepared(
     return Run.of(weights, name, recipe, pruner, tokens, device, observer, folder), tokenizer
 
 
-def _journaled(
-    run: Run, journal: Journal, output: Path, tokenizer: Any, trust_remote_code: bool
-) -> Result:
-    """Prune block by block onto the disk; the checkpoint gets its name when it is verified."""
-    try:
-        report, orders = run.prune(journal)
-        with journal.finished(output) as folder:
-            run.observer.say(f"writing {output}")
-            texts = _texts(report, orders, run.recipe)
-            assemble(folder, journal, run.weights, run.blocks, tokenizer, texts)
-            try:
-                verification = _verified(folder, run.observer, trust_remote_code)
-            except InputError:
-                journal.remove()  # it would fail again
-                raise
-    except BaseException:
-        if journal.blocks:
-            done = f"{len(journal.blocks)} of {len(run.blocks)} blocks"
-            run.observer.say(f"{done} are done and kept; --resume goes on from there")
-        else:
-            journal.remove()
-        raise
-    held = run.weights.model if isinstance(run.weights, InMemory) else None
-    return Result(report, orders, output, verification, held)
-
-
 def _resolved(
     recipe: Recipe | str | Path | None, fields: dict[str, Any], tokens_given: bool
 ) -> tuple[Recipe, BlockPruner]:
@@ -241,43 +185,6 @@ def _resolved(
             "calibration text. Give a source, or use magnitude or ri."
         )
     return recipe.model_copy(update={"sparsity": sparsity, "calibration": source}), pruner
-
-
-def write(
-    result: Result,
-    tokenizer: Any,
-    recipe: Recipe,
-    observer: Observer,
-    trust_remote_code: bool = False,
-) -> Verification:
-    """Write a model in memory to ``result.output``: under a temporary name until verified."""
-    output = cast(Path, result.output)
-    with new_folder(output) as folder:
-        observer.say(f"writing {output}")
-        texts = _texts(result.report, result.orders, recipe)
-        write_model(folder, result.model, tokenizer, texts)
-        return _verified(folder, observer, trust_remote_code)
-
-
-def _texts(report: PruningReport, orders: Orders, recipe: Recipe) -> dict[str, str]:
-    recipe_yaml = recipe.to_yaml(report.model)
-    return {
-        "recipe.yaml": recipe_yaml,
-        REPORT: report.to_json(),
-        "README.md": model_card(report, recipe_yaml),
-        **({ORDERS: orders.to_json()} if orders else {}),
-    }
-
-
-def _verified(folder: Path, observer: Observer, trust_remote_code: bool) -> Verification:
-    observer.say("verifying: patterns, zeros, and a reload in a fresh process")
-    verification = verify(folder, trust_remote_code=trust_remote_code)
-    if not verification.ok:
-        raise InputError(
-            f"The checkpoint did not pass its own verification and was not kept: "
-            f"{verification.problems[0]}"
-        )
-    return verification
 
 
 def evaluate(

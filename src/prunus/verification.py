@@ -11,12 +11,11 @@ from pathlib import Path
 
 import psutil
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from .blocks import find_blocks
 from .channels import Channels
-from .checkpoint import check_shards, load_weights
+from .checkpoint import check_shards, load_weights, read_tensors
 from .errors import CheckpointError
 from .patterns import NM, Unstructured, parse_pattern, removed
 from .permutation.interior import Interior
@@ -135,7 +134,7 @@ def _check_layers(
 ) -> None:
     zeros = weights = 0
     layers = {f"{layer.name}.weight": layer for layer in report.layers}
-    for name, tensor in _read(tensors):
+    for name, tensor in read_tensors(tensors):
         if not bool(tensor.isfinite().all()):
             found.problems.append(f"{name} holds NaN or inf.")
         layer = layers.pop(name, None)
@@ -197,14 +196,6 @@ def _layer_problems(name: str, weight_OI: Tensor, zeros: int, layer: LayerReport
         said = f"{layer.sparsity:.6f} of {weight_OI.numel()}"
         return [f"{name} has {zeros} zeros; the report says {said}."]
     return []
-
-
-def _read(tensors: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the checkpoint, one in memory at a time."""
-    for file in sorted(set(tensors.values())):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():
-                yield name, opened.get_tensor(name)
 
 
 def _pattern_problems(

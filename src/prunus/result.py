@@ -1,0 +1,111 @@
+"""What a run leaves: the result, and the checkpoint that gets its name when it is verified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedModel
+
+from .assembly import assemble
+from .checkpoint import load_model, new_folder, write_model
+from .errors import InputError
+from .journal import Journal
+from .observer import Observer
+from .permutation.orders import FILE as ORDERS
+from .permutation.orders import Orders
+from .recipe import Recipe
+from .report import PruningReport, model_card
+from .report.pruning_report import FILE as REPORT
+from .run import Run
+from .verification import Verification, verify
+from .weights import InMemory
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pruned model and all that is known about it.
+
+    Attributes:
+        report: layer by layer.
+        orders: of the channels, where they were put into others.
+        output: the checkpoint, if one was written.
+        verification: what ``verify`` found in it.
+        held: the model, where it is in memory.
+    """
+
+    report: PruningReport
+    orders: Orders
+    output: Path | None = None
+    verification: Verification | None = None
+    held: PreTrainedModel | None = None
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """Pruned, in eval mode; read from the checkpoint where it was streamed into that."""
+        return self.held if self.held is not None else load_model(cast(Path, self.output))
+
+
+def prune_journaled(
+    run: Run, journal: Journal, output: Path, tokenizer: Any, trust_remote_code: bool
+) -> Result:
+    """Prune block by block onto the disk; the checkpoint gets its name when it is verified."""
+    try:
+        report, orders = run.prune(journal)
+        with journal.finished(output) as folder:
+            run.observer.say(f"writing {output}")
+            texts = _texts(report, orders, run.recipe)
+            assemble(folder, journal, run.weights, run.blocks, tokenizer, texts)
+            try:
+                verification = _verified(folder, run.observer, trust_remote_code)
+            except InputError:
+                journal.remove()  # it would fail again
+                raise
+    except BaseException:
+        if journal.blocks:
+            done = f"{len(journal.blocks)} of {len(run.blocks)} blocks"
+            run.observer.say(f"{done} are done and kept; --resume goes on from there")
+        else:
+            journal.remove()
+        raise
+    held = run.weights.model if isinstance(run.weights, InMemory) else None
+    return Result(report, orders, output, verification, held)
+
+
+def write(
+    result: Result,
+    tokenizer: Any,
+    recipe: Recipe,
+    observer: Observer,
+    trust_remote_code: bool = False,
+) -> Verification:
+    """Write a model in memory to ``result.output``: under a temporary name until verified."""
+    output = cast(Path, result.output)
+    with new_folder(output) as folder:
+        observer.say(f"writing {output}")
+        texts = _texts(result.report, result.orders, recipe)
+        write_model(folder, result.model, tokenizer, texts)
+        return _verified(folder, observer, trust_remote_code)
+
+
+def _texts(report: PruningReport, orders: Orders, recipe: Recipe) -> dict[str, str]:
+    recipe_yaml = recipe.to_yaml(report.model)
+    return {
+        "recipe.yaml": recipe_yaml,
+        REPORT: report.to_json(),
+        "README.md": model_card(report, recipe_yaml),
+        **({ORDERS: orders.to_json()} if orders else {}),
+    }
+
+
+def _verified(folder: Path, observer: Observer, trust_remote_code: bool) -> Verification:
+    observer.say("verifying: patterns, zeros, and a reload in a fresh process")
+    verification = verify(folder, trust_remote_code=trust_remote_code)
+    if not verification.ok:
+        raise InputError(
+            f"The checkpoint did not pass its own verification and was not kept: "
+            f"{verification.problems[0]}"
+        )
+    return verification

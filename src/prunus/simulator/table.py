@@ -1,0 +1,42 @@
+"""Cycles of a pruned checkpoint in the form of BESA's Table 4: the mean over blocks by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import check_shards, read_tensors
+from ..report.pruning_report import read_report
+from .vitcod import Cycles, ViTCoD
+
+
+def simulate(folder: str | Path, as_published: bool = False) -> list[dict[str, Any]]:
+    """A row for every kind of layer: dense and mean cycles, mean sparsity, speed-up, how many.
+
+    Raises:
+        CheckpointError: not a checkpoint that prunus wrote.
+    """
+    folder = Path(folder)
+    model = ViTCoD(as_published=as_published)
+    layers = {f"{layer.name}.weight": layer for layer in read_report(folder).layers}
+    found: dict[str, list[Cycles]] = {}
+    for name, tensor in read_tensors(check_shards(folder)):
+        layer = layers.get(name)
+        if layer is not None:
+            mask_OI = (tensor.T if layer.transposed else tensor) != 0
+            found.setdefault(layer.name.rsplit(".", 1)[-1], []).append(model(mask_OI))
+    return [_row(kind, cycles) for kind, cycles in found.items()]
+
+
+def _row(kind: str, cycles: list[Cycles]) -> dict[str, Any]:
+    count = len(cycles)
+    dense = sum(x.dense for x in cycles) / count
+    mean = sum(x.cycles for x in cycles) / count
+    return {
+        "layer": kind,
+        "dense": round(dense, 2),
+        "cycles": mean,
+        "sparsity": sum(x.sparsity for x in cycles) / count,
+        "speedup": dense / max(mean, 1),
+        "count": count,
+    }
