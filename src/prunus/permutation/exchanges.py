@@ -12,6 +12,8 @@ GAIN = 1e-7  # of all scores: less is rounding
 
 def exchanged(channels_IO: Tensor, boxes_KM: Tensor, pattern: NM, rounds: int) -> Tensor:
     """The boxes after at most ``rounds`` rounds of the best exchanges, or until none gains."""
+    if rounds < 1:
+        return boxes_KM
     search = Exchanges(channels_IO, boxes_KM, pattern)
     for _ in range(rounds):
         if not search.one_round():
