@@ -273,6 +273,15 @@ def test_an_error_before_the_first_block_is_done_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["nan"]
 
 
+@pytest.mark.parametrize("line", [None, "", '{"fingerprint": {"recip'])
+def test_a_run_that_was_killed_at_birth_is_none(line, tmp_path):
+    unfinished(tmp_path / "out").mkdir()
+    if line is not None:
+        (unfinished(tmp_path / "out") / LINES).write_text(line)
+    prunus.prune(MODELS / "llama", method="magnitude", output=tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_nothing_to_resume_and_no_way_to(tmp_path):
     watcher = Ends(-1, "")
     run = {"method": "magnitude", "resume": True, "observer": watcher}

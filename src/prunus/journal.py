@@ -63,11 +63,11 @@ class Journal:
         """
         folder = unfinished(output)
         fingerprint = json.loads(json.dumps(fingerprint))
-        if not folder.exists():
+        if not any(folder.glob("block-*")) and not _read(folder / LINES):  # or killed at birth
             if resume:
                 say(f"nothing to resume: {output} has no unfinished run; this one starts it")
             with _explained(folder):
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, exist_ok=True)
             journal = cls(folder, None, {})
             journal._append({"fingerprint": fingerprint})
             return journal
