@@ -41,6 +41,13 @@ class Call:
             return hidden_of(module(hidden, *args, **kwargs))
         return hidden_of(module(*args, **{self.keyword: hidden}, **kwargs))
 
+    def float(self) -> Call:
+        """The same with every floating tensor in float32."""
+        args, kwargs = map_tensors(
+            (self.args, dict(self.kwargs)), lambda t: t.float() if t.is_floating_point() else t
+        )
+        return Call(args, kwargs, self.keyword)
+
     @staticmethod
     def split(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Call, Tensor]:
         """A call and the hidden states that it was given."""

@@ -47,17 +47,19 @@ class Residual:
 
 def _outside(module: nn.Module, channels: int) -> Iterator[tuple[nn.Parameter, int]]:
     """Embeddings, projections into and out of the stream, norms."""
-    for parameter in module.parameters(recurse=False):
+    for name, parameter in module.named_parameters(recurse=False):
         shape = parameter.shape
-        if shape == (channels,):
-            yield parameter, 0
-        elif isinstance(module, nn.Embedding) and shape[1] == channels:
-            yield parameter, 1
-        elif isinstance(module, nn.Linear) and len(shape) == 2:
-            if shape[1] == channels:  # a reader; that a writer is square, nobody does
+        if isinstance(module, nn.Linear):
+            reads, writes = module.in_features == channels, module.out_features == channels
+            if name == "weight" and reads:  # that a projection outside is square, nobody does
                 yield parameter, 1
-            elif shape[0] == channels:
+            elif writes and not reads:
                 yield parameter, 0
+        elif isinstance(module, nn.Embedding):
+            if shape[1] == channels:
+                yield parameter, 1
+        elif shape == (channels,):
+            yield parameter, 0
 
 
 def _inside(block: Block, traced: Trace, channels: int) -> Iterator[tuple[nn.Parameter, int]]:
