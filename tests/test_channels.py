@@ -123,6 +123,28 @@ def test_what_cannot_be_folded_is_refused_and_left_as_it_was():
     assert all(torch.equal(weights[name], p) for name, p in model.named_parameters())
 
 
+@pytest.mark.parametrize("fold_residual", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loud", [1.0, 2000.0])
+def test_a_small_error_beside_loud_channels_is_seen(loud, dtype, fold_residual):
+    """Norms within a tenth of 1, and a channel of the stream that dwarfs all others."""
+    model = built("bitnet", SUBNORMS)
+    for name, parameter in model.named_parameters():
+        if "sub_norm" in name:
+            parameter.data = 1 + 0.1 * torch.randn_like(parameter)
+    model.get_input_embeddings().weight.data[:, 5] *= loud
+    with pytest.raises(UnsupportedModelError, match="of what it adds to a channel"):
+        channels_of(model.to(dtype), fold_residual)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rehearsed_without_a_false_alarm(dtype, family):
+    model = load_tiny(family)[0].to(dtype)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    channels_of(model)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("name", "groups", "rows"),
@@ -283,6 +305,8 @@ def test_gathered_weights_are_real_behind_an_index(name, tmp_path):
     with pytest.raises(InputError, match="Copy the checkpoint's folder"):
         indexed.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again").exists()
+    with pytest.raises(InputError, match="through indices"):
+        prunus.prune(indexed, method="magnitude")
     assert "prunus.load" in (out / "README.md").read_text()
 
 

@@ -37,7 +37,7 @@ def test_it_counts_what_prune_will_prune(run, tmp_path):
     roles = {layer.role for layer in report.layers}
     assert {kind.kind for kind in plan.kinds if kind.pruned} == roles
     assert plan.seconds > 0
-    assert plan.disk_bytes == 4 * report.coverage.parameters
+    assert plan.disk_bytes == 2 * 4 * report.coverage.parameters  # shards, then one file of them
     assert plan.blocks == 3
 
 
@@ -65,7 +65,7 @@ def test_spilling_moves_activations_from_memory_to_disk(tmp_path):
     held = prunus.plan(MODELS / "llama", **run)
     spilled = prunus.plan(MODELS / "llama", spill=tmp_path, **run)
     assert spilled.disk_bytes - held.disk_bytes == 64 * 512 * 64 * 4
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == []  # nothing is written by a plan
 
 
 def test_the_forecast_of_memory_is_that_of_the_run(tmp_path):

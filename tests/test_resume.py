@@ -1,8 +1,10 @@
 """Weights that stay on disk, and runs that end too early."""
 
+import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,11 +231,12 @@ def test_another_run_is_refused_and_the_difference_named(change, named, tmp_path
 def test_another_model_is_refused(tmp_path):
     run = {"method": "wanda", **FAST}
     end(tmp_path / "out", 1, "prune", **run)
-    model, tokenizer = load_tiny("llama")
+    model, _ = load_tiny("llama")
     model.model.layers[2].mlp.up_proj.weight.data[0, 0] += 1
     model.save_pretrained(tmp_path / "other")
-    tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(InputError, match=r"its file (config\.json|model\.safetensors) was"):
+    for file in (MODELS / "llama").glob("*.json"):  # one weight in the middle alone is another
+        shutil.copy(file, tmp_path / "other")
+    with pytest.raises(InputError, match=r"its file model\.safetensors was"):
         prunus.prune(tmp_path / "other", output=tmp_path / "out", resume=True, **run)
 
 
@@ -248,17 +251,38 @@ def test_damaged_journals(tmp_path):
     def again():
         return prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
 
-    (work / "block-00001.safetensors").write_bytes(shard[:-9])
-    with pytest.raises(CheckpointError, match=r"block-00001\.safetensors is damaged"):
-        again()
+    flipped = bytes([shard[-1] ^ 1])
+    for damaged in (shard[:-9], shard[:-1] + flipped, bytes(len(shard))):
+        (work / "block-00001.safetensors").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"block-00001\.safetensors is damaged"):
+            again()
     (work / "block-00001.safetensors").write_bytes(shard)
-    for damaged in ("", "{}\n", "[1]\n", '{"block": 1\n' + lines):
-        (work / LINES).write_text(damaged)
-        with pytest.raises(CheckpointError, match=r"journal\.jsonl is damaged"):
+    for damaged in ("", "{}\n", "[1]\n", '{"block": 1\n' + lines, "\udcff\n"):
+        (work / LINES).write_bytes(damaged.encode(errors="surrogateescape"))
+        with pytest.raises(CheckpointError, match=r"journal\.jsonl (is damaged|cannot be read)"):
             again()
     (work / LINES).write_text(lines[:-40])  # killed while it wrote the line: block 1 is not done
     again()
     same(tmp_path / "whole", tmp_path / "out")
+
+
+def test_two_processes_do_not_write_one_output(tmp_path):
+    run = {"method": "wanda", **FAST}
+    end(tmp_path / "out", 1, "prune", **run)
+    lock = (unfinished(tmp_path / "out") / LINES).open("rb")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(CheckpointError, match="Another process is writing"):
+        prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
+    lock.close()
+    prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
+
+
+def test_relative_outputs_hold_after_a_change_of_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = prunus.prune(MODELS / "llama", method="magnitude", output="deep/er/out/")
+    monkeypatch.chdir("/")
+    assert result.output == tmp_path / "deep" / "er" / "out"
+    assert result.model.config.model_type == "llama"
 
 
 def test_an_error_before_the_first_block_is_done_leaves_nothing(tmp_path):

@@ -1,5 +1,7 @@
 """What torch's 2:4 call accepts, looked at without a GPU; never more is claimed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.sparse._semi_structured_conversions import (
@@ -8,7 +10,7 @@ from torch.sparse._semi_structured_conversions import (
 from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass as decompress,
 )
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 import prunus
 from conftest import MODELS
@@ -85,3 +87,25 @@ def test_any_other_checkpoint_loads_as_ever(wide):
     plain = LlamaForCausalLM.from_pretrained(wide / "fold", dtype=torch.float32).eval()
     with torch.no_grad():
         assert torch.equal(folded(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+
+
+@pytest.mark.parametrize("permutation", ["fold", "gather"])
+@pytest.mark.parametrize("conv1d", [False, True])
+def test_the_conversion_keeps_indices_and_biases(conv1d, permutation, tmp_path, monkeypatch):
+    """With torch's call, which needs a GPU, replaced by nothing: all around it must still hold."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=4) if conv1d else LlamaConfig(
+        vocab_size=256, hidden_size=128, intermediate_size=192, num_hidden_layers=2,
+        num_attention_heads=4,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
+    run = {"method": "wanda", "pattern": "2:4", "tokens_ST": IDS, "permutation": permutation}
+    prunus.prune(model, output=tmp_path / "out", **run)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    monkeypatch.setattr("prunus.runtime.semi_structured.to_sparse_semi_structured", lambda w: w)
+    monkeypatch.setattr(type(model), "device", SimpleNamespace(type="cuda"))
+    sparse = prunus.load(tmp_path / "out", sparse="2:4")
+    with torch.no_grad():
+        expected, found = (m.to(torch.float32)(input_ids=IDS).logits for m in (plain, sparse))
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert sum(isinstance(m, torch.nn.Linear) for m in sparse.modules()) > 8

@@ -84,7 +84,7 @@ def prune(
             part when it comes.
     """
     if output is not None:
-        output = Path(output).expanduser()
+        output = Path(output).expanduser().absolute()
         check_output(output)
     path = model if isinstance(model, str | Path) else None
     if resume and (path is None or output is None):
@@ -303,6 +303,11 @@ def _in_memory(model: Any, dtype: str) -> None:
         raise InputError(
             "A model in memory is a transformers PreTrainedModel, unwrapped; got "
             f"{type(model).__name__}. Or give a folder, a hub id or a GGUF."
+        )
+    if any(hasattr(module, "input_order") for module in model.modules()):
+        raise InputError(
+            "This model reads some inputs through indices (prunus.load of a gathered checkpoint); "
+            "they would be lost. Give the checkpoint's folder instead."
         )
     if dtype != "auto":
         raise InputError(f"dtype={dtype} is for models that are loaded; convert this one first.")

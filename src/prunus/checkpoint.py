@@ -319,7 +319,10 @@ def write_model(
 def write_texts(folder: Path, tokenizer: Any, texts: Mapping[str, str]) -> None:
     """The tokenizer, and ``texts`` by file name; every file for others to read."""
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        try:
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # the Rust side raises a bare one
+            raise OSError(f"the tokenizer could not be written: {error}") from error
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     for file in folder.rglob("*"):  # safetensors writes 0600, which no server's user could read

@@ -7,6 +7,7 @@ Whatever ends the run in between leaves a block that is done or one that is not.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from pydantic import TypeAdapter
@@ -40,11 +41,13 @@ class Journal:
         folder: where it is kept; the finished checkpoint is built inside and moved out.
         residual: the order of the residual stream, where one was folded.
         blocks: by index, what the journal says of a block.
+        held: the open file that keeps other processes away.
     """
 
     folder: Path
     residual: Tensor | None
     blocks: dict[int, dict[str, Any]]
+    held: IO[bytes] | None = None
 
     @classmethod
     def open(
@@ -70,6 +73,7 @@ class Journal:
                 folder.mkdir(parents=True, exist_ok=True)
             journal = cls(folder, None, {})
             journal._append({"fingerprint": fingerprint})
+            journal._lock()
             return journal
         if not resume:
             raise CheckpointError(
@@ -83,8 +87,10 @@ class Journal:
         residual = next((x["residual"] for x in lines if "residual" in x), None)
         order_I = None if residual is None else torch.tensor(residual, dtype=torch.int64)
         blocks = {x["block"]: x for x in lines if "block" in x}
+        journal = cls(folder, order_I, blocks)
+        journal._lock()
         say(f"resuming: {len(blocks)} blocks are done")
-        return cls(folder, order_I, blocks)
+        return journal
 
     def order_residual(self, order_I: Tensor) -> None:
         """Note the order that the whole model is in from now on."""
@@ -103,7 +109,7 @@ class Journal:
         orders = channels.orders if channels is not None else Orders()
         line = {
             "block": block.index,
-            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
             "reports": [asdict(report) for report in reports],
             "folded": _lists(orders.folded, sites),
             "gathered": _lists(orders.gathered, sites),
@@ -118,16 +124,21 @@ class Journal:
         if line is None:
             return None
         path = self.shard(block.index)
-        if not path.exists() or path.stat().st_size != line["bytes"]:
-            raise CheckpointError(f"{path} is damaged. Remove {self.folder} and start anew.")
         own = block.module.state_dict()
-        for name, tensor in load_file(path).items():
-            own[name.removeprefix(f"{block.name}.")].copy_(tensor)
-        if channels is not None:
-            for kind in ("folded", "gathered"):
-                known = {site: torch.tensor(order) for site, order in line[kind].items()}
-                getattr(channels.orders, kind).update(known)
-        return REPORTS.validate_python(line["reports"])
+        try:
+            if sha256(path) != line["sha256"]:
+                raise ValueError("other bytes than were written")
+            for name, tensor in load_file(path).items():
+                own[name.removeprefix(f"{block.name}.")].copy_(tensor)
+            if channels is not None:
+                for kind in ("folded", "gathered"):
+                    known = {site: torch.tensor(order) for site, order in line[kind].items()}
+                    getattr(channels.orders, kind).update(known)
+            return REPORTS.validate_python(line["reports"])
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({error}). Remove {self.folder} and start anew."
+            ) from None
 
     def shard(self, index: int) -> Path:
         """The file with the tensors of a block."""
@@ -155,11 +166,38 @@ class Journal:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.blocks = {}
 
+    def close(self) -> None:
+        """Let other processes have it."""
+        if self.held is not None:
+            self.held.close()
+
+    def _lock(self) -> None:
+        """Until it is closed or this process ends, where the system knows such locks."""
+        try:
+            import fcntl
+        except ImportError:
+            return
+        self.held = open(self.folder / LINES, "rb")
+        try:
+            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.held.close()
+            raise CheckpointError(f"Another process is writing to {self.folder}.") from None
+
     def _append(self, line: Mapping[str, Any]) -> None:
         with _explained(self.folder), open(self.folder / LINES, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def sha256(path: Path) -> str:
+    """Of a file, a piece at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def unfinished(output: Path) -> Path:
@@ -199,6 +237,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
+    except (OSError, UnicodeDecodeError):
+        raise CheckpointError(
+            f"{path} cannot be read. Remove {path.parent} and start anew."
+        ) from None
     for line in text.split("\n")[:-1]:
         try:
             lines.append(dict(json.loads(line)))

@@ -169,6 +169,8 @@ def _with_settings(pruner: BlockPruner, settings: Mapping[str, Any]) -> BlockPru
         names = path.split(".")
         if isinstance(pruner, EachLayer) and pruner.ordering and names[0] == "permutation":
             part = "ordering" if names[1:] == ["rows"] else "permutation"
+            if part == "ordering" and pruner.ordering.realisation != "fold":
+                raise InputError(f"--set {path} is for --permutation fold, whose order it limits.")
             at = names[1:] if part == "ordering" else names
             pruner = replace(pruner, ordering=_set(pruner.ordering, path, at, value))
         elif isinstance(pruner, EachLayer):

@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from .assembly import SMALL
 from .blocks import Block
 from .engine import prune_blocks
 from .observer import Silent
@@ -50,7 +51,8 @@ class Plan:
         kinds: the same by kind of tensor.
         sparsity: what is asked for.
         peak_bytes: highest resident memory: that of the rehearsal, with all samples held.
-        disk_bytes: what has to be free: the checkpoint, and spilled activations.
+        disk_bytes: what has to be free: the checkpoint, for small blocks their shards beside it,
+            and spilled activations.
         seconds: from the time of one block; without loading, search of a residual order, verifying.
         blocks: of the model.
         rehearsed: seconds that the rehearsed block took to record and to advance, for each sample,
@@ -84,16 +86,21 @@ def forecast(run: Run) -> Plan:
     if ordering is not None and ordering.realisation == "fold":
         passes += len(planned)
     seconds = times["record"] * samples * passes
-    seconds += (times["advance"] * samples + times["prune"]) * len(planned)
+    before = planned[-1].index  # blocks that are advanced, dense ones among them
+    seconds += times["advance"] * samples * before + times["prune"] * len(planned)
     hidden = _hidden_bytes(run)
     held = 0 if run.spill else hidden
     total = sum(p.numel() * p.itemsize for p in run.weights.model.parameters())
+    merged = min(map(_block_bytes, run.blocks)) * 2 <= SMALL  # shards are copied into larger ones
+    search, shard = 0, _block_bytes(largest)  # which is copied to be written
+    if ordering is not None and ordering.realisation == "fold":
+        search = 3 * 4 * ordering.rows * run.traced.inputs[0].shape[-1]
     return Plan(
         coverage=run.coverage.share,
         kinds=_kinds(run),
         sparsity=float(run.recipe.sparsity or 0),
-        peak_bytes=_peak() + held + _block_bytes(largest),  # a shard is copied to be written
-        disk_bytes=total + hidden - held,
+        peak_bytes=_peak() + held + search + shard,
+        disk_bytes=total * (2 if merged else 1) + hidden - held,
         seconds=seconds,
         blocks=len(run.blocks),
         rehearsed=times,
@@ -123,7 +130,7 @@ class _Stopwatch(Silent):
 
 def _rehearse(run: Run, block: Block) -> dict[str, float]:
     """Seconds for each sample to record and to advance, and to prune the block once."""
-    watch, recording = _Stopwatch(), run.recording(REHEARSED)
+    watch, recording = _Stopwatch(), replace(run, spill=None).recording(REHEARSED)
     plan = {layer.name: run.plan[layer.name] for layer in block.planned(run.plan)}
     with _kept(run, block):
         prune_blocks(

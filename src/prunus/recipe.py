@@ -105,6 +105,10 @@ class Recipe(BaseModel):
             fields["settings"] = {**old.get("settings", {}), **fields["settings"]}
         if ":" in str(fields.get("pattern", "")):
             old.pop("sparsity", None)
+        if fields.get("permutation") == "none":
+            old.pop("search", None)
+            kept = old.get("settings", {}).items()
+            old["settings"] = {k: v for k, v in kept if not k.startswith("permutation.")}
         return Recipe.of(**{**old, **fields})
 
     def to_yaml(self, model: str) -> str:

@@ -34,6 +34,7 @@ class Result:
         output: the checkpoint, if one was written.
         verification: what ``verify`` found in it.
         held: the model, where it is in memory.
+        trust_remote_code: whether code that the checkpoint brings may run.
     """
 
     report: PruningReport
@@ -41,11 +42,14 @@ class Result:
     output: Path | None = None
     verification: Verification | None = None
     held: PreTrainedModel | None = None
+    trust_remote_code: bool = False
 
     @cached_property
     def model(self) -> PreTrainedModel:
         """Pruned, in eval mode; read from the checkpoint where it was streamed into that."""
-        return self.held if self.held is not None else load_model(cast(Path, self.output))
+        if self.held is not None:
+            return self.held
+        return load_model(cast(Path, self.output), trust_remote_code=self.trust_remote_code)
 
 
 def prune_journaled(
@@ -58,20 +62,18 @@ def prune_journaled(
             run.observer.say(f"writing {output}")
             texts = _texts(report, orders, run.recipe)
             assemble(folder, journal, run.weights, run.blocks, tokenizer, texts)
-            try:
-                verification = _verified(folder, run.observer, trust_remote_code)
-            except InputError:
-                journal.remove()  # it would fail again
-                raise
+            verification = _verified(folder, run.observer, trust_remote_code)
     except BaseException:
-        if journal.blocks:
+        if journal.blocks or journal.residual is not None:
             done = f"{len(journal.blocks)} of {len(run.blocks)} blocks"
             run.observer.say(f"{done} are done and kept; --resume goes on from there")
         else:
             journal.remove()
         raise
+    finally:
+        journal.close()
     held = run.weights.model if isinstance(run.weights, InMemory) else None
-    return Result(report, orders, output, verification, held)
+    return Result(report, orders, output, verification, held, trust_remote_code)
 
 
 def write(

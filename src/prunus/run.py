@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from .calibration import Protocol
 from .channels import Channels
 from .checkpoint import check_shards, find
 from .engine import prune_blocks, residual_order
-from .journal import Journal
+from .journal import Journal, sha256
 from .observer import Observer
 from .permutation.orders import Orders
 from .recipe import Recipe
@@ -31,7 +30,6 @@ from .survey import any_tokens, inspect, start
 from .types import BlockPruner, Plan
 from .weights import Weights
 
-ENDS = 2**20  # bytes at both ends of a weight file that its fingerprint reads
 ELSEWHERE = {"calibration", "data_dir", "device"}  # fields that a fingerprint has in other words
 
 
@@ -180,7 +178,7 @@ class Run:
 
 
 def _files(checkpoint: str | Path, weights: Weights) -> dict[str, str]:
-    """Name, size and a hash of both ends of every weight file; a hub id's commit."""
+    """A hash of every file that decides what the model is; a hub id's commit."""
     source = find(checkpoint)
     if not source.local:
         return {"model": source.location, "commit": str(weights.model.config._commit_hash)}
@@ -188,14 +186,6 @@ def _files(checkpoint: str | Path, weights: Weights) -> dict[str, str]:
     if source.gguf_file:
         files = {folder / source.gguf_file}
     else:
-        files = {folder / "config.json", *check_shards(folder).values()}
-    return {f"file {path.name}": _ends(path) for path in sorted(files)}
-
-
-def _ends(path: Path) -> str:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read(ENDS))
-        file.seek(max(size - ENDS, 0))
-        digest.update(file.read())
-    return f"{size} bytes, {digest.hexdigest()[:16]}"
+        text = {path for kind in ("*.json", "*.py", "*.model") for path in folder.glob(kind)}
+        files = text | set(check_shards(folder).values())
+    return {f"file {path.name}": sha256(path) for path in sorted(files)}

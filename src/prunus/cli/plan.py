@@ -40,7 +40,7 @@ def _run(**given: Any) -> None:
     print_line(f"memory {plan.peak_bytes / 2**30:.2f} GiB at the peak")
     print_line(f"disk   {plan.disk_bytes / 2**30:.2f} GiB")
     print_line(
-        f"time   {plan.seconds / 60:.1f} min: {plan.blocks} blocks like the one that was tried, "
+        f"time   {plan.seconds / 60:.1f} min: {plan.blocks} blocks; the one that was tried took "
         f"{once['prune']:.2f} s to prune, {once['record'] + once['advance']:.3f} s a sample"
     )
     print_line(ADVICE)

@@ -67,17 +67,17 @@ ORDERS = {
     "gather": "Where layers read the residual stream, the pattern holds in an order of the inputs "
     "that `channel_orders.json` has. `prunus.load` puts those weights into that order and an index "
     "in front of them; the weights as stored are right without it, and not N:M.",
-    "fold": "The channels are in another order than in the base model, one in which the pattern "
-    "keeps more. That order is folded into all weights that share it, so the model computes what "
+    "fold": "Channels are in another order than in the base model, one in which the pattern keeps "
+    "more. That order is folded into all weights that share it, so the model computes what "
     "it would have computed in the old one; `channel_orders.json` has it.",
 }
 
 
 def _orders(layers: Sequence[LayerReport]) -> str:
-    """What was done to the channels, in the words of the strongest kind that occurs."""
+    """What was done to the channels."""
     kinds = {layer.notes.get("order") for layer in layers}
     said = [text for kind, text in ORDERS.items() if kind in kinds]
-    return f"\n\n{said[0]}" if said else ""
+    return "".join(f"\n\n{text}" for text in said)
 
 
 def _layer_table(layers: Sequence[LayerReport]) -> str:

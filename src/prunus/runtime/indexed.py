@@ -34,9 +34,14 @@ def index_inputs(model: PreTrainedModel, layers: Sequence[LayerReport], orders: 
         if order_I is None or len(order_I) != weight_OI.shape[1]:
             raise CheckpointError(f"channel_orders.json has no order that fits {layer.name}.")
         weight_OI.copy_(weight_OI[:, order_I.to(weight_OI.device)])
-        module.register_buffer("input_order", order_I.to(weight_OI.device), persistent=False)
-        module.register_forward_pre_hook(_indexed)
+        index(module, order_I.to(weight_OI.device))
         model.save_pretrained = _refuse  # type: ignore[method-assign]
+
+
+def index(module: nn.Module, order_I: Tensor) -> None:
+    """Let the module read its inputs in this order."""
+    module.register_buffer("input_order", order_I, persistent=False)
+    module.register_forward_pre_hook(_indexed)
 
 
 def _indexed(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:

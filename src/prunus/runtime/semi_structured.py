@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..blocks import outputs_first
 from ..errors import InputError, PatternError
 from ..types import LayerReport
+from .indexed import index
 
 ROWS, COLUMNS = 32, 64  # both sides must be multiples, in torch's stricter backend (CUTLASS)
 
@@ -43,8 +44,11 @@ def to_semi_structured(model: PreTrainedModel, layers: Sequence[LayerReport]) ->
         if not isinstance(module, nn.Linear):  # Conv1D multiplies from the other side
             bias = module.bias
             outputs, inputs = outputs_first(module).shape
+            order_I = getattr(module, "input_order", None)
             module = nn.Linear(inputs, outputs, device="meta")
             module.bias = bias  # type: ignore[assignment]
+            if isinstance(order_I, Tensor):
+                index(module, order_I)
             model.set_submodule(name, module)
         module.weight = nn.Parameter(compressed, requires_grad=False)
 
