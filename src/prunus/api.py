@@ -63,8 +63,8 @@ def prune(
     >>> prunus.prune("path/to/model", method="ria", sparsity=0.5, output="pruned")
     >>> prunus.prune(model, method="wanda", pattern="2:4", tokenizer=tokenizer)  # in place
 
-    With a path and an ``output`` the model is never in memory as a whole: one block is, and every
-    finished one is on disk at once, for a later run to take up.
+    With a path and an ``output`` every finished block is on disk at once, for a later run to take
+    up; and the model is never in memory as a whole, unless it is a GGUF or writes its own text.
 
     Args:
         model: a folder, hub id or GGUF; or a model in memory, which is pruned in place.
