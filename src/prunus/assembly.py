@@ -34,12 +34,10 @@ def assemble(
     """Weights, index, configs, tokenizer and ``texts``: what ``save_pretrained`` would write."""
     shards = []
     for block in blocks:
-        path = journal.shard(block.index)
         if block.index not in journal.blocks:  # nothing was to be pruned in it
-            with block.at_hand() as module:
-                own = {f"{block.name}.{k}": t for k, t in module.state_dict().items()}
-                write_shard(path, {k: t.detach().cpu().contiguous() for k, t in own.items()})
-        shards.append(path)
+            with block.at_hand():
+                journal.put(block)
+        shards.append(journal.shard(block.index))
     shards.insert(0, journal.folder / "outside.safetensors")
     write_shard(shards[0], _outside(weights.model, blocks))
     _write_weights(folder, weights.model, shards)
@@ -53,7 +51,7 @@ def _outside(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str, Tenso
     tied = getattr(model, "all_tied_weights_keys", {})
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     return {
-        name: tensor.detach().cpu().contiguous()
+        name: tensor
         for name, tensor in model.state_dict().items()
         if not name.startswith(inside) and name not in tied and name not in ignored
     }
@@ -79,7 +77,7 @@ def _write_weights(folder: Path, model: PreTrainedModel, shards: Sequence[Path])
         if len(group) == 1 and on_disk.keys() == tensors.keys():
             _link(group[0], target)
         else:
-            write_shard(target, {k: tensor.contiguous() for k, tensor in on_disk.items()})
+            write_shard(target, on_disk)
         total += sum(tensor.numel() * tensor.itemsize for tensor in on_disk.values())
         where |= dict.fromkeys(on_disk, target.name)
     if len(groups) > 1:

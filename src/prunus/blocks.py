@@ -2,7 +2,7 @@
 
 No model names: the blocks are the ModuleList that holds the most parameters, a layer is an
 ``nn.Linear`` or transformers' ``Conv1D`` in it, and ``probe`` finds out what each layer is for. A
-block with a matrix that is neither (experts in 3-D, state-space kernels) is refused, never skipped.
+block with more than a twentieth of its weights in other matrices (experts in 3-D) is refused.
 """
 
 from __future__ import annotations

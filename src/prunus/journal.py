@@ -99,12 +99,7 @@ class Journal:
 
     def write(self, block: Block, reports: list[LayerReport], channels: Channels | None) -> None:
         """Put the block's tensors into its shard, then say so."""
-        tensors = {
-            f"{block.name}.{key}": tensor.detach().cpu().contiguous()
-            for key, tensor in block.module.state_dict().items()
-        }
-        path = self.shard(block.index)
-        write_shard(path, tensors)
+        path = self.put(block)
         sites = {layer.site for layer in block.layers}
         orders = channels.orders if channels is not None else Orders()
         line = {
@@ -116,6 +111,13 @@ class Journal:
         }
         self._append(line)
         self.blocks[block.index] = line
+
+    def put(self, block: Block) -> Path:
+        """Write the tensors of a block that is at hand into its shard."""
+        path = self.shard(block.index)
+        state = block.module.state_dict()
+        write_shard(path, {f"{block.name}.{key}": tensor for key, tensor in state.items()})
+        return path
 
     @torch.no_grad()
     def restore(self, block: Block, channels: Channels | None) -> list[LayerReport] | None:
@@ -208,6 +210,7 @@ def unfinished(output: Path) -> Path:
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file that is there whole or not at all, also after a power cut."""
     part = path.with_suffix(".part")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with _explained(path):
         try:
             save_file(tensors, part, metadata={"format": "pt"})

@@ -83,8 +83,10 @@ def forecast(run: Run) -> Plan:
     passes = len(planned)  # over all samples
     if run.recipe.true_sequential:
         passes = sum(len({x.site for x in block.planned(run.plan)}) for block in planned)
+    search, shard = 0, _block_bytes(largest)  # which is copied to be written
     if ordering is not None and ordering.realisation == "fold":
         passes += len(planned)
+        search = 3 * 4 * ordering.rows * run.traced.inputs[0].shape[-1]
     seconds = times["record"] * samples * passes
     before = planned[-1].index  # blocks that are advanced, dense ones among them
     seconds += times["advance"] * samples * before + times["prune"] * len(planned)
@@ -92,9 +94,6 @@ def forecast(run: Run) -> Plan:
     held = 0 if run.spill else hidden
     total = sum(p.numel() * p.itemsize for p in run.weights.model.parameters())
     merged = min(map(_block_bytes, run.blocks)) * 2 <= SMALL  # shards are copied into larger ones
-    search, shard = 0, _block_bytes(largest)  # which is copied to be written
-    if ordering is not None and ordering.realisation == "fold":
-        search = 3 * 4 * ordering.rows * run.traced.inputs[0].shape[-1]
     return Plan(
         coverage=run.coverage.share,
         kinds=_kinds(run),

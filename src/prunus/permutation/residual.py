@@ -2,7 +2,7 @@
 
 Embeddings, norms, the layers that read and write the stream, the head: reordered together, all by
 the same order, they compute the same. Inside of a block the data flow says which they are; outside
-the size of an axis does. Whether that was all, ``Channels.rehearse`` tries.
+the size of an axis does. Whether that was all, ``Channels.of`` tries.
 """
 
 from __future__ import annotations

@@ -44,13 +44,9 @@ class Coverage:
     def of(cls, model: PreTrainedModel, blocks: Sequence[Block], planned: set[str]) -> Coverage:
         """Count."""
         layers = [layer for block in blocks for layer in block.layers]
-        ends = [model.get_output_embeddings(), *model.modules()]
-        tables = {
-            id(p): p.numel()
-            for end in ends
-            if end is ends[0] is not None or isinstance(end, nn.Embedding)
-            for p in end.parameters()
-        }
+        head = model.get_output_embeddings()
+        ends = [m for m in model.modules() if m is head or isinstance(m, nn.Embedding)]
+        tables = {id(p): p.numel() for end in ends for p in end.parameters()}
         return cls(
             sum(p.numel() for p in model.parameters()),
             sum(tables.values()),
