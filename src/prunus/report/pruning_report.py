@@ -88,6 +88,7 @@ class PruningReport:
         model: what was pruned.
         method: its name in the table.
         pruner: the composition, spelled out.
+        allocation: how much of each layer went, spelled out.
         pattern: the pattern asked for; None: the method's own groups.
         requested: the sparsity asked for.
         sparsity: zeros over weights in the layers that were pruned, counted as written.
@@ -95,6 +96,8 @@ class PruningReport:
         protocol: the calibration; None: none was used.
         seconds: the whole run, without loading and saving.
         layers: one entry per layer.
+        learning: where shares were learned, for each unit its blocks, steps, seconds, and the loss
+            (1: that of the uniform mask) in the mean over 16 steps each.
         versions: of the software that matters.
     """
 
@@ -108,6 +111,8 @@ class PruningReport:
     protocol: Protocol | None
     seconds: float
     layers: list[LayerReport]
+    allocation: str = "Uniform()"
+    learning: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "prunus": __version__,
