@@ -119,7 +119,7 @@ def test_default_groups_are_the_papers():
 
 
 def test_unknown_method_suggests_and_lists():
-    with pytest.raises(UnknownNameError, match=r"'wnda'\. Did you mean 'wanda'\? Available: dass"):
+    with pytest.raises(UnknownNameError, match=r"'wnda'\. Did you mean 'wanda'\? Available: besa"):
         build_method("wnda")
 
 

@@ -140,12 +140,12 @@ class PruningReport:
 
 
 def read_report(folder: Path) -> PruningReport:
-    """The report beside a checkpoint.
+    """The report beside a checkpoint, or in a file.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    path = folder / FILE
+    path = folder if folder.suffix == ".json" else folder / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         report = TypeAdapter(PruningReport).validate_python(content)
