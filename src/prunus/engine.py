@@ -69,13 +69,14 @@ def prune_blocks(
             done = journal.restore(block, channels) if journal is not None else None
             if done is None:
                 done = []
+                packed: dict[str, Tensor] = {}
                 for stage in _stages(block, plan, true_sequential):
                     stats = _stats(block, len(blocks), recording, pruner.needs, device, observer)
                     observer.block(block.index, len(blocks), block.name, "prune")
                     with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
-                        done += _prune(block, stats, pruner, stage, observer, notes)
+                        done += _prune(block, stats, pruner, stage, observer, notes, packed)
                 if journal is not None:
-                    journal.write(block, done, channels)
+                    journal.write(block, done, channels, packed)
             reports += done
             if recording is not None and block.index < last:
                 observer.block(block.index, len(blocks), block.name, "advance")
@@ -223,11 +224,14 @@ def _prune(
     plan: Plan,
     observer: Observer,
     notes: Mapping[str, Mapping[str, Any]],
+    packed: dict[str, Tensor],
 ) -> list[LayerReport]:
+    """Write every planned layer; what a packed file holds of it goes into ``packed``."""
     reports: list[LayerReport] = []
     begun = time.perf_counter()
     for layer, pruned in _named(pruner(block, stats, plan), block, plan):
         error, before, updated = _write(layer, pruned, stats[layer.site])
+        packed.update({f"{layer.name}.{part}": tensor for part, tensor in pruned.packed.items()})
         weight_OI = layer.weight_OI
         report = LayerReport(
             name=layer.name,

@@ -14,7 +14,9 @@ from .errors import InputError, UnknownNameError
 from .patterns import NM, Unstructured
 from .permutation import Assignment, Greedy, Heuristic
 from .permutation.ordering import Ordering
-from .pruners import MRP, Compose, DaSS, EachLayer, InOrder, SparseGPT
+from .pruners import MRP, ActivationAware, Compose, DaSS, EachLayer, InOrder, SparseGPT
+from .quantization import Grid
+from .quantization.methods import with_grid
 from .refinements import Swaps
 from .scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
 from .types import BlockPruner, LayerPruner, Pattern, Permutation, Score, Update
@@ -130,6 +132,18 @@ METHODS: Mapping[str, Method] = {
     "mrp-mm": _mrp("M", "M"),
 }
 
+QUANTIZE = "quantize"  # no method of pruning: what `prunus quantize` runs on a pruned model
+ALL: Mapping[str, Method] = {
+    **METHODS,
+    QUANTIZE: Method(
+        paper="Lin et al. 2024 (MLSys), AWQ: Activation-aware Weight Quantization",
+        url="https://arxiv.org/abs/2306.00978",
+        build=lambda pattern: ActivationAware(zeros=pattern or Unstructured("layer")),
+        differs="Scales by the root mean square and the Gram; not folded into the layers before, "
+        "but divided out of the weights again.",
+    ),
+}
+
 
 def build_method(
     name: str,
@@ -139,8 +153,11 @@ def build_method(
     refine: str | None = None,
     permutation: str | None = None,
     search: str | None = None,
+    grid: Grid | None = None,
+    quantize: Literal["before", "after"] | None = None,
+    pack: bool = False,
 ) -> BlockPruner:
-    """The pruner of a row, with another update, a refinement, some fields set, orders of channels.
+    """The pruner of a row, with another update, a refinement, some fields set, orders, a grid.
 
     >>> build_method("ria", settings={"score.power": 0.4})
 
@@ -148,9 +165,9 @@ def build_method(
         UnknownNameError: no such method.
         InputError: a setting that names no field, or a value of another type.
     """
-    if name not in METHODS:
+    if name not in ALL:
         raise UnknownNameError("method", name, METHODS)
-    pruner = METHODS[name].build(pattern)
+    pruner = ALL[name].build(pattern)
     if update is not None:
         pruner = _on_parts(name, pruner, partial(_updated, name, update))
     if refine is not None:
@@ -161,7 +178,7 @@ def build_method(
     ordered = _ordered(name, permutation or "none", search, pruner)
     if later and permutation in (None, "none"):
         raise InputError(f"--set {next(iter(later))} is for a run with --permutation.")
-    return _with_settings(ordered, later)
+    return with_grid(name, _with_settings(ordered, later), grid, quantize, pack)
 
 
 def _with_settings(pruner: BlockPruner, settings: Mapping[str, Any]) -> BlockPruner:

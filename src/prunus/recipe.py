@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .checkpoint import Dtype
 from .errors import InputError
-from .methods import build_method
+from .methods import QUANTIZE, build_method
 from .patterns import NM, check_sparsity, parse_pattern
+from .quantization import Grid
 from .types import BlockPruner
 
 
@@ -47,6 +48,12 @@ class Recipe(BaseModel):
     refine: str | None = Field(None, description="none, swaps")
     permutation: str | None = Field(None, description="none, fold, gather, free")
     search: str | None = Field(None, description="assignment, heuristic, greedy")
+    bits: int | None = Field(None, description="2 to 8: put what is kept on an integer grid")
+    group: int | None = Field(None, description="inputs that share a grid, default 128; 0: a row")
+    quantize: Literal["before", "after"] | None = Field(
+        None, description="whether the grid comes before the mask; default after"
+    )
+    pack: bool = Field(False, description="write integers, not the numbers they stand for")
     true_sequential: bool = Field(False, description="statistics anew after each site")
     mlp_only: bool = Field(False, description="leave attention dense")
     skip_blocks: str | None = Field(None, description="A:B, blocks left dense")
@@ -119,11 +126,15 @@ class Recipe(BaseModel):
         return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
     def build(self) -> tuple[BlockPruner, float]:
-        """The pruner and its sparsity; an N:M pattern brings its own, otherwise one half."""
+        """The pruner and its sparsity; an N:M pattern brings its own, otherwise one half.
+
+        (``quantize`` removes nothing unless a pattern says what is 0 already.)
+        """
         pattern = parse_pattern(self.pattern) if self.pattern is not None else None
         sparsity = self.sparsity
         if sparsity is None:
-            sparsity = pattern.sparsity if isinstance(pattern, NM) else 0.5
+            default = 0.0 if self.method == QUANTIZE else 0.5
+            sparsity = pattern.sparsity if isinstance(pattern, NM) else default
         check_sparsity(sparsity)
         pruner = build_method(
             self.method,
@@ -133,5 +144,19 @@ class Recipe(BaseModel):
             self.refine,
             self.permutation,
             self.search,
+            self.grid(),
+            self.quantize,
+            self.pack,
         )
         return pruner, sparsity
+
+    def grid(self) -> Grid | None:
+        """The integer grid of the kept weights, where there is one."""
+        if self.bits is None:
+            given = {"group": self.group, "quantize": self.quantize, "pack": self.pack or None}
+            for name, value in given.items():
+                if value is not None:
+                    raise InputError(f"--{name} is for a run with --bits, such as --bits 4.")
+            return None
+        group = 128 if self.group is None else self.group
+        return Grid(self.bits, group or None)

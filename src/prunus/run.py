@@ -118,6 +118,7 @@ class Run:
             channels=channels,
             journal=journal,
         )
+        grid = self.recipe.grid()
         report = PruningReport(
             model=self.name,
             method=self.recipe.method,
@@ -129,6 +130,8 @@ class Run:
             protocol=self.protocol,
             seconds=time.perf_counter() - begun,
             layers=reports,
+            grid=None if grid is None else str(grid),
+            packed=self.recipe.pack,
         )
         return report, channels.orders if channels else Orders()
 

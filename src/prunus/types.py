@@ -108,6 +108,8 @@ class Pruned:
     """The pattern holds for ``mask_OI[:, order_I]``; None: as stored."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Whatever the report should say about this layer."""
+    packed: Mapping[str, Tensor] = field(default_factory=dict)
+    """What a packed checkpoint holds in place of ``weight``, see ``quantization.packing``."""
 
 
 class LayerPruner(Protocol):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import PruningBar, command, print_json, print_line
+
+if TYPE_CHECKING:
+    from ..report import PruningReport
 
 EXAMPLES = """
 **Examples**
@@ -22,6 +25,8 @@ EXAMPLES = """
 `prunus prune model.gguf --method dass --mlp-only --calibration text.jsonl --output pruned`
 
 `prunus prune ./model --method mrp-sm --refine swaps --output best` (the lowest loss, slower)
+
+`prunus prune ./model --method wanda --bits 4 --group 64 --pack --output small` (4-bit integers)
 
 `prunus prune ./model --recipe pruned/recipe.yaml --seed 1 --output again`
 """
@@ -57,6 +62,21 @@ def run(
     ] = None,
     search: Annotated[
         str | None, typer.Option(help="assignment, heuristic or greedy: how orders are found.")
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="2 to 8: put the kept weights on an integer grid; zeros stay exact."),
+    ] = None,
+    group: Annotated[
+        int | None, typer.Option(help="Inputs that share a grid; 0: a whole row.  [default: 128]")
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="before or after: the grid, then the mask, or the other way round."),
+    ] = None,
+    pack: Annotated[
+        bool | None,
+        typer.Option("--pack/--no-pack", help="Store integers; needs compressed-tensors to load."),
     ] = None,
     true_sequential: Annotated[
         bool | None,
@@ -122,7 +142,18 @@ def run(
     print_line(f"{output}: {report.sparsity:.2%} of {len(report.layers)} layers are zero")
     print_line(f"  covers {report.coverage}")
     print_line(f"  {report.seconds:.0f} s; verified: pattern, zeros, reload in a fresh process")
-    print_line("  Stored as ordinary numbers: as large and as fast as the dense model.")
+    print_stored(report, output)
+
+
+def print_stored(report: PruningReport, output: Path) -> None:
+    """What the checkpoint holds, and what to do next."""
+    if report.packed:
+        print_line(f"  Stored as integers: {report.grid}; needs compressed-tensors to be loaded.")
+        print_line("  transformers unpacks them as it loads: small on disk alone.")
+    elif report.grid:
+        print_line(f"  Stored as ordinary numbers, on grids of {report.grid}: as large as before.")
+    else:
+        print_line("  Stored as ordinary numbers: as large and as fast as the dense model.")
     print_line(f"  Quality: prunus eval {output} --text your.txt")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from ..methods import METHODS
+from ..methods import ALL
 from ..types import LayerReport
 from .pruning_report import PruningReport
 
@@ -22,7 +22,7 @@ def model_card(report: PruningReport, recipe_yaml: str) -> str:
         pipeline_tag="text-generation",
         tags=["prunus", "pruned", "sparse", report.method],
     )
-    method = METHODS[report.method]
+    method = ALL[report.method]
     return f"""---
 {data.to_yaml()}
 ---

@@ -95,6 +95,8 @@ class PruningReport:
         protocol: the calibration; None: none was used.
         seconds: the whole run, without loading and saving.
         layers: one entry per layer.
+        grid: of the kept weights; None: they are not quantised.
+        packed: whether the checkpoint holds integers.
         versions: of the software that matters.
     """
 
@@ -108,6 +110,8 @@ class PruningReport:
     protocol: Protocol | None
     seconds: float
     layers: list[LayerReport]
+    grid: str | None = None
+    packed: bool = False
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "prunus": __version__,
@@ -130,6 +134,8 @@ class PruningReport:
             "method": self.method,
             "pattern": self.pattern,
             "layers": len(self.layers),
+            "grid": self.grid,
+            "packed": self.packed,
             "calibration_sha256": self.protocol.sha256 if self.protocol else None,
         }
 
@@ -152,6 +158,28 @@ def read_report(folder: Path) -> PruningReport:
     if not report.layers:
         raise CheckpointError(f"{path} is damaged: it names no layers.")
     return report
+
+
+def known_zeros(model: str | Path) -> dict[str, Any]:
+    """``pattern`` and ``sparsity`` that all layers of a checkpoint have as stored, if they agree.
+
+    Empty where no report says so: of a dense model or one that is dense in part, of roles with
+    patterns of their own, of an order that the weights are not stored in.
+    """
+    folder = Path(model).expanduser()
+    if not (folder / FILE).is_file():
+        return {}
+    report = read_report(folder)
+    layers, coverage = report.layers, report.coverage
+    claims = {(layer.pattern, layer.requested) for layer in layers}
+    elsewhere = any(
+        layer.notes.get("order") in ("free", "gather") or "pruned_apart" in layer.notes
+        for layer in layers
+    )
+    if len(claims) > 1 or elsewhere or coverage.pruned_weights < coverage.block_weights:
+        return {}
+    ((pattern, sparsity),) = claims
+    return {"pattern": pattern, "sparsity": sparsity}
 
 
 def realised_sparsity(layers: Sequence[LayerReport]) -> float:
