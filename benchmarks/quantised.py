@@ -2,8 +2,9 @@
 
     python benchmarks/quantised.py MODEL --calibration c4.jsonl --text wiki.test.raw
 
-Float32; Wanda at 50 %; 4 bits in groups of 128 (576 inputs make 4 groups and a half); 16 calibration
-windows of 1024 tokens, seed 0; perplexity on the first 8 windows of 2048. Prints a Markdown table.
+Float32; Wanda at 50 %; 4 bits in groups of 128 (576 inputs make 4 groups and a half); 16
+calibration windows of 1024 tokens, seed 0; perplexity on the first 8 windows of 2048. Prints a
+Markdown table.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def verify(
     if source is not None:
         _check_against(folder, source, report, orders, found, trust_remote_code)
     if reload:
-        _check_reload(folder, found, trust_remote_code, packed=grid is not None)
+        _check_reload(folder, found, trust_remote_code, grid is not None)
     return found
 
 
