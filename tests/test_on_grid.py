@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import prunus
 from conftest import FAMILIES, MODELS, load_tiny
@@ -160,7 +161,7 @@ def test_every_family_and_its_files(family, tmp_path):
     result = prunus.prune(MODELS / family, output=tmp_path / "out", **fields)
     assert result.verification.ok
     report = json.loads((tmp_path / "out" / "pruning_report.json").read_text())
-    assert report["grid"] == "4 bits, groups of 16"
+    assert report["grid"] == {"bits": 4, "group": 16}
     assert report["packed"] is False
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| integer grid | 4 bits, groups of 16 |" in card
@@ -168,6 +169,18 @@ def test_every_family_and_its_files(family, tmp_path):
     assert "bits: 4\ngroup: 16\nquantize: before\n" in card
     verified = prunus.verify(tmp_path / "out", source=MODELS / family)
     assert verified.ok, verified.problems
+
+
+def test_verify_sees_a_value_that_is_on_no_grid(tmp_path):
+    fields = {"method": "wanda", "bits": 2, "group": 16, **FAST}
+    prunus.prune(MODELS / "llama", output=tmp_path / "out", **fields)
+    path = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(path)
+    row_I = tensors["model.layers.1.mlp.up_proj.weight"][3]
+    row_I[row_I != 0] *= torch.linspace(1, 1.1, int((row_I != 0).sum()))
+    save_file(tensors, path, metadata={"format": "pt"})
+    (problem,) = prunus.verify(tmp_path / "out").problems
+    assert "up_proj.weight is on no grid of 2 bits, groups of 16: a group has" in problem
 
 
 @pytest.mark.parametrize(("permutation", "group"), [("fold", 16), ("free", 16), ("gather", 0)])

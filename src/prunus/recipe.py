@@ -136,6 +136,11 @@ class Recipe(BaseModel):
             default = 0.0 if self.method == QUANTIZE else 0.5
             sparsity = pattern.sparsity if isinstance(pattern, NM) else default
         check_sparsity(sparsity)
+        if self.pack and self.true_sequential and self.permutation in ("fold", "gather"):
+            raise InputError(
+                "--pack with --true-sequential cannot have --permutation: a later layer's order "
+                "moves rows of an earlier one, which is packed by then. Leave one of them out."
+            )
         pruner = build_method(
             self.method,
             pattern,

@@ -118,7 +118,6 @@ class Run:
             channels=channels,
             journal=journal,
         )
-        grid = self.recipe.grid()
         report = PruningReport(
             model=self.name,
             method=self.recipe.method,
@@ -130,7 +129,7 @@ class Run:
             protocol=self.protocol,
             seconds=time.perf_counter() - begun,
             layers=reports,
-            grid=None if grid is None else str(grid),
+            grid=self.recipe.grid(),
             packed=self.recipe.pack,
         )
         return report, channels.orders if channels else Orders()

@@ -134,7 +134,7 @@ def _check_config(folder: Path, report: PruningReport, found: Verification) -> G
         found.checks.append("config.json makes no claim about the weights' format")
         return None
     grid = grid_of(config)
-    if grid is None or str(grid) != report.grid:
+    if grid is None or grid != report.grid:
         raise CheckpointError(f"The report says {report.grid}, packed; config.json says {grid}.")
     found.checks.append(f"config.json says what the integers are: {grid}")
     return grid
@@ -167,6 +167,8 @@ def _check_layers(
                 )
             found.patterns[shown] = found.patterns.get(shown, 0) + 1
             found.problems += _pattern_problems(name, weight_OI, pattern, layer)
+            if report.grid is not None and not layer.notes.get("scale_exponent"):
+                found.problems += _grid_problems(name, tensor, layer, report.grid)
     found.problems += [f"{name} is in the report but not in the checkpoint." for name in layers]
     found.sparsity = zeros / weights if weights else 0.0
     if weights != report.coverage.pruned_weights:
@@ -179,6 +181,8 @@ def _check_layers(
             f"The report says {report.sparsity:.6f} of all is zero; it is {found.sparsity:.6f}."
         )
     found.checks += ["finite weights", "zeros per comparison group", "report against tensors"]
+    if report.grid is not None:
+        found.checks.append(f"no more than {2**report.grid.bits} values in a group")
 
 
 def _as_ordered(
@@ -239,6 +243,18 @@ def _pattern_problems(
                 f"{need} zeros."
             )
     return problems
+
+
+def _grid_problems(name: str, tensor: Tensor, layer: LayerReport, grid: Grid) -> list[str]:
+    """No group of stored inputs may have more values than the grid has points."""
+    weight_OI = tensor.T if layer.transposed else tensor
+    most = max(
+        int((group_ON.sort(1).values.diff(dim=1) != 0).sum(1).max()) + 1
+        for group_ON in weight_OI.split(grid.group or weight_OI.shape[1], 1)
+    )
+    if most > 2**grid.bits:
+        return [f"{name} is on no grid of {grid}: a group has {most} values."]
+    return []
 
 
 def _check_against(

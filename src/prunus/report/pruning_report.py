@@ -19,6 +19,7 @@ from .._version import __version__
 from ..blocks import Block
 from ..calibration import Protocol
 from ..errors import CheckpointError, UnsupportedModelError
+from ..quantization import Grid
 from ..types import LayerReport
 
 FILE = "pruning_report.json"
@@ -110,7 +111,7 @@ class PruningReport:
     protocol: Protocol | None
     seconds: float
     layers: list[LayerReport]
-    grid: str | None = None
+    grid: Grid | None = None
     packed: bool = False
     versions: dict[str, str] = field(
         default_factory=lambda: {
@@ -134,7 +135,7 @@ class PruningReport:
             "method": self.method,
             "pattern": self.pattern,
             "layers": len(self.layers),
-            "grid": self.grid,
+            "grid": str(self.grid) if self.grid else None,
             "packed": self.packed,
             "calibration_sha256": self.protocol.sha256 if self.protocol else None,
         }
