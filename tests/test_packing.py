@@ -254,6 +254,14 @@ def test_the_command_line(tmp_path):
     said = json.loads(rows.stdout)
     assert said["grid"] == "4 bits, rows"
     assert said["sparsity"] >= 0.5
+    assert prunus.verify(tmp_path / "rows", source=sparse).ok
+    path = tmp_path / "rows" / "model.safetensors"
+    stored = load_file(path)
+    weight_OI = stored["model.layers.0.mlp.up_proj.weight"]
+    weight_OI[0] = torch.where(weight_OI[0] == 0, weight_OI[0].max(), 0.0)
+    save_file(stored, path, metadata={"format": "pt"})
+    problems = prunus.verify(tmp_path / "rows", source=sparse).problems
+    assert any("up_proj.weight has values where" in problem for problem in problems)
     wrong = run("quantize", sparse, "--bits", "1", "--output", tmp_path / "no", *fast)
     assert wrong.exit_code == 2
     assert "A grid has 2 to 8 bits; got 1." in wrong.stderr

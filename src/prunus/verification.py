@@ -17,6 +17,7 @@ from .blocks import find_blocks
 from .channels import Channels
 from .checkpoint import check_shards, load_weights, read_tensors
 from .errors import CheckpointError
+from .methods import QUANTIZE
 from .patterns import NM, Unstructured, parse_pattern, removed
 from .permutation.interior import Interior
 from .permutation.orders import Orders
@@ -292,6 +293,8 @@ def _check_against(
             kept = tensor != 0
             if not torch.equal(was.to(tensor.dtype)[kept], tensor[kept]):
                 moved.append(name)
+        elif name in pruned and report.method == QUANTIZE and bool(tensor[was == 0].any()):
+            found.problems.append(f"{name} has values where {source} has zeros.")
     if touched:
         found.problems.append(
             f"{len(touched)} tensors that were not to be pruned differ from {source}: "
