@@ -330,12 +330,32 @@ def test_joint_learning_puts_weights_on_learned_grids(tmp_path):
     allocation = BESA(grid=grid, steps=32, clip_rate=0.1)
     with torch.enable_grad():
         learned = allocation.learn(weights, scores, [Budget(tuple(layers), 0.5)], unit)
-    for name, new_OI in learned.weights.items():
+    assert learned.clipping.keys() == layers.keys()
+    for name, clip in learned.clipping.items():
+        new_OI = grid.quantize(weights[name], *clip).dequantize()
         plain_OI = grid.quantize(weights[name]).dequantize()
         assert not torch.equal(new_OI, plain_OI)  # clipping was learned
         for group in new_OI.unflatten(1, (-1, 16)).flatten(0, 1):
             assert len(group.unique()) <= 8
     assert sum(learned.losses[-8:]) < sum(learned.losses[:8])
+
+
+def test_joint_quantisation_keeps_zeros_exact_and_beats_unlearned_clipping(tmp_path):
+    errors = {}
+    for rate in (0.0, 0.1):
+        model, tokenizer = load_tiny("llama")
+        dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        report = prunus.prune(
+            model, method="besa", bits=3, group=16, quantize="before", tokenizer=tokenizer,
+            settings=besa(clip_rate=rate, steps=24), **FEW,
+        ).report  # fmt: skip
+        assert report.sparsity >= 0.5  # what is kept may round to 0
+        for layer in report.layers:
+            new_OI = model.get_parameter(f"{layer.name}.weight")
+            assert all(len(x.unique()) <= 8 for x in new_OI.unflatten(1, (-1, 16)).flatten(0, 1))
+            assert not torch.equal(new_OI, dense[f"{layer.name}.weight"])
+        errors[rate] = sum(curve["loss"][-1] for curve in report.learning)
+    assert errors[0.1] < errors[0.0]
 
 
 # What cannot be

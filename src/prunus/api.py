@@ -1,4 +1,4 @@
-"""The three calls of the library: prune, evaluate, load."""
+"""The calls of the library: prune, quantize, evaluate, load."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .allocation import Allocation, Uniform
+from .assembly import check_names
 from .calibration import Protocol, read_documents
 from .calibration.tokens import (
     GIVEN,
@@ -32,13 +33,13 @@ from .checkpoint import (
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
 from .journal import Journal
-from .methods import METHODS
+from .methods import ALL, QUANTIZE
 from .observer import Observer, Silent
 from .permutation.orders import Orders
 from .planning import Plan, forecast
 from .recipe import Recipe
 from .report.pruning_report import FILE as REPORT
-from .report.pruning_report import read_report
+from .report.pruning_report import known_zeros, read_report
 from .result import Result, prune_journaled, write
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
@@ -95,11 +96,15 @@ def prune(
         model, recipe, fields, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
     )
     if path is None or output is None:
+        if run.recipe.pack:
+            raise InputError("pack is for a model given as a path, with an output.")
         result = Result(*run.prune(), output, held=run.weights.model)
         if output is None:
             return result
         verification = write(result, tokenizer, run.recipe, run.observer, trust_remote_code)
         return replace(result, verification=verification)
+    if run.recipe.pack:
+        check_names(run.weights.model, run.plan)
     journal = Journal.open(output, run.fingerprint(path), resume, run.observer.say)
     return prune_journaled(run, journal, output, tokenizer, trust_remote_code)
 
@@ -183,13 +188,45 @@ def _resolved(
     if tokens_given:
         source = GIVEN
     if reads and source == "none":
-        what = METHODS[recipe.method].needs if pruner.needs else f"--allocation {recipe.allocation}"
+        what = ALL[recipe.method].needs if pruner.needs else f"--allocation {recipe.allocation}"
         raise CalibrationError(
             f"{recipe.method} reads activations ({what}), so it needs calibration text. Give a "
             "source, or use magnitude or ri."
         )
     filled = recipe.model_copy(update={"sparsity": sparsity, "calibration": source})
     return filled, pruner, allocation
+
+
+def quantize(
+    model: str | Path | PreTrainedModel,
+    *,
+    bits: int = 4,
+    group: int | None = 128,
+    scales: bool | None = None,
+    clip: bool = True,
+    pack: bool = False,
+    **others: Any,
+) -> Result:
+    """Put the weights of a pruned (or a dense) model on integer grids; its zeros stay zeros.
+
+    >>> prunus.quantize("pruned", bits=4, group=128, output="pruned-4-bits")
+
+    Where ``prune`` wrote the model, the pattern that its report claims is claimed of the result,
+    and verified.
+
+    Args:
+        model: as for ``prune``.
+        bits: 2 to 8.
+        group: inputs that share a grid; None: whole rows.
+        scales: search input scales (AWQ); None: unless it is packed, which cannot hold them.
+        clip: search clipping strengths.
+        pack: write the integers, in place of the numbers that they stand for.
+        **others: as for ``prune``: output, calibration, samples, resume, observer …
+    """
+    settings = {"scales": not pack if scales is None else scales, "clip": clip}
+    zeros = known_zeros(model) if isinstance(model, str | Path) else {}
+    fields: dict[str, Any] = {"method": QUANTIZE, "bits": bits, "group": group or 0, "pack": pack}
+    return prune(model, **{**fields, "settings": settings, **zeros, **others})
 
 
 def evaluate(

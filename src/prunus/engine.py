@@ -69,34 +69,24 @@ def prune_blocks(
     last = max((block.index for block in blocks if block.planned(plan)), default=-1)
     for block in blocks[: last + 1]:
         with on(device, block):
-            shares, quantised = learner(block) if learner is not None else (plan, {})
+            shares, rule = learner(block) if learner is not None else (plan, pruner)
             done = journal.restore(block, channels) if journal is not None else None
             if done is None:
                 done = []
-                dense = _quantise(block, quantised)
+                packed: dict[str, Tensor] = {}
                 for stage in _stages(block, shares, true_sequential):
                     stats = _stats(block, len(blocks), recording, pruner.needs, device, observer)
                     observer.block(block.index, len(blocks), block.name, "prune")
                     with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
-                        done += _prune(block, stats, pruner, stage, observer, notes, dense)
+                        done += _prune(block, stats, rule, stage, observer, notes, packed)
                 if journal is not None:
-                    journal.write(block, done, channels)
+                    journal.write(block, done, channels, packed)
             reports += done
             if recording is not None and block.index < last:
                 observer.block(block.index, len(blocks), block.name, "advance")
                 recording.advance(block.index, block.module, device, observer.sample)
     observer.done()
     return reports
-
-
-def _quantise(block: Block, quantised: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give layers these weights; returns the dense ones that they had."""
-    dense = {}
-    for layer in block.layers:
-        if layer.name in quantised:
-            dense[layer.name] = layer.weight_OI.clone()
-            layer.write(quantised[layer.name])
-    return dense
 
 
 @contextmanager
@@ -282,12 +272,14 @@ def _prune(
     plan: Plan,
     observer: Observer,
     notes: Mapping[str, Mapping[str, Any]],
-    dense: Mapping[str, Tensor],
+    packed: dict[str, Tensor],
 ) -> list[LayerReport]:
+    """Write every planned layer; what a packed file holds of it goes into ``packed``."""
     reports: list[LayerReport] = []
     begun = time.perf_counter()
     for layer, pruned in _named(pruner(block, stats, plan), block, plan):
-        error, before, updated = _write(layer, pruned, stats[layer.site], dense.get(layer.name))
+        error, before, updated = _write(layer, pruned, stats[layer.site])
+        packed.update({f"{layer.name}.{part}": tensor for part, tensor in pruned.packed.items()})
         weight_OI = layer.weight_OI
         report = LayerReport(
             name=layer.name,
@@ -325,9 +317,11 @@ def _named(
 
 
 def _write(
-    layer: Layer, pruned: Pruned, stats: Statistics, dense_OI: Tensor | None = None
+    layer: Layer,
+    pruned: Pruned,
+    stats: Statistics,
 ) -> tuple[float | None, float | None, bool]:
-    """Store the new weight if it is sound; ``dense_OI`` where the layer holds another by now.
+    """Store the new weight if it is sound.
 
     Returns how far the layer's output moves on the sampled tokens, how far it would with the dense
     values of the kept weights, and whether any of those changed.
@@ -339,7 +333,7 @@ def _write(
         raise PrunusError(
             f"{layer.name}: the pruner left values on pruned weights; they must be 0."
         )
-    old_OI = layer.weight_OI if dense_OI is None else dense_OI
+    old_OI = layer.weight_OI
     updated = bool((new_OI != old_OI)[pruned.mask_OI].any())
     error = before = None
     if TokenSample in stats:

@@ -115,8 +115,16 @@ class Journal:
         lines = _read(self.folder / LINES)
         return next((line for line in reversed(lines) if line.get("learned") == index), None)
 
-    def write(self, block: Block, reports: list[LayerReport], channels: Channels | None) -> None:
-        """Put the block's tensors into its shard, then say so."""
+    def write(
+        self,
+        block: Block,
+        reports: list[LayerReport],
+        channels: Channels | None,
+        packed: Mapping[str, Tensor],
+    ) -> None:
+        """Put the block's tensors into its shard, packed ones beside it, then say so."""
+        if packed:
+            write_shard(packed_beside(self.shard(block.index)), dict(packed))
         path = self.put(block)
         sites = {layer.site for layer in block.layers}
         orders = channels.orders if channels is not None else Orders()
@@ -218,6 +226,11 @@ def sha256(path: Path) -> str:
         while piece := file.read(2**22):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def packed_beside(shard: Path) -> Path:
+    """The file with what a packed checkpoint holds in place of the shard's quantised weights."""
+    return shard.with_suffix(".packed")
 
 
 def unfinished(output: Path) -> Path:

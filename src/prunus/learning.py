@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from .engine import gathered, on
 from .errors import NumericalError
 from .journal import Journal
 from .observer import Observer
+from .pruners import OnGrid
 from .replay import Hidden, Recording
 from .stats import Statistics
 from .types import BlockPruner, Plan, Share
@@ -104,23 +105,25 @@ class Learner:
     curves: list[dict[str, Any]] = field(default_factory=list)
     owed: float = 0.0
     _found: dict[str, Share] = field(default_factory=dict)
-    _weights: dict[str, Tensor] = field(default_factory=dict)
+    _clipping: dict[str, Tensor] = field(default_factory=dict)
 
-    def __call__(self, block: Block) -> tuple[Plan, Mapping[str, Tensor]]:
-        """The block's plan, and its quantised weights where those were learned too.
+    def __call__(self, block: Block) -> tuple[Plan, BlockPruner]:
+        """The block's plan; and the pruner, with clipping strengths where those were learned too.
 
         The block is at hand and dense.
         """
         if block.index % self.allocation.span == 0:
             unit = self.blocks[block.index : block.index + self.allocation.span]
-            self._found, self._weights = {}, {}
+            self._found, self._clipping = {}, {}
             with ExitStack() as stack:
                 for other in unit[1:]:
                     stack.enter_context(on(self.device, other))
                 self._pass(unit)
         names = [layer.name for layer in block.planned(self.plan)]
-        weights = {name: self._weights[name] for name in names if name in self._weights}
-        return {name: self._found.get(name, self.plan[name]) for name in names}, weights
+        pruner = self.pruner
+        if isinstance(pruner, OnGrid) and self._clipping:
+            pruner = replace(pruner, clipping=self._clipping)
+        return {name: self._found.get(name, self.plan[name]) for name in names}, pruner
 
     def _pass(self, unit: Sequence[Block]) -> None:
         """Learn the unit's shares, unless an earlier run has pruned it; advance the reference."""
@@ -166,7 +169,7 @@ class Learner:
                 total(half, self.plan)[0] + self.owed,
             )
             self._found |= settled
-        self._weights = learned.weights
+        self._clipping = learned.clipping
         self._note(unit, learned, time.perf_counter() - begun)
 
     def _look(

@@ -15,7 +15,9 @@ from .errors import InputError, UnknownNameError
 from .patterns import NM, Unstructured
 from .permutation import Assignment, Greedy, Heuristic
 from .permutation.ordering import Ordering
-from .pruners import MRP, Compose, DaSS, EachLayer, InOrder, SparseGPT
+from .pruners import MRP, ActivationAware, Compose, DaSS, EachLayer, InOrder, OnGrid, SparseGPT
+from .quantization import Grid
+from .quantization.methods import with_grid
 from .refinements import Swaps
 from .scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
 from .types import BlockPruner, LayerPruner, Pattern, Permutation, Score, Update
@@ -144,6 +146,18 @@ METHODS: Mapping[str, Method] = {
     "mrp-mm": _mrp("M", "M"),
 }
 
+QUANTIZE = "quantize"  # no method of pruning: what `prunus quantize` runs on a pruned model
+ALL: Mapping[str, Method] = {
+    **METHODS,
+    QUANTIZE: Method(
+        paper="Lin et al. 2024 (MLSys), AWQ: Activation-aware Weight Quantization",
+        url="https://arxiv.org/abs/2306.00978",
+        build=lambda pattern: ActivationAware(zeros=pattern or Unstructured("layer")),
+        differs="Scales by the root mean square and the Gram; not folded into the layers before, "
+        "but divided out of the weights again.",
+    ),
+}
+
 
 def build_method(
     name: str,
@@ -153,8 +167,11 @@ def build_method(
     refine: str | None = None,
     permutation: str | None = None,
     search: str | None = None,
+    grid: Grid | None = None,
+    quantize: Literal["before", "after"] | None = None,
+    pack: bool = False,
 ) -> BlockPruner:
-    """The pruner of a row, with another update, a refinement, some fields set, orders of channels.
+    """The pruner of a row, with another update, a refinement, some fields set, orders, a grid.
 
     >>> build_method("ria", settings={"score.power": 0.4})
 
@@ -162,9 +179,9 @@ def build_method(
         UnknownNameError: no such method.
         InputError: a setting that names no field, or a value of another type.
     """
-    if name not in METHODS:
+    if name not in ALL:
         raise UnknownNameError("method", name, METHODS)
-    pruner = METHODS[name].build(pattern)
+    pruner = ALL[name].build(pattern)
     if update is not None:
         pruner = _on_parts(name, pruner, partial(_updated, name, update))
     if refine is not None:
@@ -175,11 +192,15 @@ def build_method(
     ordered = _ordered(name, permutation or "none", search, pruner)
     if later and permutation in (None, "none"):
         raise InputError(f"--set {next(iter(later))} is for a run with --permutation.")
-    return _with_settings(ordered, later)
+    return with_grid(name, _with_settings(ordered, later), grid, quantize, pack)
 
 
 def build_allocation(
-    method: str, pruner: BlockPruner, name: str | None, settings: Mapping[str, Any]
+    method: str,
+    pruner: BlockPruner,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    grid: Grid | None = None,
 ) -> Allocation:
     """How much of each layer goes. BESA learns in the order of the method's own score, if any.
 
@@ -188,21 +209,23 @@ def build_allocation(
         pruner: what ``build_method`` made of it.
         name: uniform, owl or besa; None: the method's own.
         settings: the allocation's fields, as ``allocation.steps``.
+        grid: on which weights are put before they are pruned; BESA learns how to clip for it.
 
     Raises:
         UnknownNameError: no such allocation.
         InputError: a setting that names no field, or a value of another type.
     """
-    name = name or METHODS[method].allocation
+    name = name or ALL[method].allocation
     if name not in ALLOCATIONS:
         raise UnknownNameError("allocation", name, ALLOCATIONS)
     found = ALLOCATIONS[name]
-    part = pruner.pruner if isinstance(pruner, EachLayer) else None
+    inner = pruner.pruner if isinstance(pruner, OnGrid) else pruner
+    part = inner.pruner if isinstance(inner, EachLayer) else None
     if isinstance(found, BESA):
         score = part.score if isinstance(part, Compose) else found.score
         rows = part is not None and part.pattern == Unstructured("row")
-        found = replace(found, score=score, per="row" if rows else "layer")
-    for path, value in settings.items():
+        found = replace(found, score=score, per="row" if rows else "layer", grid=grid)
+    for path, value in (settings or {}).items():
         found = _set(found, path, path.split(".")[1:], value)
     return found
 

@@ -53,8 +53,8 @@ class Plan:
         kinds: the same by kind of tensor.
         sparsity: what is asked for.
         peak_bytes: highest resident memory: that of the rehearsal, with all samples held.
-        disk_bytes: what has to be free: the checkpoint, for small blocks their shards beside it,
-            and spilled activations.
+        disk_bytes: what has to be free: the checkpoint, for small or packed blocks their shards
+            beside it, and spilled activations.
         seconds: from the time of one block; without loading, search of a residual order, verifying.
         blocks: of the model.
         rehearsed: seconds that the rehearsed block took to record and to advance, for each sample,
@@ -107,7 +107,7 @@ def forecast(run: Run) -> Plan:
         kinds=_kinds(run),
         sparsity=float(run.recipe.sparsity or 0),
         peak_bytes=_peak() + held + search + shard,
-        disk_bytes=total * (2 if merged else 1) + hidden - held,
+        disk_bytes=total * (2 if merged or run.recipe.pack else 1) + hidden - held,
         seconds=seconds,
         blocks=len(run.blocks),
         rehearsed=times,

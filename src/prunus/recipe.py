@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .allocation import Allocation
 from .checkpoint import Dtype
 from .errors import InputError
-from .methods import build_allocation, build_method
+from .methods import QUANTIZE, build_allocation, build_method
 from .patterns import NM, check_sparsity, parse_pattern
+from .quantization import Grid
 from .types import BlockPruner
 
 
@@ -49,6 +50,12 @@ class Recipe(BaseModel):
     permutation: str | None = Field(None, description="none, fold, gather, free")
     search: str | None = Field(None, description="assignment, heuristic, greedy")
     allocation: str | None = Field(None, description="uniform, owl, besa; default: the method's")
+    bits: int | None = Field(None, description="2 to 8: put what is kept on an integer grid")
+    group: int | None = Field(None, description="inputs that share a grid, default 128; 0: a row")
+    quantize: Literal["before", "after"] | None = Field(
+        None, description="whether the grid comes before the mask; default after"
+    )
+    pack: bool = Field(False, description="write integers, not the numbers they stand for")
     true_sequential: bool = Field(False, description="statistics anew after each site")
     mlp_only: bool = Field(False, description="leave attention dense")
     skip_blocks: str | None = Field(None, description="A:B, blocks left dense")
@@ -123,14 +130,21 @@ class Recipe(BaseModel):
     def build(self) -> tuple[BlockPruner, Allocation, float]:
         """The pruner, how much goes where, and of all of it.
 
-        An N:M pattern brings its own sparsity, otherwise it is one half.
+        An N:M pattern brings its own sparsity, otherwise it is one half. (``quantize`` removes
+        nothing unless a pattern says what is 0 already.)
         """
         pattern = parse_pattern(self.pattern) if self.pattern is not None else None
         sparsity = self.sparsity
         if sparsity is None:
-            sparsity = pattern.sparsity if isinstance(pattern, NM) else 0.5
+            default = 0.0 if self.method == QUANTIZE else 0.5
+            sparsity = pattern.sparsity if isinstance(pattern, NM) else default
         check_sparsity(sparsity)
         budget = {k: v for k, v in self.settings.items() if k.startswith("allocation.")}
+        if self.pack and self.true_sequential and self.permutation in ("fold", "gather"):
+            raise InputError(
+                "--pack with --true-sequential cannot have --permutation: a later layer's order "
+                "moves rows of an earlier one, which is packed by then. Leave one of them out."
+            )
         pruner = build_method(
             self.method,
             pattern,
@@ -139,8 +153,24 @@ class Recipe(BaseModel):
             self.refine,
             self.permutation,
             self.search,
+            self.grid(),
+            self.quantize,
+            self.pack,
         )
-        return pruner, build_allocation(self.method, pruner, self.allocation, budget), sparsity
+        grid = self.grid() if self.quantize == "before" else None
+        allocation = build_allocation(self.method, pruner, self.allocation, budget, grid)
+        return pruner, allocation, sparsity
+
+    def grid(self) -> Grid | None:
+        """The integer grid of the kept weights, where there is one."""
+        if self.bits is None:
+            given = {"group": self.group, "quantize": self.quantize, "pack": self.pack or None}
+            for name, value in given.items():
+                if value is not None:
+                    raise InputError(f"--{name} is for a run with --bits, such as --bits 4.")
+            return None
+        group = 128 if self.group is None else self.group
+        return Grid(self.bits, group or None)
 
 
 def _alone(pattern: str | None) -> bool:

@@ -145,6 +145,8 @@ class Run:
             seconds=time.perf_counter() - begun,
             layers=reports,
             learning=learner.curves if learner is not None else [],
+            grid=self.recipe.grid(),
+            packed=self.recipe.pack,
         )
         return report, channels.orders if channels else Orders()
 

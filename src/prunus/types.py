@@ -119,6 +119,8 @@ class Pruned:
     """The pattern holds for ``mask_OI[:, order_I]``; None: as stored."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Whatever the report should say about this layer."""
+    packed: Mapping[str, Tensor] = field(default_factory=dict)
+    """What a packed checkpoint holds in place of ``weight``, see ``quantization.packing``."""
 
 
 class LayerPruner(Protocol):
@@ -168,8 +170,8 @@ class BlockPruner(Protocol):
 class Learner(Protocol):
     """Finds the shares of one block after the other, on the way."""
 
-    def __call__(self, block: Block) -> tuple[Plan, Mapping[str, Tensor]]:
-        """The block's plan; and new dense weights for some of its layers, by name."""
+    def __call__(self, block: Block) -> tuple[Plan, BlockPruner]:
+        """The block's plan; and the pruner, with whatever else it learned for this block."""
         ...
 
 

@@ -26,12 +26,12 @@ class Learned:
     Attributes:
         shares: by layer, of each of its rows (O,), before the budget is made exact.
         losses: of every step, reconstruction alone; 1 is the uniform mask's, in the mean.
-        weights: the quantised ones by layer, where clipping strengths were learned too.
+        clipping: γ0 and γ1 (2, O, G) by layer, where they were learned too.
     """
 
     shares: dict[str, Tensor]
     losses: list[float]
-    weights: dict[str, Tensor]
+    clipping: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class BESA:
                 if _moved(before, now) < self.rest:
                     break
                 before = now
-        return Learned(state.shares(), losses, state.quantised() if self.grid else {})
+        return Learned(state.shares(), losses, state.clipping())
 
     def _error(self, replay: Replay, sample: int, weights: Mapping[str, Tensor]) -> Tensor:
         target_TD = replay.target(sample).flatten(0, -2).float()
@@ -237,9 +237,9 @@ class _State:
         return found
 
     @torch.no_grad()
-    def quantised(self) -> dict[str, Tensor]:
-        """The dense weights on their learned grids."""
-        return {name: self._quantised(name) for name in self.weights}
+    def clipping(self) -> dict[str, Tensor]:
+        """The clipping strengths."""
+        return {name: clip.sigmoid() for name, clip in self.clips.items()}
 
     def _quantised(self, name: str) -> Tensor:
         if self.besa.grid is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -128,15 +128,22 @@ class Quantized:
 
     def dequantize(self) -> Tensor:
         """``(q − z) · h`` in the dtype of h, rounded once; exactly 0 where q = z."""
-        inputs = self.q_OI.shape[1]
-        size = self.grid.group or inputs
-        scale_OI, zero_OI = (
-            each_OG.repeat_interleave(size, 1)[:, :inputs]
-            for each_OG in (self.scale_OG, self.zero_OG)
-        )
         wide = torch.promote_types(self.scale_OG.dtype, torch.float32)
-        new_OI = (self.q_OI.to(wide) - zero_OI.to(wide)) * scale_OI.to(wide)
+        new_OI = self.steps_OI.to(wide) * self._spread(self.scale_OG).to(wide)
         return new_OI.to(self.scale_OG.dtype)
+
+    @property
+    def steps_OI(self) -> Tensor:
+        """``q − z``, int16."""
+        return self.q_OI.to(torch.int16) - self._spread(self.zero_OG).to(torch.int16)
+
+    def masked(self, mask_OI: Tensor) -> Quantized:
+        """The same with q = z, which is 0, wherever the mask is False."""
+        return replace(self, q_OI=torch.where(mask_OI, self.q_OI, self._spread(self.zero_OG)))
+
+    def _spread(self, each_OG: Tensor) -> Tensor:
+        inputs = self.q_OI.shape[1]
+        return each_OG.repeat_interleave(self.grid.group or inputs, 1)[:, :inputs]
 
 
 def _smallest_step(dtype: torch.dtype) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from ..methods import METHODS
+from ..methods import ALL, QUANTIZE
 from ..types import LayerReport
 from .pruning_report import PruningReport
 
@@ -20,17 +20,18 @@ def model_card(report: PruningReport, recipe_yaml: str) -> str:
         else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["prunus", "pruned", "sparse", report.method],
+        tags=["prunus", *_tags(report)],
     )
-    method = METHODS[report.method]
+    verb = "quantised" if report.method == QUANTIZE else "pruned"
+    method = ALL[report.method]
     return f"""---
 {data.to_yaml()}
 ---
 
-# {report.model}, pruned
+# {report.model}, {verb}
 
-{report.sparsity:.1%} of the weights in {len(report.layers)} linear layers are exactly zero. Pruned
-without retraining by prunus {report.versions["prunus"]} with
+{report.sparsity:.1%} of the weights in {len(report.layers)} linear layers are exactly zero.
+{verb.capitalize()} without retraining by prunus {report.versions["prunus"]} with
 `{report.method}` ({method.paper}, <{method.url}>).
 
 | | |
@@ -40,8 +41,9 @@ without retraining by prunus {report.versions["prunus"]} with
 | sparsity | {report.requested:.4g} requested, {report.sparsity:.4%} in the tensors |
 | coverage | {report.coverage} |
 | calibration | {report.protocol or "none"} |
+| integer grid | {report.grid or "none"} |
 
-The zeros are stored as ordinary numbers: this checkpoint is as large and as fast as the dense one.
+{_stored(report)}
 
 ```python
 from transformers import AutoModelForCausalLM
@@ -59,6 +61,26 @@ Relative output error: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ on sampled calibration
 ```yaml
 {recipe_yaml}```
 """
+
+
+def _tags(report: PruningReport) -> list[str]:
+    quantised = ["quantised"] if report.grid else []
+    return (
+        quantised if report.method == QUANTIZE else ["pruned", "sparse", *quantised, report.method]
+    )
+
+
+def _stored(report: PruningReport) -> str:
+    if report.packed:
+        return (
+            "The linear layers are stored as packed integers: `pip install compressed-tensors` to "
+            "load them. transformers unpacks them as it loads, into a model as large and as fast "
+            "as the dense one. Pruned weights come back as exactly zero."
+        )
+    numbers = "The zeros are stored as ordinary numbers"
+    if report.grid:
+        numbers = "All weights are stored as ordinary numbers, those that the integers stand for"
+    return f"{numbers}: this checkpoint is as large and as fast as the dense one."
 
 
 ORDERS = {
