@@ -11,21 +11,25 @@ between. From that alone:
   that does not, to an MLP's "down" projection;
 - negating "v" or "up" negates what they feed, which is true of no "q", "k" or "gate";
 - of the two others before an attention, "q" reaches only its own token's output.
+
+Of the experts of a block, one that was given tokens stands for all: the same code multiplies with
+each. A layer that feeds none and has at most one output per expert is a router: it stays dense.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, Kind, Layer, Role
+from .blocks import Block, Kind, Layer, Role, check_share
 from .by_hand import called
 from .errors import UnsupportedModelError
+from .experts import Expert
 from .replay import Call
 from .weights import Weights
 
@@ -51,17 +55,23 @@ def probe_block(
         weights: of the model.
 
     Raises:
-        UnsupportedModelError: a layer that does not run exactly once.
+        UnsupportedModelError: a layer that does not run exactly once; experts that are multiplied
+            in a way that ``by_hand`` does not see.
     """
     by_hand = _not_called(module, linears, call, hidden)
+    linears = {n: m for n, m in linears.items() if n not in by_hand or not _unused(m)}
+    by_hand.intersection_update(linears)
+    check_share(name, module, linears)
     run = partial(cut_forward, module, linears, call, hidden, by_hand=by_hand)
-    flow = _flow(*run())
+    probed = run()
+    twins = _twins(linears, probed[2])
+    flow = _flow(*probed[:2], *(_without(x, twins) for x in probed[2:]))
     roles, fused = _roles(flow, lambda layer: _odd(flow, layer, run(negate=layer)[2]))
-    layers = tuple(
-        Layer(
+    layers = {
+        full: Layer(
             full,
             index,
-            linear,
+            linears[full],
             roles[full],
             flow.kind(full),
             flow.site[full],
@@ -69,22 +79,103 @@ def probe_block(
             fused.get(full, (slice(None),)),
             full in by_hand,
         )
-        for full, linear in linears.items()
-    )
-    return Block(index, name, module, layers, frozenset(flow.producers), weights)
+        for full in flow.inputs
+    }
+    routers = _routers(layers, flow, linears)
+    interior = {twin: seen for twin, seen in twins.items() if seen in flow.producers}
+    found = [
+        layers[full] if full in layers else _twin(full, linears[full], layers[twins[full]], twins)
+        for full in linears
+        if full not in routers
+    ]
+    sites = frozenset((*flow.producers, *interior))
+    return Block(index, name, module, tuple(found), sites, weights, routers)
 
 
 def _not_called(
     module: nn.Module, linears: Mapping[str, nn.Module], call: Call, hidden: Tensor
 ) -> set[str]:
-    """Layers that a forward does not call: maybe it multiplies with their weights by hand."""
+    """Layers that a forward does not call: maybe it multiplies with their weights by hand.
+
+    Raises:
+        UnsupportedModelError: to watch those products changes what the block puts out.
+    """
     seen: set[str] = set()
     with ExitStack() as stack, torch.no_grad():
         for name, linear in linears.items():
             hook = linear.register_forward_pre_hook(lambda _, args, name=name: seen.add(name))
             stack.callback(hook.remove)
-        call(module, hidden.clone())
-    return set(linears) - seen
+        expected = call(module, hidden.clone()).float()
+        missing = set(linears) - seen
+        with called(linears[name] for name in missing):
+            found = call(module, hidden.clone()).float()
+    off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not off <= (1e-3 if hidden.dtype == torch.float32 else 0.03):
+        raise UnsupportedModelError(
+            f"{next(iter(missing))}: to watch what is multiplied with it changes the output of its "
+            f"block by {off:.2g} of its largest. This architecture is not handled yet."
+        )
+    return missing
+
+
+def _unused(linear: nn.Module) -> bool:
+    """Whether a 3-D parameter holds no experts after all: nothing is multiplied matrix by matrix."""
+    return isinstance(linear, Expert) and linear.stack.transposed is None
+
+
+def _twins(linears: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> dict[str, str]:
+    """For every expert but one of each stack, that one: it ran, as did its like in other stacks.
+
+    Raises:
+        UnsupportedModelError: the probing tokens reached no expert that can stand for the others.
+    """
+    experts = {name: m for name, m in linears.items() if isinstance(m, Expert)}
+    ran: dict[int, dict[int, int]] = {}  # by the stack's size: of how many stacks each has run
+    for name, expert in experts.items():
+        times = ran.setdefault(len(expert.stack.tensor), {})
+        times[expert.index] = times.get(expert.index, 0) + (name in inputs)
+    shown = {size: max(times, key=lambda i: (times[i], -i)) for size, times in ran.items()}
+    chosen = {
+        expert.stack: name
+        for name, expert in experts.items()
+        if expert.index == shown[len(expert.stack.tensor)]
+    }
+    unseen = [name for name in chosen.values() if name not in inputs]
+    if unseen:
+        raise UnsupportedModelError(
+            f"No expert of {', '.join(unseen[:2])} and its like ran in the probing forward of a "
+            "few tokens, so prunus cannot see what they are for. Not handled yet."
+        )
+    return {n: chosen[e.stack] for n, e in experts.items() if n != chosen[e.stack]}
+
+
+def _without(tensors: Mapping[str, Tensor], twins: Mapping[str, str]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name not in twins}
+
+
+def _twin(name: str, linear: nn.Module, seen: Layer, twins: Mapping[str, str]) -> Layer:
+    """The layer of an expert, from that of the one that stands for it."""
+    assert isinstance(linear, Expert)
+    index = linear.index
+    own = {other: twin for twin, other in twins.items() if twin.endswith(f".{index}")}
+    site, feeds = own.get(seen.site, seen.site), own.get(seen.feeds or "", seen.feeds)
+    return replace(seen, name=name, module=linear, site=site, feeds=feeds)
+
+
+def _routers(
+    layers: Mapping[str, Layer], flow: _Flow, linears: Mapping[str, nn.Module]
+) -> tuple[str, ...]:
+    """Linear maps from the stream to scores of experts, or to one for all that are shared."""
+    stacks = [len(m.stack.tensor) for m in linears.values() if isinstance(m, Expert)]
+    return tuple(
+        name
+        for name, layer in layers.items()
+        if layer.expert is None
+        and layer.role == "other"
+        and layer.feeds is None
+        and layer.site not in flow.producers
+        and layer.shape[0] <= max(stacks, default=0)
+    )
 
 
 @dataclass
@@ -145,11 +236,11 @@ def cut_forward(
         for name, linear in linears.items():
             stack.callback(linear.register_forward_hook(cut(name)).remove)
         output = call(module, hidden.clone())
-    unseen = [name for name in linears if name not in inputs]
+    unseen = [n for n, m in linears.items() if n not in inputs and not isinstance(m, Expert)]
     if unseen:
         raise UnsupportedModelError(
-            f"{', '.join(unseen[:4])} did not run in the probing forward. Mixtures of experts and "
-            "blocks that skip layers are not handled yet."
+            f"{', '.join(unseen[:4])} did not run in the probing forward. Blocks that skip layers, "
+            "and lists of experts that are modules, are not handled yet."
         )
     return hidden, output, inputs, outputs
 
