@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from .by_hand import called
 from .errors import NumericalError, UnsupportedModelError
 from .experts import Expert, find_stacks, one_by_one
-from .types import Plan
+from .types import Plan, parameter_of
 from .weights import Weights
 
 OTHER = 0.05  # of a block's weights may be convolutions or states (Mamba): they stay dense
@@ -147,11 +147,6 @@ def outputs_first(module: nn.Module) -> Tensor:
     """A view (O, I) of the weight of an ``nn.Linear``, a ``Conv1D`` or an expert."""
     weight: Tensor = module.weight.detach()  # type: ignore[operator]
     return weight.T if _transposed(module) else weight
-
-
-def parameter_of(layer: str, expert: int | None) -> str:
-    """The full name of the parameter that holds a layer's weight."""
-    return f"{layer}.weight" if expert is None else layer.removesuffix(f".{expert}")
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:

@@ -24,8 +24,9 @@ from .journal import Journal
 from .observer import Observer
 from .permutation.ordering import Ordering, thinned, together
 from .replay import Recording
+from .routing import fed, routed
 from .stats import Statistics, TokenSample
-from .types import BlockPruner, LayerReport, Needs, Plan, Pruned
+from .types import BlockPruner, LayerReport, Needs, Plan, Pruned, parameter_of
 
 
 @torch.no_grad()
@@ -38,6 +39,7 @@ def prune_blocks(
     device: torch.device,
     observer: Observer,
     true_sequential: bool = False,
+    min_tokens: int | None = None,
     channels: Channels | None = None,
     journal: Journal | None = None,
 ) -> list[LayerReport]:
@@ -70,7 +72,9 @@ def prune_blocks(
             if done is None:
                 done = []
                 for stage in _stages(block, plan, true_sequential):
-                    stats = _stats(block, len(blocks), recording, pruner.needs, device, observer)
+                    stats = _stats(
+                        block, len(blocks), recording, pruner.needs, min_tokens, device, observer
+                    )
                     observer.block(block.index, len(blocks), block.name, "prune")
                     with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
                         done += _prune(block, stats, pruner, stage, observer, notes)
@@ -101,6 +105,7 @@ def _stats(
     blocks: int,
     recording: Recording | None,
     needs: Needs,
+    min_tokens: int | None,
     device: torch.device,
     observer: Observer,
     step: str = "record",
@@ -109,7 +114,8 @@ def _stats(
     observer.block(block.index, blocks, block.name, step)
     if recording is None:
         return _Weightless(device)
-    return _gather(block, recording, needs, device, observer, advance=step == "order")
+    stats = _gather(block, recording, needs, device, observer, advance=step == "order")
+    return fed(block, stats, needs, min_tokens)
 
 
 @torch.no_grad()
@@ -119,6 +125,7 @@ def residual_order(
     ordering: Ordering,
     plan: Plan,
     *,
+    min_tokens: int | None = None,
     device: torch.device,
     observer: Observer,
 ) -> Tensor:
@@ -137,7 +144,9 @@ def residual_order(
     for block in blocks[: last + 1]:
         with _on(device, block):
             needs = ordering.score.needs
-            stats = _stats(block, len(blocks), recording, needs, device, observer, "order")
+            stats = _stats(
+                block, len(blocks), recording, needs, min_tokens, device, observer, "order"
+            )
             for layer in readers[block.index]:
                 score_OI = ordering.score(layer.weight_OI, stats[layer.site])
                 scores.append(thinned(together([score_OI]), share))
@@ -161,12 +170,18 @@ def _arranged(
 
 
 def _stages(block: Block, plan: Plan, true_sequential: bool) -> list[Plan]:
-    """The plan of the block's layers, whole or site by site: one gathering of statistics each."""
+    """The plan of the block's layers, whole or site by site: one gathering of statistics each.
+
+    The sites of all experts that read alike count as one.
+    """
     layers = block.planned(plan)
     if not true_sequential:
         return [{layer.name: plan[layer.name] for layer in layers}] if layers else []
-    sites = dict.fromkeys(layer.site for layer in layers)
-    return [{layer.name: plan[layer.name] for layer in layers if layer.site == s} for s in sites]
+    stages: dict[str, dict[str, float]] = {}
+    for layer in layers:
+        site = parameter_of(layer.site, layer.expert)
+        stages.setdefault(site, {})[layer.name] = plan[layer.name]
+    return list(stages.values())
 
 
 class _Weightless(dict[str, Statistics]):
@@ -242,7 +257,8 @@ def _prune(
             updated=updated,
             error_before_update=before,
             seconds=time.perf_counter() - begun,
-            notes={**pruned.notes, **notes.get(layer.name, {})},
+            notes={**pruned.notes, **routed(layer, stats[layer.site]), **notes.get(layer.name, {})},
+            expert=layer.expert,
         )
         reports.append(report)
         observer.layer(report)

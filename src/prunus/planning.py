@@ -139,6 +139,7 @@ def _rehearse(run: Run, block: Block) -> dict[str, float]:
             plan,
             device=run.device,
             observer=watch,
+            min_tokens=run.recipe.min_tokens,
             channels=run.channels(),
         )
         begun = time.perf_counter()
@@ -165,7 +166,7 @@ def _kept(run: Run, block: Block) -> Iterator[None]:
 
 def _kinds(run: Run) -> list[Kind]:
     """Every parameter once, counted by what it is for."""
-    layers = {f"{x.name}.weight": x for block in run.blocks for x in block.layers}
+    layers = {x.parameter: x for block in run.blocks for x in block.layers}
     ends = [run.weights.model.get_input_embeddings(), run.weights.model.get_output_embeddings()]
     tables = {
         id(p): kind
@@ -180,8 +181,10 @@ def _kinds(run: Run) -> list[Kind]:
         layer = layers.get(name)
         if layer is not None:
             kind = layer.role if layer.role != "other" else "other layers of blocks"
+            kind = kind if layer.expert is None else f"{kind} of experts"
         elif name.startswith(inside):
-            kind = "norms and biases of blocks"
+            matrix = parameter.ndim > 1 and not name.endswith("bias")
+            kind = f"{'routers and other matrices' if matrix else 'norms and biases'} of blocks"
         else:
             kind = tables.get(id(parameter), "others outside of blocks")
         count = counts.setdefault(kind, [0, 0, 0])

@@ -48,6 +48,9 @@ class Recipe(BaseModel):
     permutation: str | None = Field(None, description="none, fold, gather, free")
     search: str | None = Field(None, description="assignment, heuristic, greedy")
     true_sequential: bool = Field(False, description="statistics anew after each site")
+    min_tokens: int | None = Field(
+        None, ge=0, description="an expert with fewer is pruned by its weights alone"
+    )
     mlp_only: bool = Field(False, description="leave attention dense")
     skip_blocks: str | None = Field(None, description="A:B, blocks left dense")
     calibration: str | None = Field(

@@ -24,6 +24,7 @@ from .permutation.orders import Orders
 from .recipe import Recipe
 from .replay import Recording, Trace
 from .report import Coverage, PruningReport
+from .report.experts import ExpertTokens
 from .report.pruning_report import realised_sparsity
 from .spill import Spilled
 from .survey import any_tokens, inspect, start
@@ -115,6 +116,7 @@ class Run:
             device=self.device,
             observer=self.observer,
             true_sequential=self.recipe.true_sequential,
+            min_tokens=self.recipe.min_tokens,
             channels=channels,
             journal=journal,
         )
@@ -129,6 +131,7 @@ class Run:
             protocol=self.protocol,
             seconds=time.perf_counter() - begun,
             layers=reports,
+            experts=ExpertTokens.of(reports),
         )
         return report, channels.orders if channels else Orders()
 
@@ -154,9 +157,15 @@ class Run:
         if channels is not None and ordering is not None and channels.residual is not None:
             order_I = journal.residual if journal is not None else None
             if order_I is None:
-                where: Any = {"device": self.device, "observer": self.observer}
-                recording = self.recording()
-                order_I = residual_order(self.blocks, recording, ordering, self.plan, **where)
+                order_I = residual_order(
+                    self.blocks,
+                    self.recording(),
+                    ordering,
+                    self.plan,
+                    min_tokens=self.recipe.min_tokens,
+                    device=self.device,
+                    observer=self.observer,
+                )
                 if journal is not None:
                     journal.order_residual(order_I)
             channels.fold_residual(order_I)

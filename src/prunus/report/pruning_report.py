@@ -20,6 +20,7 @@ from ..blocks import Block
 from ..calibration import Protocol
 from ..errors import CheckpointError, UnsupportedModelError
 from ..types import LayerReport
+from .experts import ExpertTokens
 
 FILE = "pruning_report.json"
 
@@ -95,6 +96,7 @@ class PruningReport:
         protocol: the calibration; None: none was used.
         seconds: the whole run, without loading and saving.
         layers: one entry per layer.
+        experts: how many tokens each saw, block by block, where there are any.
         versions: of the software that matters.
     """
 
@@ -108,6 +110,7 @@ class PruningReport:
     protocol: Protocol | None
     seconds: float
     layers: list[LayerReport]
+    experts: list[ExpertTokens] = field(default_factory=list)
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "prunus": __version__,
@@ -130,6 +133,7 @@ class PruningReport:
             "method": self.method,
             "pattern": self.pattern,
             "layers": len(self.layers),
+            **({"experts": [asdict(x) for x in self.experts]} if self.experts else {}),
             "calibration_sha256": self.protocol.sha256 if self.protocol else None,
         }
 
