@@ -1,8 +1,9 @@
 """Finds the decoder blocks of a model and their linear layers, by structure alone.
 
 No model names: the blocks are the ModuleList that holds the most parameters, a layer is an
-``nn.Linear``, transformers' ``Conv1D`` or an expert's matrix in it (``experts``), and ``probe`` finds
-out what each layer is for. A block with more than a twentieth of its weights elsewhere is refused.
+``nn.Linear``, transformers' ``Conv1D`` or an expert's matrix in it (``experts``), and ``probe``
+finds out what each layer is for. A block with more than a twentieth of its weights elsewhere is
+refused.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 from .experts import Expert
@@ -33,7 +33,7 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output: Tensor | None = None
-        if func is F.linear:
+        if func is linear:
             output = self._linear(*args, **kwargs)
         elif func in PRODUCTS and len(args) == 2 and not kwargs:
             left, right = args
@@ -114,7 +114,7 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
 
 
 def _layout(matrix: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -55,6 +55,7 @@ def prune_blocks(
         true_sequential: gather the statistics of every site after the sites before it have been
             pruned, not once from the dense block. (GPTQ's word; the papers here use the dense
             block.)
+        min_tokens: an expert that is given fewer is pruned by its weights alone; see ``routing``.
         channels: where the pruner wants an ordering of them.
         journal: takes every block when it is pruned, and gives those of an earlier run back.
 

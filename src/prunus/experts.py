@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 
@@ -71,7 +71,7 @@ class Expert(nn.Module):
 
     def forward(self, inputs_TI: Tensor) -> Tensor:
         """The product alone: whoever multiplies by hand adds the bias by hand."""
-        return F.linear(inputs_TI, self.weight.T if self.transposed else self.weight)
+        return linear(inputs_TI, self.weight.T if self.transposed else self.weight)
 
 
 def find_stacks(path: str, module: nn.Module) -> list[Stack]:

@@ -28,8 +28,8 @@ class Gram:
     def enough(features: int) -> int:
         """Tokens from which an update helps the output on *other* tokens; measured.
 
-        With fewer it fits those that it has seen and errs more than magnitude with no update: most
-        of all where there are half as many tokens as inputs.
+        With fewer it fits those that it has seen and errs more than magnitude with no update: worst
+        at half as many tokens as inputs (SparseGPT) to as many (MRP).
         """
         return 2 * features
 

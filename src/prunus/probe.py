@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ from .errors import UnsupportedModelError
 from .experts import Expert
 from .replay import Call
 from .weights import Weights
+
+T = TypeVar("T")
 
 
 def probe_block(
@@ -58,14 +61,12 @@ def probe_block(
         UnsupportedModelError: a layer that does not run exactly once; experts that are multiplied
             in a way that ``by_hand`` does not see.
     """
-    by_hand = _not_called(module, linears, call, hidden)
-    linears = {n: m for n, m in linears.items() if n not in by_hand or not _unused(m)}
-    by_hand.intersection_update(linears)
+    linears, by_hand = _found(module, linears, call, hidden)
     check_share(name, module, linears)
     run = partial(cut_forward, module, linears, call, hidden, by_hand=by_hand)
-    probed = run()
-    twins = _twins(linears, probed[2])
-    flow = _flow(*probed[:2], *(_without(x, twins) for x in probed[2:]))
+    leaf, output, inputs, outputs = run()
+    twins = _twins(linears, inputs)
+    flow = _flow(leaf, output, _without(inputs, twins), _without(outputs, twins))
     roles, fused = _roles(flow, lambda layer: _odd(flow, layer, run(negate=layer)[2]))
     layers = {
         full: Layer(
@@ -79,48 +80,53 @@ def probe_block(
             fused.get(full, (slice(None),)),
             full in by_hand,
         )
-        for full in flow.inputs
+        for full in linears
+        if full not in twins
     }
     routers = _routers(layers, flow, linears)
-    interior = {twin: seen for twin, seen in twins.items() if seen in flow.producers}
-    found = [
-        layers[full] if full in layers else _twin(full, linears[full], layers[twins[full]], twins)
-        for full in linears
-        if full not in routers
-    ]
-    sites = frozenset((*flow.producers, *interior))
-    return Block(index, name, module, tuple(found), sites, weights, routers)
+    layers = _sites_renamed(_without(layers, routers))
+    every = {x: _twin(x, linears[x], layers[twins[x]], twins) for x in twins} | layers
+    fed = frozenset(layer.feeds for layer in every.values() if layer.feeds is not None)
+    ordered = tuple(every[full] for full in linears if full in every)
+    return Block(index, name, module, ordered, fed, weights, routers)
 
 
-def _not_called(
+def _found(
     module: nn.Module, linears: Mapping[str, nn.Module], call: Call, hidden: Tensor
-) -> set[str]:
-    """Layers that a forward does not call: maybe it multiplies with their weights by hand.
+) -> tuple[dict[str, nn.Module], set[str]]:
+    """Those that are layers, and which of them the block multiplies by hand and does not call.
+
+    A linear map that puts out more than a tensor is a router; a 3-D parameter of which no matrix
+    was multiplied holds no experts.
 
     Raises:
-        UnsupportedModelError: to watch those products changes what the block puts out.
+        UnsupportedModelError: to watch what is done by hand changes what the block puts out.
     """
-    seen: set[str] = set()
+    seen: dict[str, Any] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _, args, output: seen.update({name: output})
+
     with ExitStack() as stack, torch.no_grad():
         for name, linear in linears.items():
-            hook = linear.register_forward_pre_hook(lambda _, args, name=name: seen.add(name))
-            stack.callback(hook.remove)
+            stack.callback(linear.register_forward_hook(note(name)).remove)
         expected = call(module, hidden.clone()).float()
-        missing = set(linears) - seen
-        with called(linears[name] for name in missing):
-            found = call(module, hidden.clone()).float()
+    by_hand = set(linears) - set(seen)
+    with called(linears[name] for name in by_hand), torch.no_grad():
+        found = call(module, hidden.clone()).float()
     off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not off <= (1e-3 if hidden.dtype == torch.float32 else 0.03):
         raise UnsupportedModelError(
-            f"{next(iter(missing))}: to watch what is multiplied with it changes the output of its "
+            f"{next(iter(by_hand))}: to watch what is multiplied with it changes the output of its "
             f"block by {off:.2g} of its largest. This architecture is not handled yet."
         )
-    return missing
-
-
-def _unused(linear: nn.Module) -> bool:
-    """Whether a 3-D parameter holds no experts after all: nothing is multiplied matrix by matrix."""
-    return isinstance(linear, Expert) and linear.stack.transposed is None
+    layers = {
+        name: linear
+        for name, linear in linears.items()
+        if isinstance(seen.get(name), Tensor | None)
+        and not (isinstance(linear, Expert) and linear.stack.transposed is None)
+    }
+    return layers, by_hand.intersection(layers)
 
 
 def _twins(linears: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> dict[str, str]:
@@ -149,8 +155,8 @@ def _twins(linears: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> di
     return {n: chosen[e.stack] for n, e in experts.items() if n != chosen[e.stack]}
 
 
-def _without(tensors: Mapping[str, Tensor], twins: Mapping[str, str]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if name not in twins}
+def _without(named: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
+    return {name: value for name, value in named.items() if name not in names}
 
 
 def _twin(name: str, linear: nn.Module, seen: Layer, twins: Mapping[str, str]) -> Layer:
@@ -160,6 +166,14 @@ def _twin(name: str, linear: nn.Module, seen: Layer, twins: Mapping[str, str]) -
     own = {other: twin for twin, other in twins.items() if twin.endswith(f".{index}")}
     site, feeds = own.get(seen.site, seen.site), own.get(seen.feeds or "", seen.feeds)
     return replace(seen, name=name, module=linear, site=site, feeds=feeds)
+
+
+def _sites_renamed(layers: Mapping[str, Layer]) -> dict[str, Layer]:
+    """Sites are called after their first layer, where that was a router after the next one."""
+    first: dict[str, str] = {}
+    for name, layer in layers.items():
+        first.setdefault(layer.site, name)
+    return {name: replace(layer, site=first[layer.site]) for name, layer in layers.items()}
 
 
 def _routers(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from .blocks import find_blocks
 from .channels import Channels
-from .checkpoint import check_shards, load_weights, read_tensors
+from .checkpoint import check_shards, load_weights
 from .errors import CheckpointError
 from .patterns import NM, Unstructured, parse_pattern, removed
 from .permutation.interior import Interior
 from .permutation.orders import Orders
 from .report.pruning_report import PruningReport, read_report
 from .spill import Scratch
+from .stored import Stored, read_layers
 from .survey import any_tokens, inspect
 from .types import LayerReport, Pattern
 from .weights import Weights
@@ -102,11 +103,12 @@ def verify(
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no checkpoint: it has no config.json.")
     found = Verification()
-    tensors = check_shards(folder)
+    check_shards(folder)
     report = read_report(folder)
     _check_config(folder, found)
     orders = Orders.read(folder)
-    _check_layers(report, tensors, orders, parse_pattern(pattern) if pattern else None, found)
+    demanded = parse_pattern(pattern) if pattern else None
+    _check_layers(report, read_layers(folder, report, trust_remote_code), orders, demanded, found)
     if source is not None:
         _check_against(folder, source, report, orders, found, trust_remote_code)
     if reload:
@@ -127,32 +129,23 @@ def _check_config(folder: Path, found: Verification) -> None:
 
 def _check_layers(
     report: PruningReport,
-    tensors: dict[str, Path],
+    tensors: Iterable[Stored],
     orders: Orders,
     demanded: Pattern | None,
     found: Verification,
 ) -> None:
     zeros = weights = 0
-    layers = {f"{layer.name}.weight": layer for layer in report.layers}
-    for name, tensor in read_tensors(tensors):
+    missing = {layer.name: layer.parameter for layer in report.layers}
+    for name, tensor, layers in tensors:
         if not bool(tensor.isfinite().all()):
             found.problems.append(f"{name} holds NaN or inf.")
-        layer = layers.pop(name, None)
-        if layer is None:
-            continue
-        weight_OI = tensor.T if layer.transposed else tensor
-        count = int((weight_OI == 0).sum())
-        zeros, weights = zeros + count, weights + weight_OI.numel()
-        found.problems += _layer_problems(name, weight_OI, count, layer)
-        if tuple(weight_OI.shape) == layer.shape:
-            weight_OI, pattern, shown = _as_ordered(weight_OI, layer, orders, demanded)
-            if demanded is not None and str(demanded) != shown:
-                found.problems.append(
-                    f"{name} has {shown}; in the stored order, which hardware reads, it has not."
-                )
-            found.patterns[shown] = found.patterns.get(shown, 0) + 1
-            found.problems += _pattern_problems(name, weight_OI, pattern, layer)
-    found.problems += [f"{name} is in the report but not in the checkpoint." for name in layers]
+        for layer, weight_OI in layers:
+            missing.pop(layer.name)
+            count = int((weight_OI == 0).sum())
+            zeros, weights = zeros + count, weights + weight_OI.numel()
+            _check_layer(layer, weight_OI, count, orders, demanded, found)
+    names = dict.fromkeys(missing.values())
+    found.problems += [f"{name} is in the report but not in the checkpoint." for name in names]
     found.sparsity = zeros / weights if weights else 0.0
     if weights != report.coverage.pruned_weights:
         found.problems.append(
@@ -164,6 +157,27 @@ def _check_layers(
             f"The report says {report.sparsity:.6f} of all is zero; it is {found.sparsity:.6f}."
         )
     found.checks += ["finite weights", "zeros per comparison group", "report against tensors"]
+
+
+def _check_layer(
+    layer: LayerReport,
+    weight_OI: Tensor,
+    zeros: int,
+    orders: Orders,
+    demanded: Pattern | None,
+    found: Verification,
+) -> None:
+    name = layer.parameter if layer.expert is None else layer.name
+    found.problems += _layer_problems(name, weight_OI, zeros, layer)
+    if tuple(weight_OI.shape) != layer.shape:
+        return
+    weight_OI, pattern, shown = _as_ordered(weight_OI, layer, orders, demanded)
+    if demanded is not None and str(demanded) != shown:
+        found.problems.append(
+            f"{name} has {shown}; in the stored order, which hardware reads, it has not."
+        )
+    found.patterns[shown] = found.patterns.get(shown, 0) + 1
+    found.problems += _pattern_problems(name, weight_OI, pattern, layer)
 
 
 def _as_ordered(
@@ -249,7 +263,9 @@ def _check_against(
         if orders.residual is not None:
             channels.fold_residual(orders.residual)
         interiors = channels.interiors
-    pruned = {f"{layer.name}.weight": layer.updated for layer in report.layers}
+    pruned: dict[str, bool] = {}
+    for layer in report.layers:
+        pruned[layer.parameter] = layer.updated or pruned.get(layer.parameter, False)
     touched, moved, others = [], [], 0
     for name, tensor, was in _pairs(new, old, orders, interiors):
         others += name not in pruned
