@@ -194,8 +194,7 @@ class LayerReport:
     @property
     def kind(self) -> str:
         """The last word of its name, the same in all blocks and for all experts."""
-        name = self.name if self.expert is None else self.parameter
-        return name.rsplit(".", 1)[-1]
+        return self.parameter.removesuffix(".weight").rsplit(".", 1)[-1]
 
 
 def parameter_of(layer: str, expert: int | None) -> str:
