@@ -16,7 +16,7 @@ from .blocks import Block
 from .engine import prune_blocks
 from .observer import Silent
 from .run import Run
-from .weights import InMemory
+from .weights import InMemory, Streamed
 
 REHEARSED = 2  # samples
 ADVICE = (
@@ -93,13 +93,15 @@ def forecast(run: Run) -> Plan:
     hidden = _hidden_bytes(run)
     held = 0 if run.spill else hidden
     total = sum(p.numel() * p.itemsize for p in run.weights.model.parameters())
-    merged = min(map(_block_bytes, run.blocks)) * 2 <= SMALL  # shards are copied into larger ones
+    converted = run.weights.converted_bytes if isinstance(run.weights, Streamed) else 0
+    # Shards are copied into larger ones, or because their names on disk are others.
+    merged = min(map(_block_bytes, run.blocks)) * 2 <= SMALL or converted > 0
     return Plan(
         coverage=run.coverage.share,
         kinds=_kinds(run),
         sparsity=float(run.recipe.sparsity or 0),
         peak_bytes=_peak() + held + search + shard,
-        disk_bytes=total * (2 if merged else 1) + hidden - held,
+        disk_bytes=total * (2 if merged else 1) + hidden - held + 2 * converted,
         seconds=seconds,
         blocks=len(run.blocks),
         rehearsed=times,

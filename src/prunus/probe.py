@@ -86,9 +86,9 @@ def probe_block(
     routers = _routers(layers, flow, linears)
     layers = _sites_renamed(_without(layers, routers))
     every = {x: _twin(x, linears[x], layers[twins[x]], twins) for x in twins} | layers
-    fed = frozenset(layer.feeds for layer in every.values() if layer.feeds is not None)
+    interior = {x.site for n, x in every.items() if layers[twins.get(n, n)].site in flow.producers}
     ordered = tuple(every[full] for full in linears if full in every)
-    return Block(index, name, module, ordered, fed, weights, routers)
+    return Block(index, name, module, ordered, frozenset(interior), weights, routers)
 
 
 def _found(
