@@ -93,7 +93,12 @@ MIXTURES = {
     **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text"), NEXT),
 }  # fmt: skip
 OUTSIDE = r"\d+% of its weights outside of linear layers and experts: "
+DBRX = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64,
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}}  # fmt: skip
 REFUSED = {
+    # All experts one below the other in a parameter of two dimensions: nothing says how many.
+    "dbrx": (DBRX, OUTSIDE + r"ffn\.experts\.mlp\.w1"),
     # Matrices for all heads in parameters of two dimensions, multiplied by baddbmm.
     "recurrent_gemma": (MLP, OUTSIDE + r"temporal_block\.conv_1d"),
 }

@@ -23,7 +23,7 @@ def read_layers(
 
     First all tensors of the files. What the model has under another name or in another layout, such
     as experts that lie there one by one, comes after that through transformers' own mapping, a
-    block at a time.
+    block at a time. Layers that are nowhere are left out.
     """
     layers: dict[str, list[LayerReport]] = {}
     for layer in report.layers:
@@ -32,7 +32,10 @@ def read_layers(
         yield name, tensor, [_of(layer, tensor) for layer in layers.pop(name, [])]
     if not layers:
         return
-    weights = load_weights(folder, trust_remote_code=trust_remote_code, stream=True)
+    try:
+        weights = load_weights(folder, trust_remote_code=trust_remote_code, stream=True)
+    except CheckpointError:  # tensors are missing: the layers that are left are in none
+        return
     for block in find_blocks(weights.model):
         if any(name.startswith(f"{block}.") for name in layers):
             with weights.at_hand(block) as module:

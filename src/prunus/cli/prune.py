@@ -130,6 +130,7 @@ def run(
     print_line(f"{output}: {report.sparsity:.2%} of {len(report.layers)} layers are zero")
     print_line(f"  covers {report.coverage}")
     if report.experts:
+        print_line("  tokens that experts were given, block by block; routers stay dense:")
         print_table(COLUMNS, [block.cells for block in report.experts])
     print_line(f"  {report.seconds:.0f} s; verified: pattern, zeros, reload in a fresh process")
     print_line("  Stored as ordinary numbers: as large and as fast as the dense model.")

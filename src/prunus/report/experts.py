@@ -43,7 +43,7 @@ class ExpertTokens:
     def cells(self) -> tuple[str, ...]:
         """Of a table with the columns of ``COLUMNS``."""
         alone = self.by_weights_alone
-        some = ", ".join(map(str, alone[:8])) + (" …" if len(alone) > 8 else "")
+        some = ", ".join(map(str, alone[:4])) + (" …" if len(alone) > 4 else "")
         return (
             self.name,
             str(len(self.tokens)),
@@ -54,4 +54,4 @@ class ExpertTokens:
         )
 
 
-COLUMNS = ("experts", "count", "fewest tokens", "median", "most", "by weights alone")
+COLUMNS = ("experts", "count", "fewest", "median", "most", "by weights alone")

@@ -92,7 +92,7 @@ def _experts(experts: Sequence[ExpertTokens]) -> str:
 ## Experts
 
 Each was pruned with the statistics of the calibration tokens that were routed to it, and where
-those were too few by its weights alone. Routers are dense.
+those were too few by its weights alone. How many they were, block by block; routers are dense.
 
 {table}"""
 
