@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import prunus
 from conftest import MODELS
 from prunus.blocks import find_linears
-from prunus.engine import _gather
+from prunus.engine import gathered
 from prunus.errors import InputError, UnsupportedModelError
 from prunus.gram import Gram
 from prunus.methods import METHODS, build_method
@@ -103,7 +103,8 @@ def test_statistics_are_those_of_a_literal_loop_over_routed_tokens(family):
     first, last = routed_tokens(model, family)
     blocks, traced = inspect(model, IDS)
     recording = start(model, blocks, traced, IDS)
-    stats = _gather(blocks[0], recording, (ColumnNorm, Gram), torch.device("cpu"), Silent())
+    recording.min_tokens = 0
+    stats = gathered(blocks[0], recording, (ColumnNorm, Gram), torch.device("cpu"), Silent())
     experts = [layer for layer in blocks[0].layers if layer.expert is not None]
     assert len(experts) == 8
     for layer in experts:

@@ -22,6 +22,29 @@ def test_the_histogram_counts_channels_by_the_share_that_stays(tmp_path, monkeyp
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_sparsity_is_drawn_by_role_over_depth(tmp_path, monkeypatch, tiny_llama):
+    from matplotlib.axes import Axes
+
+    import prunus
+    from prunus.report.plots import sparsity_found
+
+    seen = {}
+    plot = Axes.plot
+
+    def note(self, x, y, **kwargs):
+        seen[kwargs["label"]] = (x, y)
+        return plot(self, x, y, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", note)
+    model, _ = tiny_llama
+    layers = prunus.prune(model, method="ri").report.layers
+    sparsity_found(layers, tmp_path / "x.png")
+    assert list(seen) == ["q", "k", "v", "o", "gate", "up", "down"]
+    down = [layer.sparsity for layer in layers if layer.role == "down"]
+    assert seen["down"] == ([0, 1, 2], down)
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_the_command_line_does_not_need_it():
     import subprocess
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .allocation import Allocation, Uniform
 from .calibration import Protocol, read_documents
 from .calibration.tokens import (
     GIVEN,
@@ -143,7 +144,7 @@ def _prepared(
 ) -> tuple[Run, Any]:
     """All that comes before the first change: a run, and the tokenizer if one is needed."""
     observer = observer or Silent()
-    recipe, pruner = _resolved(recipe, fields, tokens_ST is not None)
+    recipe, pruner, allocation = _resolved(recipe, fields, tokens_ST is not None)
     device = pick_device(recipe.device)  # raises before the model is loaded
     weights: Weights
     if isinstance(model, str | Path):
@@ -167,24 +168,28 @@ def _prepared(
     )
     path = model if isinstance(model, str | Path) else weights.model.config.name_or_path
     name, folder = str(path or "in memory"), Path(spill).expanduser() if spill else None
-    return Run.of(weights, name, recipe, pruner, tokens, device, observer, folder), tokenizer
+    run = Run.of(weights, name, recipe, pruner, allocation, tokens, device, observer, folder)
+    return run, tokenizer
 
 
 def _resolved(
     recipe: Recipe | str | Path | None, fields: dict[str, Any], tokens_given: bool
-) -> tuple[Recipe, BlockPruner]:
-    """The recipe with its defaults filled in, and the pruner that it spells."""
+) -> tuple[Recipe, BlockPruner, Allocation]:
+    """The recipe with its defaults filled in, and what it spells."""
     recipe = _recipe(recipe, fields)
-    pruner, sparsity = recipe.build()
-    source = recipe.calibration or ("builtin" if pruner.needs else "none")
+    pruner, allocation, sparsity = recipe.build()
+    reads = bool(pruner.needs) or not isinstance(allocation, Uniform)
+    source = recipe.calibration or ("builtin" if reads else "none")
     if tokens_given:
         source = GIVEN
-    if pruner.needs and source == "none":
+    if reads and source == "none":
+        what = METHODS[recipe.method].needs if pruner.needs else f"--allocation {recipe.allocation}"
         raise CalibrationError(
-            f"{recipe.method} reads activations ({METHODS[recipe.method].needs}), so it needs "
-            "calibration text. Give a source, or use magnitude or ri."
+            f"{recipe.method} reads activations ({what}), so it needs calibration text. Give a "
+            "source, or use magnitude or ri."
         )
-    return recipe.model_copy(update={"sparsity": sparsity, "calibration": source}), pruner
+    filled = recipe.model_copy(update={"sparsity": sparsity, "calibration": source})
+    return filled, pruner, allocation
 
 
 def evaluate(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .allocation.owl import OWL
 from .blocks import Block, Layer
 from .channels import Channels
 from .errors import NumericalError, PrunusError
@@ -26,7 +27,17 @@ from .permutation.ordering import Ordering, thinned, together
 from .replay import Recording
 from .routing import fed, routed
 from .stats import Statistics, TokenSample
-from .types import BlockPruner, LayerReport, Needs, Plan, Pruned, parameter_of
+from .types import (
+    BlockPruner,
+    LayerReport,
+    Learner,
+    Needs,
+    Plan,
+    Pruned,
+    Share,
+    parameter_of,
+    requested,
+)
 
 
 @torch.no_grad()
@@ -39,8 +50,8 @@ def prune_blocks(
     device: torch.device,
     observer: Observer,
     true_sequential: bool = False,
-    min_tokens: int | None = None,
     channels: Channels | None = None,
+    learner: Learner | None = None,
     journal: Journal | None = None,
 ) -> list[LayerReport]:
     """Prune the planned layers in place, each block on the outputs of the pruned ones before it.
@@ -55,8 +66,8 @@ def prune_blocks(
         true_sequential: gather the statistics of every site after the sites before it have been
             pruned, not once from the dense block. (GPTQ's word; the papers here use the dense
             block.)
-        min_tokens: an expert that is given fewer is pruned by its weights alone; see ``routing``.
         channels: where the pruner wants an ordering of them.
+        learner: finds the shares of each block's layers in place of the plan's.
         journal: takes every block when it is pruned, and gives those of an earlier run back.
 
     Raises:
@@ -68,17 +79,17 @@ def prune_blocks(
     reports: list[LayerReport] = []
     last = max((block.index for block in blocks if block.planned(plan)), default=-1)
     for block in blocks[: last + 1]:
-        with _on(device, block):
+        with on(device, block):
+            shares, quantised = learner(block) if learner is not None else (plan, {})
             done = journal.restore(block, channels) if journal is not None else None
             if done is None:
                 done = []
-                for stage in _stages(block, plan, true_sequential):
-                    stats = _stats(
-                        block, len(blocks), recording, pruner.needs, min_tokens, device, observer
-                    )
+                dense = _quantise(block, quantised)
+                for stage in _stages(block, shares, true_sequential):
+                    stats = _stats(block, len(blocks), recording, pruner.needs, device, observer)
                     observer.block(block.index, len(blocks), block.name, "prune")
                     with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
-                        done += _prune(block, stats, pruner, stage, observer, notes)
+                        done += _prune(block, stats, pruner, stage, observer, notes, dense)
                 if journal is not None:
                     journal.write(block, done, channels)
             reports += done
@@ -89,8 +100,18 @@ def prune_blocks(
     return reports
 
 
+def _quantise(block: Block, quantised: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give layers these weights; returns the dense ones that they had."""
+    dense = {}
+    for layer in block.layers:
+        if layer.name in quantised:
+            dense[layer.name] = layer.weight_OI.clone()
+            layer.write(quantised[layer.name])
+    return dense
+
+
 @contextmanager
-def _on(device: torch.device, block: Block) -> Iterator[None]:
+def on(device: torch.device, block: Block) -> Iterator[None]:
     """The block's weights at hand and on the device; then back where they were."""
     with block.at_hand():
         home = next(block.module.parameters()).device
@@ -106,7 +127,6 @@ def _stats(
     blocks: int,
     recording: Recording | None,
     needs: Needs,
-    min_tokens: int | None,
     device: torch.device,
     observer: Observer,
     step: str = "record",
@@ -115,8 +135,52 @@ def _stats(
     observer.block(block.index, blocks, block.name, step)
     if recording is None:
         return _Weightless(device)
-    stats = _gather(block, recording, needs, device, observer, advance=step == "order")
-    return fed(block, stats, needs, min_tokens)
+    return gathered(block, recording, needs, device, observer, advance=step == "order")
+
+
+@torch.no_grad()
+def dense_pass(
+    blocks: Sequence[Block],
+    last: int,
+    recording: Recording | None,
+    needs: Needs,
+    *,
+    device: torch.device,
+    observer: Observer,
+) -> Iterator[tuple[Block, Mapping[str, Statistics]]]:
+    """Every block up to ``last``, dense and at hand, with its statistics.
+
+    Consumes the recording.
+    """
+    for block in blocks[: last + 1]:
+        with on(device, block):
+            yield (
+                block,
+                _stats(block, len(blocks), recording, needs, device, observer, "order"),
+            )
+
+
+@torch.no_grad()
+def outliers(
+    blocks: Sequence[Block],
+    recording: Recording | None,
+    owl: OWL,
+    plan: Plan,
+    *,
+    device: torch.device,
+    observer: Observer,
+) -> dict[int, float]:
+    """The share of outliers in each block that has a plan, by index. Consumes the recording."""
+    found = {}
+    last = max((block.index for block in blocks if block.planned(plan)), default=-1)
+    for block, stats in dense_pass(
+        blocks, last, recording, owl.needs, device=device, observer=observer
+    ):
+        layers = block.planned(plan)
+        if layers:
+            scores = [owl.score(layer.weight_OI, stats[layer.site]) for layer in layers]
+            found[block.index] = owl.outliers(scores)
+    return found
 
 
 @torch.no_grad()
@@ -126,7 +190,6 @@ def residual_order(
     ordering: Ordering,
     plan: Plan,
     *,
-    min_tokens: int | None = None,
     device: torch.device,
     observer: Observer,
 ) -> Tensor:
@@ -142,15 +205,12 @@ def residual_order(
     last = max((index for index, layers in readers.items() if layers), default=-1)
     share = max(ordering.rows // max(sum(map(len, readers.values())), 1), 1)
     scores: list[Tensor] = []
-    for block in blocks[: last + 1]:
-        with _on(device, block):
-            needs = ordering.score.needs
-            stats = _stats(
-                block, len(blocks), recording, needs, min_tokens, device, observer, "order"
-            )
-            for layer in readers[block.index]:
-                score_OI = ordering.score(layer.weight_OI, stats[layer.site])
-                scores.append(thinned(together([score_OI]), share))
+    for block, stats in dense_pass(
+        blocks, last, recording, ordering.score.needs, device=device, observer=observer
+    ):
+        for layer in readers[block.index]:
+            score_OI = ordering.score(layer.weight_OI, stats[layer.site])
+            scores.append(thinned(together([score_OI]), share))
     return ordering.permutation(torch.cat(scores), ordering.pattern, ordering.pattern.sparsity)
 
 
@@ -178,7 +238,7 @@ def _stages(block: Block, plan: Plan, true_sequential: bool) -> list[Plan]:
     layers = block.planned(plan)
     if not true_sequential:
         return [{layer.name: plan[layer.name] for layer in layers}] if layers else []
-    stages: dict[str, dict[str, float]] = {}
+    stages: dict[str, dict[str, Share]] = {}
     for layer in layers:
         site = parameter_of(layer.site, layer.expert)
         stages.setdefault(site, {})[layer.name] = plan[layer.name]
@@ -196,14 +256,14 @@ class _Weightless(dict[str, Statistics]):
         return Statistics((), 0, self.device)
 
 
-def _gather(
+def gathered(
     block: Block,
     recording: Recording,
     needs: Needs,
     device: torch.device,
     observer: Observer,
     advance: bool = False,
-) -> dict[str, Statistics]:
+) -> Mapping[str, Statistics]:
     """Run the recorded calls through the block; summarise each site's input once.
 
     With ``advance`` the outputs become the inputs of the next block.
@@ -229,7 +289,7 @@ def _gather(
             if advance:
                 recording.hidden[sample] = output.to(recording.hidden[sample].device)
             observer.sample(sample + 1, len(recording.hidden))
-    return stats
+    return fed(block, stats, needs, recording.min_tokens)
 
 
 def _prune(
@@ -239,11 +299,12 @@ def _prune(
     plan: Plan,
     observer: Observer,
     notes: Mapping[str, Mapping[str, Any]],
+    dense: Mapping[str, Tensor],
 ) -> list[LayerReport]:
     reports: list[LayerReport] = []
     begun = time.perf_counter()
     for layer, pruned in _named(pruner(block, stats, plan), block, plan):
-        error, before, updated = _write(layer, pruned, stats[layer.site])
+        error, before, updated = _write(layer, pruned, stats[layer.site], dense.get(layer.name))
         weight_OI = layer.weight_OI
         report = LayerReport(
             name=layer.name,
@@ -251,8 +312,8 @@ def _prune(
             block=block.index,
             shape=layer.shape,
             transposed=layer.transposed,
-            pattern=str(pruner.pattern(layer)),
-            requested=plan[layer.name],
+            pattern=str(pruner.pattern(layer).at(plan[layer.name])),
+            requested=requested(plan[layer.name]),
             sparsity=int((weight_OI == 0).sum()) / weight_OI.numel(),
             relative_output_error=error,
             updated=updated,
@@ -282,9 +343,9 @@ def _named(
 
 
 def _write(
-    layer: Layer, pruned: Pruned, stats: Statistics
+    layer: Layer, pruned: Pruned, stats: Statistics, dense_OI: Tensor | None = None
 ) -> tuple[float | None, float | None, bool]:
-    """Store the new weight if it is sound.
+    """Store the new weight if it is sound; ``dense_OI`` where the layer holds another by now.
 
     Returns how far the layer's output moves on the sampled tokens, how far it would with the dense
     values of the kept weights, and whether any of those changed.
@@ -296,7 +357,7 @@ def _write(
         raise PrunusError(
             f"{layer.name}: the pruner left values on pruned weights; they must be 0."
         )
-    old_OI = layer.weight_OI
+    old_OI = layer.weight_OI if dense_OI is None else dense_OI
     updated = bool((new_OI != old_OI)[pruned.mask_OI].any())
     error = before = None
     if TokenSample in stats:

@@ -41,12 +41,14 @@ class Journal:
         folder: where it is kept; the finished checkpoint is built inside and moved out.
         residual: the order of the residual stream, where one was folded.
         blocks: by index, what the journal says of a block.
+        outliers: of each block, where they were counted.
         held: the open file that keeps other processes away.
     """
 
     folder: Path
     residual: Tensor | None
     blocks: dict[int, dict[str, Any]]
+    outliers: dict[int, float] | None = None
     held: IO[bytes] | None = None
 
     @classmethod
@@ -87,7 +89,9 @@ class Journal:
         residual = next((x["residual"] for x in lines if "residual" in x), None)
         order_I = None if residual is None else torch.tensor(residual, dtype=torch.int64)
         blocks = {x["block"]: x for x in lines if "block" in x}
-        journal = cls(folder, order_I, blocks)
+        counted = next((x["outliers"] for x in lines if "outliers" in x), None)
+        outliers = None if counted is None else {int(k): v for k, v in counted.items()}
+        journal = cls(folder, order_I, blocks, outliers)
         journal._lock()
         say(f"resuming: {len(blocks)} blocks are done")
         return journal
@@ -96,6 +100,20 @@ class Journal:
         """Note the order that the whole model is in from now on."""
         self.residual = order_I.cpu()
         self._append({"residual": self.residual.tolist()})
+
+    def note_outliers(self, outliers: Mapping[int, float]) -> None:
+        """Note what the look at the dense model found."""
+        self.outliers = dict(outliers)
+        self._append({"outliers": self.outliers})
+
+    def note_learned(self, index: int, notes: Mapping[str, Any]) -> None:
+        """What was learned for the blocks from ``index`` on."""
+        self._append({"learned": index, **notes})
+
+    def learned(self, index: int) -> Mapping[str, Any] | None:
+        """The same, of an earlier run."""
+        lines = _read(self.folder / LINES)
+        return next((line for line in reversed(lines) if line.get("learned") == index), None)
 
     def write(self, block: Block, reports: list[LayerReport], channels: Channels | None) -> None:
         """Put the block's tensors into its shard, then say so."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
 
+from .allocation import BESA, OWL, Allocation, Uniform
 from .errors import InputError, UnknownNameError
 from .patterns import NM, Unstructured
 from .permutation import Assignment, Greedy, Heuristic
@@ -30,12 +31,14 @@ class Method:
         url: where to read it.
         build: the composition; a pattern of None means the method's own comparison groups.
         differs: what differs from the authors' code.
+        allocation: how much of each layer goes, unless another is asked for.
     """
 
     paper: str
     url: str
     build: Callable[[Pattern | None], BlockPruner]
     differs: str
+    allocation: str = "uniform"
 
     @property
     def needs(self) -> str:
@@ -68,6 +71,8 @@ def _mrp(mask: Literal["S", "M"], compensation: Literal["S", "M"]) -> Method:
         "conjugate gradients with a certified gap for the optimum of eq. 11.",
     )
 
+
+ALLOCATIONS: Mapping[str, Allocation] = {"uniform": Uniform(), "owl": OWL(), "besa": BESA()}
 
 UPDATES: Mapping[str, Update] = {
     "keep": Keep(),
@@ -124,6 +129,15 @@ METHODS: Mapping[str, Method] = {
         differs="The count is exact (theirs removes at least one weight more per column block); "
         "weights of dead inputs go first, within the sparsity.",
     ),
+    "besa": Method(
+        paper="Xu et al. 2024 (ICLR), Blockwise Parameter-Efficient Sparsity Allocation",
+        url="https://arxiv.org/abs/2402.16880",
+        build=_scored(Wanda(), Unstructured("row")),
+        differs="A plain softmax (theirs, of a sigmoid, holds shares in 0.376 to 0.624), masks by "
+        "eq. 5 (theirs: a count), the Frobenius loss of eq. 1 (theirs: by channel), the dense "
+        "stream as reference; Adam for Prodigy; the budget is met exactly (theirs: 49.72 %).",
+        allocation="besa",
+    ),
     "mrp-ss": _mrp("S", "S"),
     "mrp-sm": _mrp("S", "M"),
     "mrp-ms": _mrp("M", "S"),
@@ -162,6 +176,35 @@ def build_method(
     if later and permutation in (None, "none"):
         raise InputError(f"--set {next(iter(later))} is for a run with --permutation.")
     return _with_settings(ordered, later)
+
+
+def build_allocation(
+    method: str, pruner: BlockPruner, name: str | None, settings: Mapping[str, Any]
+) -> Allocation:
+    """How much of each layer goes. BESA learns in the order of the method's own score, if any.
+
+    Args:
+        method: a row.
+        pruner: what ``build_method`` made of it.
+        name: uniform, owl or besa; None: the method's own.
+        settings: the allocation's fields, as ``allocation.steps``.
+
+    Raises:
+        UnknownNameError: no such allocation.
+        InputError: a setting that names no field, or a value of another type.
+    """
+    name = name or METHODS[method].allocation
+    if name not in ALLOCATIONS:
+        raise UnknownNameError("allocation", name, ALLOCATIONS)
+    found = ALLOCATIONS[name]
+    part = pruner.pruner if isinstance(pruner, EachLayer) else None
+    if isinstance(found, BESA):
+        score = part.score if isinstance(part, Compose) else found.score
+        rows = part is not None and part.pattern == Unstructured("row")
+        found = replace(found, score=score, per="row" if rows else "layer")
+    for path, value in settings.items():
+        found = _set(found, path, path.split(".")[1:], value)
+    return found
 
 
 def _with_settings(pruner: BlockPruner, settings: Mapping[str, Any]) -> BlockPruner:

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .allocation import Allocation
 from .checkpoint import Dtype
 from .errors import InputError
-from .methods import build_method
+from .methods import build_allocation, build_method
 from .patterns import NM, check_sparsity, parse_pattern
 from .types import BlockPruner
 
@@ -47,6 +48,7 @@ class Recipe(BaseModel):
     refine: str | None = Field(None, description="none, swaps")
     permutation: str | None = Field(None, description="none, fold, gather, free")
     search: str | None = Field(None, description="assignment, heuristic, greedy")
+    allocation: str | None = Field(None, description="uniform, owl, besa; default: the method's")
     true_sequential: bool = Field(False, description="statistics anew after each site")
     min_tokens: int | None = Field(
         None, ge=0, description="an expert with fewer is pruned by its weights alone"
@@ -106,7 +108,7 @@ class Recipe(BaseModel):
         old = self.model_dump(exclude_unset=True)
         if "settings" in fields:
             fields["settings"] = {**old.get("settings", {}), **fields["settings"]}
-        if ":" in str(fields.get("pattern", "")):
+        if _alone(fields.get("pattern")):
             old.pop("sparsity", None)
         if fields.get("permutation") == "none":
             old.pop("search", None)
@@ -117,24 +119,33 @@ class Recipe(BaseModel):
     def to_yaml(self, model: str) -> str:
         """The file that is written beside the checkpoint."""
         fields = {"model": model, **self.model_dump(exclude_none=True)}
-        if self.pattern is not None and ":" in self.pattern:
+        if _alone(self.pattern):
             fields.pop("sparsity", None)  # N:M says it
         return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
-    def build(self) -> tuple[BlockPruner, float]:
-        """The pruner and its sparsity; an N:M pattern brings its own, otherwise one half."""
+    def build(self) -> tuple[BlockPruner, Allocation, float]:
+        """The pruner, how much goes where, and of all of it.
+
+        An N:M pattern brings its own sparsity, otherwise it is one half.
+        """
         pattern = parse_pattern(self.pattern) if self.pattern is not None else None
         sparsity = self.sparsity
         if sparsity is None:
             sparsity = pattern.sparsity if isinstance(pattern, NM) else 0.5
         check_sparsity(sparsity)
+        budget = {k: v for k, v in self.settings.items() if k.startswith("allocation.")}
         pruner = build_method(
             self.method,
             pattern,
-            self.settings,
+            {k: v for k, v in self.settings.items() if k not in budget},
             self.update,
             self.refine,
             self.permutation,
             self.search,
         )
-        return pruner, sparsity
+        return pruner, build_allocation(self.method, pruner, self.allocation, budget), sparsity
+
+
+def _alone(pattern: str | None) -> bool:
+    """Whether it is one N:M, which has a sparsity of its own."""
+    return pattern is not None and ":" in pattern and "," not in pattern

@@ -23,6 +23,8 @@ EXAMPLES = """
 
 `prunus prune ./model --method mrp-sm --refine swaps --output best` (the lowest loss, slower)
 
+`prunus prune ./model --method besa --sparsity 0.6 --update least-squares --output learned`
+
 `prunus prune ./model --recipe pruned/recipe.yaml --seed 1 --output again`
 """
 
@@ -37,7 +39,10 @@ def run(
     ] = None,
     pattern: Annotated[
         str | None,
-        typer.Option(help="layer, row, column or N:M (N kept of M).  [default: the method's]"),
+        typer.Option(
+            help="layer, row, column, N:M (N kept of M), or several N:M to choose from with "
+            "--allocation: 1:4,2:4,3:4.  [default: the method's]"
+        ),
     ] = None,
     update: Annotated[
         str | None,
@@ -57,6 +62,13 @@ def run(
     ] = None,
     search: Annotated[
         str | None, typer.Option(help="assignment, heuristic or greedy: how orders are found.")
+    ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            help="uniform, owl (by outliers) or besa (learned): how much of each layer goes.  "
+            "[default: the method's]"
+        ),
     ] = None,
     true_sequential: Annotated[
         bool | None,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
+
+from ..types import LayerReport
 
 
 def retained_degree(
@@ -36,4 +38,28 @@ def retained_degree(
     panels[0].set_ylabel("input channels")
     panels[0].legend(frameon=False, fontsize=9)
     figure.suptitle(title)
+    figure.savefig(str(path), dpi=150)
+
+
+def sparsity_found(layers: Sequence[LayerReport], path: str | Path, title: str = "") -> None:
+    """What went of every layer: over the depth, one line for each role.
+
+    Args:
+        layers: of a report.
+        path: the picture, such as ``sparsity.png``.
+        title: above it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+    panel = figure.subplots()
+    for role in dict.fromkeys(layer.role for layer in layers):
+        chosen = [layer for layer in layers if layer.role == role]
+        depth, found = [x.block for x in chosen], [x.sparsity for x in chosen]
+        panel.plot(depth, found, marker="o", markersize=3, linewidth=1.2, label=role)
+    weights = [layer.shape[0] * layer.shape[1] for layer in layers]
+    mean = sum(x.sparsity * n for x, n in zip(layers, weights, strict=True)) / sum(weights)
+    panel.axhline(mean, color="grey", linewidth=0.8, linestyle=":")
+    panel.set(xlabel="block", ylabel="sparsity", title=title)
+    panel.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(str(path), dpi=150)

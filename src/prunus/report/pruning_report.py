@@ -89,6 +89,7 @@ class PruningReport:
         model: what was pruned.
         method: its name in the table.
         pruner: the composition, spelled out.
+        allocation: how much of each layer went, spelled out.
         pattern: the pattern asked for; None: the method's own groups.
         requested: the sparsity asked for.
         sparsity: zeros over weights in the layers that were pruned, counted as written.
@@ -97,6 +98,8 @@ class PruningReport:
         seconds: the whole run, without loading and saving.
         layers: one entry per layer.
         experts: how many tokens each saw, block by block, where there are any.
+        learning: where shares were learned, for each unit its blocks, steps, seconds, and the loss
+            (1: that of the uniform mask) in the mean over 16 steps each.
         versions: of the software that matters.
     """
 
@@ -111,6 +114,8 @@ class PruningReport:
     seconds: float
     layers: list[LayerReport]
     experts: list[ExpertTokens] = field(default_factory=list)
+    allocation: str = "Uniform()"
+    learning: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "prunus": __version__,
@@ -139,12 +144,12 @@ class PruningReport:
 
 
 def read_report(folder: Path) -> PruningReport:
-    """The report beside a checkpoint.
+    """The report beside a checkpoint, or in a file.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    path = folder / FILE
+    path = folder if folder.suffix == ".json" else folder / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         report = TypeAdapter(PruningReport).validate_python(content)
