@@ -1,7 +1,7 @@
 """Does llama.cpp compute what transformers does? A checkpoint against its GGUF, on ten prompts.
 
     pip install llama-cpp-python         # builds llama.cpp from source: minutes, a C++ compiler
-    python benchmarks/gguf_agreement.py shrink MODEL FOLDER --gone     # widths drawn at random per block
+    python benchmarks/gguf_agreement.py shrink MODEL FOLDER --gone     # widths drawn per block
     prunus export FOLDER --to gguf --output FILE.gguf --dtype float32
     python benchmarks/gguf_agreement.py compare FOLDER FILE.gguf
 
@@ -46,9 +46,9 @@ MATRICES = {  # of the kept heads and neurons: which dimension they are
 
 
 def shrink(
-    source: str, folder: Path, remove: float, uneven: bool, gone: bool, biases: bool, seed: int
+    source: str, folder: Path, keep: float, uneven: bool, gone: bool, biases: bool, seed: int
 ) -> None:
-    """Write a checkpoint with about ``remove`` of the weights of its blocks gone."""
+    """Write a checkpoint that keeps ``keep`` of its blocks' weights, or at least that of each."""
     from prunus.checkpoint import load_model, load_tokenizer
 
     model, draw = load_model(source, dtype="float32"), random.Random(seed)
@@ -60,10 +60,11 @@ def shrink(
         tensors.pop("lm_head.weight")
     blocks = []
     for index in range(config.num_hidden_layers):
-        kept_groups = draw.randint(1, groups) if uneven else _rounded(groups * (1 - remove))
-        kept_inner = _inner(config, kept_groups, remove)
+        kept_groups = max(1, round(groups * keep))
+        kept_inner = _inner(config, kept_groups, keep)
         if uneven:
-            kept_inner = draw.randint(1, inner)
+            kept_groups = draw.randint(kept_groups, groups)
+            kept_inner = draw.randint(max(1, round(inner * keep)), inner)
         if gone and index % 7 in (0, 3):  # block 0 too: llama.cpp reads the size of a head there
             kept_groups = 0
         if gone and index % 7 in (3, 5):
@@ -78,12 +79,8 @@ def shrink(
     _write(folder, model, tensors, blocks, load_tokenizer(source))
 
 
-def _rounded(groups: float) -> int:
-    return max(1, round(groups))
-
-
-def _inner(config: Any, kept_groups: int, remove: float) -> int:
-    """Neurons to keep so that ``remove`` of a block's weights go, beside the groups."""
+def _inner(config: Any, kept_groups: int, keep: float) -> int:
+    """Neurons to keep so that ``keep`` of a block's weights stay, the groups' among them."""
     hidden = config.hidden_size
     per_group = (
         2
@@ -92,7 +89,7 @@ def _inner(config: Any, kept_groups: int, remove: float) -> int:
         * (1 + config.num_attention_heads // config.num_key_value_heads)
     )
     total = config.num_key_value_heads * per_group + 3 * hidden * config.intermediate_size
-    return round(((1 - remove) * total - kept_groups * per_group) / (3 * hidden))
+    return round((keep * total - kept_groups * per_group) / (3 * hidden))
 
 
 def _cut(
@@ -118,7 +115,8 @@ def _cut(
         tensors[key] = tensors[key].index_select(dimension, where).contiguous()
         if not tensors[key].numel():
             del tensors[key]
-    return {"heads": groups * ratio, "kv_heads": groups, "intermediate": inner}
+    widths = {"heads": groups * ratio, "kv_heads": groups, "intermediate": inner}
+    return {**widths, "bias_o": False, "bias_down": False}
 
 
 def _write(
@@ -131,7 +129,7 @@ def _write(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
-    if all(block == blocks[0] for block in blocks) and "bias_o" not in blocks[0]:
+    if all(block == blocks[0] for block in blocks) and not blocks[0]["bias_o"]:
         model.config.num_attention_heads = blocks[0]["heads"]
         model.config.num_key_value_heads = blocks[0]["kv_heads"]
         model.config.intermediate_size = blocks[0]["intermediate"]
@@ -246,7 +244,7 @@ def main() -> None:
     make.add_argument("model")
     make.add_argument("folder", type=Path)
     make.add_argument("--even", action="store_true", help="one width for all: a stock checkpoint")
-    make.add_argument("--remove", type=float, default=0.3, help="with --even: of block weights")
+    make.add_argument("--keep", type=float, default=0.6, help="of the weights of blocks")
     make.add_argument("--gone", action="store_true", help="some halves go as a whole")
     make.add_argument("--biases", action="store_true", help="random biases behind both halves")
     make.add_argument("--seed", type=int, default=0)
@@ -257,7 +255,7 @@ def main() -> None:
     if given.command == "compare":
         sys.exit(not compare(given.folder, given.file))
     uneven = not given.even
-    shrink(given.model, given.folder, given.remove, uneven, given.gone, given.biases, given.seed)
+    shrink(given.model, given.folder, given.keep, uneven, given.gone, given.biases, given.seed)
 
 
 if __name__ == "__main__":

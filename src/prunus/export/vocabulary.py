@@ -141,7 +141,11 @@ def _merge(pair: Any) -> str:
 def _add_sentencepiece(
     writer: Any, content: Any, names: list[str], kinds: list[int], source: str | Path
 ) -> None:
-    """The score of a token is minus the rank of the first merge that makes it."""
+    """The score of a token is minus the rank of the first merge that makes it.
+
+    Where a Metaspace step adds the leading ▁, llama.cpp differs in two places: text that begins
+    with a space gets a second one, and so does text after a special token.
+    """
     from gguf import TokenType
 
     steps = [content["normalizer"] or {}, content["pre_tokenizer"] or {}]
