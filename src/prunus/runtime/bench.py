@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ..api import pick_device
 from ..checkpoint import Dtype, find
 from ..errors import CheckpointError, InputError
 from ..report.pruning_report import FILE as REPORT
@@ -127,8 +128,9 @@ def bench(
         )
     if threads is not None and threads < 1:
         raise InputError(f"threads is at least 1; got {threads}.")
+    where = str(pick_device(device))
     models = (folder, _dense(Path(folder).expanduser()) if dense is None else dense)
-    asked = {"dtype": dtype, "device": device, "threads": threads, "trust": trust_remote_code}
+    asked = {"dtype": dtype, "device": where, "threads": threads, "trust": trust_remote_code}
     with ExitStack() as stack:
         children = []
         for model in models:
