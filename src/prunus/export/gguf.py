@@ -143,8 +143,9 @@ def _config(folder: Path) -> Any:
         raise CheckpointError(f"{folder}/config.json cannot be read: {said[0]}") from None
     if config.model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f"{folder} is a {config.model_type}; prunus writes GGUF of {' and '.join(FAMILIES)} "
-            "models (SmolLM2 is a llama). For others use llama.cpp's own converter."
+            f"{folder} is of the family {config.model_type}; prunus writes GGUF of "
+            f"{' and '.join(FAMILIES)} models (SmolLM2 is a llama). For others use llama.cpp's own "
+            "converter."
         )
     if config.hidden_act != "silu":
         raise UnsupportedModelError(
