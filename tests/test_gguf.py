@@ -70,7 +70,8 @@ def cut(folder, widths, change=lambda blocks: None):
             if there:
                 tensors[f"{layer}{name}.bias"] = torch.randn(HIDDEN)
         names = ("heads", "kv_heads", "intermediate", "bias_o", "bias_down")
-        blocks.append(dict(zip(names, (heads, groups, inner, bias_o, bias_down), strict=True)))
+        block = dict(zip(names, (heads, groups, inner, bias_o, bias_down), strict=True))
+        blocks.append({**block, "numbers": {"mlp.intermediate_size": inner}})
     change(blocks)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "widths.json").write_text(json.dumps({"format": 1, "blocks": blocks}))
@@ -269,7 +270,8 @@ WRONG = {
     "negative": (lists(heads=-2), "widths.json cannot be read"),
     "a word": (lists(heads="2"), "widths.json cannot be read"),
     "one block less": (lambda b: b.pop(), "has 2 blocks, config.json has 3"),
-    "another key": (lists(width=3), "widths.json cannot be read"),
+    "nothing": (lambda b: b[1].pop("heads"), "widths.json cannot be read"),
+    "no object": (lambda b: b.append(3), "widths.json cannot be read"),
 }
 
 

@@ -34,7 +34,7 @@ class Widths(BaseModel):
         bias_down: whether the MLP's output has one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, strict=True)  # other keys speak to other readers
 
     heads: NonNegativeInt
     kv_heads: NonNegativeInt
