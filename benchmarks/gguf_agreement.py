@@ -224,7 +224,8 @@ def compare(folder: Path, file: Path) -> bool:
         agreeing += int((logits_TV.argmax(-1) == found_TV.argmax(-1)).sum())
         positions += len(ids)
         same_top += top == found
-        log_TV, found_log_TV = logits_TV.log_softmax(-1), found_TV.log_softmax(-1)
+        log_TV = logits_TV.double().log_softmax(-1)
+        found_log_TV = found_TV.double().log_softmax(-1)
         divergence = float((log_TV.exp() * (log_TV - found_log_TV)).sum(-1).mean())
         words = [repr(tokenizer.decode([token])) for token in (top, found)]
         far = float((logits_TV - found_TV).abs().max())
