@@ -20,8 +20,9 @@ from torch import Tensor
 from .blocks import Block, Layer
 from .channels import Channels
 from .errors import NumericalError, PrunusError
-from .journal import Journal
+from .journal import REPORTS, Journal
 from .observer import Observer
+from .parallel import ALONE, Team
 from .permutation.ordering import Ordering, thinned, together
 from .replay import Recording
 from .stats import Statistics, TokenSample
@@ -40,6 +41,7 @@ def prune_blocks(
     true_sequential: bool = False,
     channels: Channels | None = None,
     journal: Journal | None = None,
+    team: Team = ALONE,
 ) -> list[LayerReport]:
     """Prune the planned layers in place, each block on the outputs of the pruned ones before it.
 
@@ -55,6 +57,8 @@ def prune_blocks(
             block.)
         channels: where the pruner wants an ordering of them.
         journal: takes every block when it is pruned, and gives those of an earlier run back.
+        team: the processes that do this together, each with its own recording. The first alone
+            has a journal; its weights are everybody's.
 
     Raises:
         NumericalError: NaN or inf in an activation or in a new weight.
@@ -66,14 +70,17 @@ def prune_blocks(
     last = max((block.index for block in blocks if block.planned(plan)), default=-1)
     for block in blocks[: last + 1]:
         with _on(device, block):
-            done = journal.restore(block, channels) if journal is not None else None
+            done = _restored(block, channels, journal, team)
             if done is None:
                 done = []
                 for stage in _stages(block, plan, true_sequential):
-                    stats = _stats(block, len(blocks), recording, pruner.needs, device, observer)
+                    stats = _stats(
+                        block, len(blocks), recording, pruner.needs, device, observer, team
+                    )
                     observer.block(block.index, len(blocks), block.name, "prune")
                     with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
                         done += _prune(block, stats, pruner, stage, observer, notes)
+                    _align(block, team)
                 if journal is not None:
                     journal.write(block, done, channels)
             reports += done
@@ -82,6 +89,27 @@ def prune_blocks(
                 recording.advance(block.index, block.module, device, observer.sample)
     observer.done()
     return reports
+
+
+def _restored(
+    block: Block, channels: Channels | None, journal: Journal | None, team: Team
+) -> list[LayerReport] | None:
+    """An earlier run's reports, and its weights in the block; None where it is still to do."""
+    done = None
+    with team.agreed():
+        if journal is not None:
+            done = journal.restore(block, channels)
+    told = team.told(None if done is None else REPORTS.dump_python(done))
+    if told is None:
+        return None
+    _align(block, team)
+    return REPORTS.validate_python(told)
+
+
+def _align(block: Block, team: Team) -> None:
+    """The first process's weights, in every process."""
+    for tensor in block.module.state_dict().values():
+        team.broadcast_(tensor)
 
 
 @contextmanager
@@ -103,13 +131,17 @@ def _stats(
     needs: Needs,
     device: torch.device,
     observer: Observer,
+    team: Team,
     step: str = "record",
 ) -> Mapping[str, Statistics]:
     """Of every site of the block; where there is no text, nothing for every site."""
     observer.block(block.index, blocks, block.name, step)
     if recording is None:
         return _Weightless(device)
-    return _gather(block, recording, needs, device, observer, advance=step == "order")
+    stats = _gather(block, recording, needs, device, observer, advance=step == "order")
+    for statistics in stats.values():
+        statistics.merge(team)
+    return stats
 
 
 @torch.no_grad()
@@ -121,6 +153,7 @@ def residual_order(
     *,
     device: torch.device,
     observer: Observer,
+    team: Team = ALONE,
 ) -> Tensor:
     """The one order of the residual stream, from a pass over the dense blocks.
 
@@ -137,7 +170,7 @@ def residual_order(
     for block in blocks[: last + 1]:
         with _on(device, block):
             needs = ordering.score.needs
-            stats = _stats(block, len(blocks), recording, needs, device, observer, "order")
+            stats = _stats(block, len(blocks), recording, needs, device, observer, team, "order")
             for layer in readers[block.index]:
                 score_OI = ordering.score(layer.weight_OI, stats[layer.site])
                 scores.append(thinned(together([score_OI]), share))
@@ -207,7 +240,8 @@ def _gather(
             output = call(block.module, recording.hidden[sample].to(device))
             if not bool(output.isfinite().all()):
                 raise NumericalError(
-                    f"{block.name} puts out NaN or inf on calibration sample {sample}. "
+                    f"{block.name} puts out NaN or inf on calibration sample "
+                    f"{recording.first + sample}. "
                     "Use a wider dtype (--dtype float32), or check the checkpoint."
                 )
             if advance:

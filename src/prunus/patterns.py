@@ -137,6 +137,13 @@ def parse_pattern(text: str) -> Pattern:
     return NM(int(match[1]), int(match[2]), match[3] or "input")  # type: ignore[arg-type]
 
 
+def rows_compete(pattern: Pattern) -> bool:
+    """Whether the mask of a row depends on the scores of others."""
+    if isinstance(pattern, NM):
+        return pattern.along == "output"
+    return not isinstance(pattern, Unstructured) or pattern.group != "row"
+
+
 def check_sparsity(sparsity: float | Fraction) -> None:
     """Raise PatternError unless ``sparsity`` is a fraction."""
     if not 0.0 <= sparsity <= 1.0:

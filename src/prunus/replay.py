@@ -74,10 +74,12 @@ class Recording:
     Attributes:
         hidden: per sample, the input of the next block, in the model's dtype.
         calls: per block and sample, the rest of the call; equal tensors are held once.
+        first: the number of its first sample; other processes have those before it.
     """
 
     hidden: Hidden
     calls: list[list[Call]]
+    first: int = 0
 
     def advance(
         self,

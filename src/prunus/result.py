@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,17 +55,34 @@ class Result:
 
 
 def prune_journaled(
-    run: Run, journal: Journal, output: Path, tokenizer: Any, trust_remote_code: bool
+    run: Run, journal: Journal | None, output: Path, tokenizer: Any, trust_remote_code: bool
 ) -> Result:
-    """Prune block by block onto the disk; the checkpoint gets its name when it is verified."""
-    try:
+    """Prune block by block onto the disk; the checkpoint gets its name when it is verified.
+
+    Under ``torchrun`` the first process has the journal, and the others wait for it at the end.
+    """
+    with _kept(run, journal):
         report, orders = run.prune(journal)
-        with journal.finished(output) as folder:
-            run.observer.say(f"writing {output}")
-            texts = _texts(report, orders, run.recipe)
-            assemble(folder, journal, run.weights, run.blocks, tokenizer, texts)
-            verification = _verified(folder, run.observer, trust_remote_code)
+        verification = None
+        with run.team.agreed():
+            if journal is not None:
+                with journal.finished(output) as folder:
+                    run.observer.say(f"writing {output}")
+                    texts = _texts(report, orders, run.recipe)
+                    assemble(folder, journal, run.weights, run.blocks, tokenizer, texts)
+                    verification = _verified(folder, run.observer, trust_remote_code)
+    held = run.weights.model if isinstance(run.weights, InMemory) else None
+    return Result(report, orders, output, verification, held, trust_remote_code)
+
+
+@contextmanager
+def _kept(run: Run, journal: Journal | None) -> Iterator[None]:
+    """What is done when the run ends early stays, if it is something."""
+    try:
+        yield
     except BaseException:
+        if journal is None:
+            raise
         if journal.blocks or journal.residual is not None:
             done = f"{len(journal.blocks)} of {len(run.blocks)} blocks"
             run.observer.say(f"{done} are done and kept; --resume goes on from there")
@@ -71,9 +90,8 @@ def prune_journaled(
             journal.remove()
         raise
     finally:
-        journal.close()
-    held = run.weights.model if isinstance(run.weights, InMemory) else None
-    return Result(report, orders, output, verification, held, trust_remote_code)
+        if journal is not None:
+            journal.close()
 
 
 def write(

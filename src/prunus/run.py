@@ -18,8 +18,10 @@ from .calibration import Protocol
 from .channels import Channels
 from .checkpoint import check_shards, find
 from .engine import prune_blocks, residual_order
+from .errors import InputError
 from .journal import Journal, sha256
 from .observer import Observer
+from .parallel import ALONE, Team
 from .permutation.orders import Orders
 from .recipe import Recipe
 from .replay import Recording, Trace
@@ -51,6 +53,7 @@ class Run:
         traced: a short forward of it.
         plan: sparsity by layer.
         coverage: which share of the model that is.
+        team: the processes that do it together.
     """
 
     weights: Weights
@@ -66,6 +69,7 @@ class Run:
     traced: Trace
     plan: Plan
     coverage: Coverage
+    team: Team = ALONE
 
     @classmethod
     def of(
@@ -100,6 +104,31 @@ class Run:
             blocks, traced, plan, coverage,
         )  # fmt: skip
 
+    def shared(self, team: Team) -> None:
+        """Do it with others, who have the same to do.
+
+        Raises:
+            InputError: they do not, or there are fewer samples than processes.
+        """
+        self.team, self.device = team, team.device(self.device)
+        todo = {
+            **_choices(self.recipe),
+            "calibration sha256": self.protocol.sha256 if self.protocol else None,
+        }
+        told = team.told(todo)
+        with team.agreed():
+            for key in todo:
+                if todo[key] != told[key]:
+                    raise InputError(
+                        f"Its {key} is {todo[key]!r}, that of process 0 {told[key]!r}. Give all "
+                        "processes the same arguments and files."
+                    )
+            if self.ids_ST is not None and len(self.ids_ST) < team.size:
+                raise InputError(
+                    f"{team.size} processes share {len(self.ids_ST)} calibration samples: give "
+                    "each at least one (--samples), or start fewer."
+                )
+
     def prune(self, journal: Journal | None = None) -> tuple[PruningReport, Orders]:
         """Do it; with a journal, from where an earlier run ended."""
         begun = time.perf_counter()
@@ -117,6 +146,7 @@ class Run:
             true_sequential=self.recipe.true_sequential,
             channels=channels,
             journal=journal,
+            team=self.team,
         )
         report = PruningReport(
             model=self.name,
@@ -129,16 +159,19 @@ class Run:
             protocol=self.protocol,
             seconds=time.perf_counter() - begun,
             layers=reports,
+            processes=self.team.size,
         )
         return report, channels.orders if channels else Orders()
 
     def recording(self, samples: int | None = None) -> Recording | None:
-        """The calibration samples, or the first of them, at the first block."""
+        """This process's calibration samples, or the first of them, at the first block."""
         if self.ids_ST is None:
             return None
         hidden = Spilled(self.spill) if self.spill else None
-        ids_ST = self.ids_ST[:samples]
-        return start(self.weights.model, self.blocks, self.traced, ids_ST, hidden)
+        own = self.team.share(len(self.ids_ST[:samples]))
+        recording = start(self.weights.model, self.blocks, self.traced, self.ids_ST[own], hidden)
+        recording.first = own.start
+        return recording
 
     def channels(self) -> Channels | None:
         """Ready to be put in order, if the method wants that."""
@@ -153,28 +186,33 @@ class Run:
         channels, ordering = self.channels(), self.pruner.ordering
         if channels is not None and ordering is not None and channels.residual is not None:
             order_I = journal.residual if journal is not None else None
-            if order_I is None:
-                where: Any = {"device": self.device, "observer": self.observer}
+            if not self.team.told(order_I is not None):
+                where: Any = {"device": self.device, "observer": self.observer, "team": self.team}
                 recording = self.recording()
                 order_I = residual_order(self.blocks, recording, ordering, self.plan, **where)
                 if journal is not None:
                     journal.order_residual(order_I)
-            channels.fold_residual(order_I)
+            told = self.team.told(None if order_I is None else order_I.tolist())
+            channels.fold_residual(torch.tensor(told))
         return channels
 
     def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
         """All that decides what comes out, flat, for a later run to compare."""
-        recipe = self.recipe.model_dump()
         return {
             **_files(checkpoint, self.weights),
-            **{f"recipe {k}": v for k, v in recipe.items() if k not in ELSEWHERE},
+            **_choices(self.recipe),
             "calibration sha256": self.protocol.sha256 if self.protocol else None,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "number of processes": self.team.size,
             "prunus": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+
+
+def _choices(recipe: Recipe) -> dict[str, Any]:
+    return {f"recipe {k}": v for k, v in recipe.model_dump().items() if k not in ELSEWHERE}
 
 
 def _files(checkpoint: str | Path, weights: Weights) -> dict[str, str]:

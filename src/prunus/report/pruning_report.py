@@ -95,6 +95,7 @@ class PruningReport:
         protocol: the calibration; None: none was used.
         seconds: the whole run, without loading and saving.
         layers: one entry per layer.
+        processes: that did it together.
         versions: of the software that matters.
     """
 
@@ -108,6 +109,7 @@ class PruningReport:
     protocol: Protocol | None
     seconds: float
     layers: list[LayerReport]
+    processes: int = 1
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "prunus": __version__,
