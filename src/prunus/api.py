@@ -27,10 +27,10 @@ from .checkpoint import (
     load_model,
     load_tokenizer,
     load_weights,
+    tokenizer_to_copy,
 )
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
-from .journal import Journal
 from .methods import METHODS
 from .observer import Observer, Silent
 from .parallel import ALONE, Team
@@ -108,11 +108,7 @@ def prune(
                 proof = write(result, tokenizer, run.recipe, run.observer, trust_remote_code)
                 result = replace(result, verification=proof)
         return result
-    with team.agreed():
-        journal = None
-        if team.first:
-            journal = Journal.open(output, run.fingerprint(path), resume, run.observer.say)
-    return prune_journaled(run, journal, output, tokenizer, trust_remote_code)
+    return prune_journaled(run, path, output, resume, tokenizer, trust_remote_code)
 
 
 def plan(
@@ -161,8 +157,10 @@ def _prepared(
     if isinstance(model, str | Path):
         observer.say(f"loading {model}")
         reads_text = recipe.calibration not in ("none", GIVEN)
-        if tokenizer is None and (reads_text or written):
+        if tokenizer is None and reads_text:
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        elif tokenizer is None and written:
+            tokenizer = tokenizer_to_copy(model, trust_remote_code, observer.say)
         # Text that the model writes takes hundreds of forwards: not from disk.
         stream = written and recipe.calibration != "self"
         weights = load_weights(

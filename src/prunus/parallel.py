@@ -170,9 +170,9 @@ def _broadcast(tensor: Tensor, rank: int) -> Tensor:
     try:
         dist.broadcast(tensor, rank)
     except RuntimeError as error:
+        reason = str(error).split("] ")[-1].split(". ")[0]
         raise TeamError(
-            "Another process of this run has died, or cannot be reached any more "
-            f"({str(error).splitlines()[0][:160]}). Blocks that are done are kept: start all "
-            "processes again with --resume."
+            f"Another process of this run has died, or cannot be reached any more ({reason}). "
+            "Blocks that are done are kept: start all processes again with --resume."
         ) from error
     return tensor

@@ -12,7 +12,7 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from .assembly import assemble
-from .checkpoint import load_model, new_folder, write_model
+from .checkpoint import load_model, new_folder, no_new_parents, write_model
 from .errors import InputError
 from .journal import Journal
 from .observer import Observer
@@ -55,13 +55,18 @@ class Result:
 
 
 def prune_journaled(
-    run: Run, journal: Journal | None, output: Path, tokenizer: Any, trust_remote_code: bool
+    run: Run,
+    checkpoint: str | Path,
+    output: Path,
+    resume: bool,
+    tokenizer: Any,
+    trust_remote_code: bool,
 ) -> Result:
     """Prune block by block onto the disk; the checkpoint gets its name when it is verified.
 
     Under ``torchrun`` the first process has the journal, and the others wait for it at the end.
     """
-    with _kept(run, journal):
+    with no_new_parents(output), _journal(run, checkpoint, output, resume) as journal:
         report, orders = run.prune(journal)
         verification = None
         with run.team.agreed():
@@ -76,13 +81,20 @@ def prune_journaled(
 
 
 @contextmanager
-def _kept(run: Run, journal: Journal | None) -> Iterator[None]:
-    """What is done when the run ends early stays, if it is something."""
+def _journal(
+    run: Run, checkpoint: str | Path, output: Path, resume: bool
+) -> Iterator[Journal | None]:
+    """The first process's; what is done when the run ends early stays, if it is something."""
+    journal = None
+    with run.team.agreed():
+        if run.team.first:
+            journal = Journal.open(output, run.fingerprint(checkpoint), resume, run.observer.say)
+    if journal is None:
+        yield None
+        return
     try:
-        yield
+        yield journal
     except BaseException:
-        if journal is None:
-            raise
         if journal.blocks or journal.residual is not None:
             done = f"{len(journal.blocks)} of {len(run.blocks)} blocks"
             run.observer.say(f"{done} are done and kept; --resume goes on from there")
@@ -90,8 +102,7 @@ def _kept(run: Run, journal: Journal | None) -> Iterator[None]:
             journal.remove()
         raise
     finally:
-        if journal is not None:
-            journal.close()
+        journal.close()
 
 
 def write(
