@@ -120,13 +120,13 @@ class Run:
             for key in todo:
                 if todo[key] != told[key]:
                     raise InputError(
-                        f"Its {key} is {todo[key]!r}, that of process 0 {told[key]!r}. Give all "
+                        f"{key} is {todo[key]!r} here and {told[key]!r} in process 0. Give all "
                         "processes the same arguments and files."
                     )
             if self.ids_ST is not None and len(self.ids_ST) < team.size:
                 raise InputError(
-                    f"{team.size} processes share {len(self.ids_ST)} calibration samples: give "
-                    "each at least one (--samples), or start fewer."
+                    f"{team.size} processes need a calibration sample each, at least; --samples "
+                    f"is {len(self.ids_ST)}. Give more, or start fewer processes."
                 )
 
     def prune(self, journal: Journal | None = None) -> tuple[PruningReport, Orders]:
