@@ -106,6 +106,7 @@ def test_what_processes_tell_one_another(two):
     first, second = said(two)
     for heard in (first, second):
         assert heard["gathered"] == [[0, 1], [10, 11], [12, 13]]
+        assert heard["none"] == [[10, 11], [12, 13]]
         assert heard["bools"] == [[False, False], [True, True], [True, True]]
         assert heard["summed"] == [3, 6]
         assert heard["half"] == [[1, 1, 1], [1, 1, 1]]

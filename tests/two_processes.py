@@ -145,6 +145,7 @@ def talk(team):
 
     return {
         "gathered": team.gather(rows).tolist(),
+        "none": team.gather(rows[: 2 * team.rank]).tolist(),
         "bools": team.gather(rows > 1).tolist(),
         "summed": summed.tolist(),
         "half": half.tolist(),
