@@ -2,8 +2,9 @@
 
     python benchmarks/determinism.py MODEL --text wiki.test.raw --calibration c4.jsonl
 
-Every method is run with one process of one thread, the same again, one process of two threads, and
-two processes of one thread under torchrun (gloo); each is compared with the first. Prints a row
+Every method (``mrp-sm``, ``mrp-sm,refine=swaps`` …) is run with one process of one thread, the same
+again, one process of two threads, and two and four processes of one thread under torchrun (gloo);
+each is compared with the first. Prints a row
 each: whether the bytes are the same; the largest relative difference of a Gram or norm (Frobenius)
 in the first and in the last block; the share of all pruned layers' weights whose mask differs; the
 largest relative difference of a layer's weights; perplexity.
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,7 +30,13 @@ from prunus.gram import Gram
 from prunus.parallel import Team
 from prunus.stats import ColumnNorm
 
-VARIANTS = {"1 × 1": (1, 1), "1 × 1 again": (1, 1), "1 × 2": (1, 2), "2 × 1": (2, 1)}
+VARIANTS = {
+    "1 × 1": (1, 1),
+    "1 × 1 again": (1, 1),
+    "1 × 2": (1, 2),
+    "2 × 1": (2, 1),
+    "4 × 1": (4, 1),
+}
 
 
 def main() -> None:
@@ -71,6 +79,8 @@ def launch(method: str, output: Path, processes: int, threads: int) -> None:
 def work(given: argparse.Namespace) -> None:
     """Prune; the first process keeps the statistics of the first and of the last block."""
     method, output = given.worker
+    name, *settings = method.split(",")
+    fields: dict[str, Any] = dict(setting.split("=") for setting in settings)
     found: list[dict[str, Tensor]] = []
     own = engine._stats
 
@@ -87,8 +97,8 @@ def work(given: argparse.Namespace) -> None:
     engine._stats = watched
     with Team.join() as team:
         prunus.prune(
-            given.model, output=output, method=method, calibration=given.calibration, team=team,
-            samples=int(given.samples), length=int(given.length), dtype="float32",
+            given.model, output=output, method=name, **fields, team=team, dtype="float32",
+            calibration=given.calibration, samples=int(given.samples), length=int(given.length),
         )  # fmt: skip
         if team.first:
             tensors = {f"{i} {k}": x for i, kept in enumerate(found) for k, x in kept.items()}
