@@ -130,6 +130,10 @@ def test_where_one_fails_that_one_says_why(two):
     assert second["seed"][1].startswith("recipe seed is 1 here and 0 in process 0")
     assert first["exists"][0] == "CheckpointError"
     assert not (two / "deep").exists()
+    nan = "model.layers.0 puts out NaN or inf on calibration sample 4."
+    assert second["nan"][0] == "NumericalError"
+    assert second["nan"][1].startswith(nan)
+    assert first["nan"][1].startswith(f"Process 1 of 2: {nan}")
 
 
 def test_statistics_of_two_are_those_of_one(two):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import logging
+from transformers import AutoModelForCausalLM, logging
 
 import prunus
 from prunus import engine, verification
@@ -158,6 +158,15 @@ def talk(team):
     }
 
 
+def prune_nan(team):
+    """A model that fails on a token that only the last of five samples has."""
+    model = AutoModelForCausalLM.from_pretrained(LLAMA).eval()
+    model.model.embed_tokens.weight.data[499] = float("nan")
+    tokens_ST = torch.arange(5 * 32).view(5, 32)
+    tokens_ST[4, 7] = 499
+    prunus.prune(model, method="wanda", tokens_ST=tokens_ST, team=team)
+
+
 def main(folder):
     verification._check_reload = lambda *args: None  # a fresh process each
     logging.disable_progress_bar()
@@ -187,6 +196,7 @@ def main(folder):
         seed = {"seed": team.rank}
         said["seed"] = error_of(prunus.prune, LLAMA, **seed, **other, **FAST)
         said["exists"] = error_of(prunus.prune, LLAMA, **{**other, "output": folder / "wanda"})
+        said["nan"] = error_of(prune_nan, team)
         (own / "said.json").write_text(json.dumps(said))
 
 

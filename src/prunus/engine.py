@@ -138,7 +138,8 @@ def _stats(
     observer.block(block.index, blocks, block.name, step)
     if recording is None:
         return _Weightless(device)
-    stats = _gather(block, recording, needs, device, observer, advance=step == "order")
+    with team.agreed():
+        stats = _gather(block, recording, needs, device, observer, advance=step == "order")
     for statistics in stats.values():
         statistics.merge(team)
     return stats
