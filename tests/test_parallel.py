@@ -230,6 +230,16 @@ def undisturbed(tmp_path_factory):
     return output
 
 
+def kill(run, work, victim):
+    """SIGKILL for the process of that rank, when a block is done."""
+    while not (work / "block-00000.safetensors").exists():
+        assert run.poll() is None
+        time.sleep(0.005)
+    for child in psutil.Process(run.pid).children():
+        if child.environ()["RANK"] == str(victim):
+            child.send_signal(signal.SIGKILL)
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
     victim, tmp_path, undisturbed
@@ -240,12 +250,7 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
     run = subprocess.Popen(
         [*command, str(output), *spilled], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    while not (unfinished(output) / "block-00000.safetensors").exists():
-        assert run.poll() is None
-        time.sleep(0.005)
-    for child in psutil.Process(run.pid).children():
-        if child.environ()["RANK"] == str(victim):
-            child.send_signal(signal.SIGKILL)
+    kill(run, unfinished(output), victim)
     shown, errors = (stream.decode() for stream in run.communicate())
     assert run.returncode != 0
     assert shown == ""
@@ -262,6 +267,20 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
     assert json.loads(again.stdout)["sparsity"] == 0.5
     assert b"resuming: " in again.stderr
     assert os.listdir(tmp_path / "spill") == []
+    same(undisturbed, output)
+
+
+def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path, undisturbed):
+    output = tmp_path / "out"
+    arguments = ["-m", "prunus", "prune", LLAMA, *LONG, "--resume", "--output", output]
+    command = torchrun(2, *arguments)
+    run = subprocess.Popen(
+        [*command[:3], "--max-restarts=1", *command[3:]], env=ENV, stderr=subprocess.PIPE
+    )
+    kill(run, unfinished(output), 1)
+    errors = run.communicate()[1].decode()
+    assert run.returncode == 0, errors
+    assert "start all processes again with --resume" in errors
     same(undisturbed, output)
 
 

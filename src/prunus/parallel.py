@@ -59,14 +59,20 @@ class Team:
             torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl"
         try:
-            dist.init_process_group(backend, timeout=PATIENCE)
+            store, rank, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+            # After a restart by torchrun the store still has the addresses of the dead.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=PATIENCE
+            )
         except (RuntimeError, ValueError) as error:
             raise TeamError(
-                f"The {size} processes did not find one another ({error}). Start them with "
-                "torchrun, all at once."
+                f"The {size} processes did not find one another ({_reason(error)}). Start them "
+                "with torchrun, all at once."
             ) from None
         try:
-            yield cls(dist.get_rank(), size, local)
+            yield cls(rank, size, local)
         finally:
             dist.destroy_process_group()
 
@@ -170,9 +176,13 @@ def _broadcast(tensor: Tensor, rank: int) -> Tensor:
     try:
         dist.broadcast(tensor, rank)
     except RuntimeError as error:
-        reason = str(error).split("] ")[-1].split(". ")[0]
         raise TeamError(
-            f"Another process of this run has died, or cannot be reached any more ({reason}). "
-            "Blocks that are done are kept: start all processes again with --resume."
+            "Another process of this run has died, or cannot be reached any more "
+            f"({_reason(error)}). Blocks that are done are kept: start all processes again with --resume."
         ) from error
     return tensor
+
+
+def _reason(error: Exception) -> str:
+    """Without the place in the backend's code, and its advice."""
+    return str(error).split("] ")[-1].split(". ")[0]

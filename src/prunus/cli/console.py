@@ -49,11 +49,11 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 raise typer.Exit(2) from None
             _fail(str(error))
         except SystemExit as ended:
-            if ended.code != TERMINATED or "TORCHELASTIC_RUN_ID" not in os.environ:
+            if ended.code != TERMINATED or int(os.environ.get("WORLD_SIZE", 1)) == 1:
                 raise
             _fail(
-                "ended by SIGTERM, which torchrun sends when another process of the run has died. "
-                "Blocks that are done are kept: start all processes again with --resume."
+                "ended by SIGTERM: another process of the run has died, or torchrun itself was "
+                "ended. Blocks that are done are kept: start all processes again with --resume."
             )
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
