@@ -178,7 +178,8 @@ def _broadcast(tensor: Tensor, rank: int) -> Tensor:
     except RuntimeError as error:
         raise TeamError(
             "Another process of this run has died, or cannot be reached any more "
-            f"({_reason(error)}). Blocks that are done are kept: start all processes again with --resume."
+            f"({_reason(error)}). Blocks that are done are kept: start all processes again with "
+            "--resume."
         ) from error
     return tensor
 
