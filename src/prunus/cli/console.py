@@ -50,7 +50,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 raise typer.Exit(2) from None
             _fail(str(error))
         except SystemExit as ended:
-            if ended.code != TERMINATED or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            if ended.code != TERMINATED or not _in_a_team():
                 raise
             _fail(
                 "ended by SIGTERM: another process of the run has died, or torchrun itself was "
@@ -68,9 +68,15 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def _fail(message: str) -> NoReturn:
-    signal(SIGTERM, SIG_IGN)  # torchrun's, which must not come between
+    if _in_a_team():
+        signal(SIGTERM, SIG_IGN)  # torchrun's, which must not come between
     console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(2) from None
+
+
+def _in_a_team() -> bool:
+    """Whether ``torchrun`` started other processes beside this one."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
