@@ -178,8 +178,8 @@ def test_mrp_ss_is_sparsegpt_as_the_paper_says():
 
 
 def test_nm_brings_its_own_sparsity_and_everything_else_half():
-    assert Recipe.of(method="ria", pattern="1:4").build()[1] == 0.75
-    assert Recipe.of(method="ria").build()[1] == 0.5
+    assert Recipe.of(method="ria", pattern="1:4").build()[2] == 0.75
+    assert Recipe.of(method="ria").build()[2] == 0.5
     with pytest.raises(PatternError, match=r"got 1\.5"):
         Recipe.of(method="ria", sparsity=1.5).build()
 
