@@ -31,7 +31,7 @@ from .checkpoint import (
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
 from .journal import Journal
-from .methods import METHODS
+from .methods import METHODS, STRUCTURED
 from .observer import Observer, Silent
 from .permutation.orders import Orders
 from .planning import Plan, forecast
@@ -41,6 +41,7 @@ from .report.pruning_report import read_report
 from .result import Result, prune_journaled, write
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
+from .structured.run import Request, StructuredRun
 from .types import BlockPruner
 from .weights import InMemory, Weights
 
@@ -87,11 +88,21 @@ def prune(
         output = Path(output).expanduser().absolute()
         check_output(output)
     path = model if isinstance(model, str | Path) else None
+    recipe = _recipe(recipe, fields)
+    if recipe.structured:
+        if resume or spill is not None:
+            raise InputError(
+                f"{recipe.method} changes the widths of a model that is in memory as a whole, so "
+                "there is nothing to resume or spill. Leave --resume and --spill out."
+            )
+        return _prune_structured(
+            model, recipe, output, tokenizer, tokens_ST, trust_remote_code, observer or Silent()
+        )
     if resume and (path is None or output is None):
         raise InputError("resume=True is for a model given as a path, with an output.")
     written = output is not None
     run, tokenizer = _prepared(
-        model, recipe, fields, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
+        model, recipe, {}, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
     )
     if path is None or output is None:
         result = Result(*run.prune(), output, held=run.weights.model)
@@ -124,8 +135,14 @@ def plan(
     """
     if output is not None:
         check_output(Path(output).expanduser())
+    recipe = _recipe(recipe, fields)
+    if recipe.structured:
+        raise InputError(
+            f"`prunus plan` is for methods that remove single weights; {recipe.method} removes "
+            "heads and neurons. It holds the model in memory, and its calibration activations."
+        )
     run, _ = _prepared(
-        model, recipe, fields, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
+        model, recipe, {}, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
     )
     return forecast(run)
 
@@ -145,14 +162,31 @@ def _prepared(
     observer = observer or Silent()
     recipe, pruner = _resolved(recipe, fields, tokens_ST is not None)
     device = pick_device(recipe.device)  # raises before the model is loaded
+    weights, tokens, tokenizer = _inputs(
+        model, recipe, written, tokenizer, tokens_ST, trust_remote_code, observer
+    )
+    path = model if isinstance(model, str | Path) else weights.model.config.name_or_path
+    name, folder = str(path or "in memory"), Path(spill).expanduser() if spill else None
+    return Run.of(weights, name, recipe, pruner, tokens, device, observer, folder), tokenizer
+
+
+def _inputs(
+    model: str | Path | PreTrainedModel,
+    recipe: Recipe,
+    stream: bool,
+    tokenizer: Any,
+    tokens_ST: Tensor | None,
+    trust_remote_code: bool,
+    observer: Observer,
+) -> tuple[Weights, tuple[Tensor | None, Protocol | None], Any]:
+    """The weights, the calibration tokens, and the tokenizer if one is needed."""
     weights: Weights
     if isinstance(model, str | Path):
         observer.say(f"loading {model}")
-        reads_text = recipe.calibration not in ("none", GIVEN)
-        if tokenizer is None and (reads_text or written):
+        if tokenizer is None and (stream or recipe.calibration not in ("none", GIVEN)):
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         # Text that the model writes takes hundreds of forwards: not from disk.
-        stream = written and recipe.calibration != "self"
+        stream = stream and recipe.calibration != "self" and not recipe.structured
         weights = load_weights(
             model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
         )
@@ -165,9 +199,45 @@ def _prepared(
         if tokens_ST is not None
         else _tokens(weights.model, tokenizer, recipe, observer)
     )
-    path = model if isinstance(model, str | Path) else weights.model.config.name_or_path
-    name, folder = str(path or "in memory"), Path(spill).expanduser() if spill else None
-    return Run.of(weights, name, recipe, pruner, tokens, device, observer, folder), tokenizer
+    return weights, tokens, tokenizer
+
+
+def _prune_structured(
+    model: str | Path | PreTrainedModel,
+    recipe: Recipe,
+    output: Path | None,
+    tokenizer: Any,
+    tokens_ST: Tensor | None,
+    trust_remote_code: bool,
+    observer: Observer,
+) -> Result:
+    """Whole heads and neurons: the model is in memory, and becomes smaller there."""
+    pruner, sparsity = recipe.build_units()
+    source = recipe.calibration or ("builtin" if pruner.reads_text else "none")
+    if tokens_ST is not None:
+        source = GIVEN
+    if pruner.reads_text and source == "none":
+        raise CalibrationError(
+            f"{recipe.method} so set reads text ({STRUCTURED[recipe.method].needs}). Give a "
+            "calibration source; self, which the model writes; or use l1, l2 or random."
+        )
+    share = sparsity if recipe.parameters is None else None
+    recipe = recipe.model_copy(update={"sparsity": share, "calibration": source})
+    device = pick_device(recipe.device)
+    weights, tokens, tokenizer = _inputs(
+        model, recipe, output is not None, tokenizer, tokens_ST, trust_remote_code, observer
+    )
+    name = model if isinstance(model, str | Path) else weights.model.config.name_or_path
+    request = Request(
+        str(name or "in memory"), recipe.method, pruner, sparsity, recipe.parameters,
+        recipe.blocks, recipe.seed,
+    )  # fmt: skip
+    report, widths = StructuredRun.of(weights.model, request, tokens, device, observer).prune()
+    result = Result(report, Orders(), output, held=weights.model, widths=widths)
+    if output is None:
+        return result
+    verification = write(result, tokenizer, recipe, observer, trust_remote_code)
+    return replace(result, verification=verification)
 
 
 def _resolved(

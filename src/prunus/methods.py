@@ -17,6 +17,8 @@ from .permutation.ordering import Ordering
 from .pruners import MRP, Compose, DaSS, EachLayer, InOrder, SparseGPT
 from .refinements import Swaps
 from .scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
+from .structured.methods import STRUCTURED, data_free
+from .structured.pruner import UnitPruner
 from .types import BlockPruner, LayerPruner, Pattern, Permutation, Score, Update
 from .updates import Keep, LeastSquares, SparseGPTSweep
 
@@ -149,7 +151,7 @@ def build_method(
         InputError: a setting that names no field, or a value of another type.
     """
     if name not in METHODS:
-        raise UnknownNameError("method", name, METHODS)
+        raise UnknownNameError("method", name, {**METHODS, **STRUCTURED})
     pruner = METHODS[name].build(pattern)
     if update is not None:
         pruner = _on_parts(name, pruner, partial(_updated, name, update))
@@ -162,6 +164,27 @@ def build_method(
     if later and permutation in (None, "none"):
         raise InputError(f"--set {next(iter(later))} is for a run with --permutation.")
     return _with_settings(ordered, later)
+
+
+def build_structured(
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    allocation: str | None = None,
+    recovery: str | None = None,
+    mlp_only: bool = False,
+    text: bool = True,
+) -> UnitPruner:
+    """The pruner of a structured row, with some fields set; without ``text`` the data-free one.
+
+    >>> build_structured("goa", {"heads.threshold": 0.2}, recovery="after")
+    """
+    pruner = STRUCTURED[name].pruner if text else data_free(STRUCTURED[name].pruner)
+    for path, value in (settings or {}).items():
+        pruner = _set(pruner, path, path.split("."), value)
+    if mlp_only:
+        pruner = replace(pruner, target="neurons")
+    given = {"allocation": allocation, "recovery": recovery}
+    return replace(pruner, **{name: word for name, word in given.items() if word is not None})
 
 
 def _with_settings(pruner: BlockPruner, settings: Mapping[str, Any]) -> BlockPruner:

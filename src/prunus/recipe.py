@@ -11,9 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .checkpoint import Dtype
 from .errors import InputError
-from .methods import build_method
+from .methods import STRUCTURED, build_method, build_structured
 from .patterns import NM, check_sparsity, parse_pattern
+from .structured.pruner import UnitPruner
+from .structured.run import DEFAULT
 from .types import BlockPruner
+
+WEIGHTS_ONLY = ("pattern", "update", "refine", "permutation", "search", "true_sequential")
+STRUCTURED_ONLY = ("blocks", "parameters", "allocation", "recovery")
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,6 +55,10 @@ class Recipe(BaseModel):
     true_sequential: bool = Field(False, description="statistics anew after each site")
     mlp_only: bool = Field(False, description="leave attention dense")
     skip_blocks: str | None = Field(None, description="A:B, blocks left dense")
+    blocks: str | None = Field(None, description="A:B, blocks to prune; structured methods")
+    parameters: int | None = Field(None, description="how many to remove; structured methods")
+    allocation: str | None = Field(None, description="uniform, adaptive; structured methods")
+    recovery: str | None = Field(None, description="none, before, after, both; structured methods")
     calibration: str | None = Field(
         None, description="text SOURCE, or none; default: builtin where the method needs text"
     )
@@ -120,6 +129,7 @@ class Recipe(BaseModel):
 
     def build(self) -> tuple[BlockPruner, float]:
         """The pruner and its sparsity; an N:M pattern brings its own, otherwise one half."""
+        self._refuse(STRUCTURED_ONLY, f"{self.method} removes single weights, not heads or neurons")
         pattern = parse_pattern(self.pattern) if self.pattern is not None else None
         sparsity = self.sparsity
         if sparsity is None:
@@ -135,3 +145,33 @@ class Recipe(BaseModel):
             self.search,
         )
         return pruner, sparsity
+
+    @property
+    def structured(self) -> bool:
+        """Whether the method removes whole heads and neurons."""
+        return self.method in STRUCTURED
+
+    def build_units(self) -> tuple[UnitPruner, float]:
+        """The pruner of a structured method, and the share of parameters that it removes."""
+        whole = f"{self.method} removes whole heads and neurons"
+        self._refuse(WEIGHTS_ONLY, whole)
+        self._refuse(("skip_blocks",), f"{whole}, in the blocks that blocks=A:B names")
+        if self.sparsity is not None and self.parameters is not None:
+            raise InputError("sparsity and parameters both say how much goes: give one of them.")
+        sparsity = DEFAULT if self.sparsity is None else self.sparsity
+        if not 0 < sparsity < 1:
+            raise InputError(
+                f"sparsity {sparsity} would leave nothing, or all; {whole}: give a share between "
+                "0 and 1."
+            )
+        text = self.calibration != "none"
+        pruner = build_structured(
+            self.method, self.settings, self.allocation, self.recovery, self.mlp_only, text
+        )
+        return pruner, sparsity
+
+    def _refuse(self, names: tuple[str, ...], why: str) -> None:
+        for name in names:
+            if getattr(self, name) not in (None, False):
+                option = name.replace("_", "-")
+                raise InputError(f"{why}, so --{option} does not apply. Leave it out.")

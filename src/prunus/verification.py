@@ -16,12 +16,13 @@ from torch import Tensor
 from .blocks import find_blocks
 from .channels import Channels
 from .checkpoint import check_shards, load_weights, read_tensors
-from .errors import CheckpointError
+from .errors import CheckpointError, InputError
 from .patterns import NM, Unstructured, parse_pattern, removed
 from .permutation.interior import Interior
 from .permutation.orders import Orders
 from .report.pruning_report import PruningReport, read_report
 from .spill import Scratch
+from .structured import verification as structured
 from .survey import any_tokens, inspect
 from .types import LayerReport, Pattern
 from .weights import Weights
@@ -105,6 +106,11 @@ def verify(
     tensors = check_shards(folder)
     report = read_report(folder)
     _check_config(folder, found)
+    if report.structured is not None:
+        _check_structured(folder, tensors, report, source, pattern, found)
+        if reload:
+            _reload_structured(folder, report, found, trust_remote_code)
+        return found
     orders = Orders.read(folder)
     _check_layers(report, tensors, orders, parse_pattern(pattern) if pattern else None, found)
     if source is not None:
@@ -112,6 +118,37 @@ def verify(
     if reload:
         _check_reload(folder, found, trust_remote_code)
     return found
+
+
+def _check_structured(
+    folder: Path,
+    tensors: dict[str, Path],
+    report: PruningReport,
+    source: str | Path | None,
+    pattern: str | None,
+    found: Verification,
+) -> None:
+    if source is not None or pattern is not None:
+        raise InputError(
+            f"{folder} has fewer heads and neurons than the model it was made from: it has no "
+            "pattern of zeros, and no tensor to compare one by one. Leave --source and --pattern "
+            "out."
+        )
+    assert report.structured is not None
+    found.problems += structured.problems(folder, tensors, report)
+    found.sparsity = report.structured.share
+    found.patterns = {"heads and neurons removed": len(report.layers)}
+    found.checks += ["finite weights", "shapes of every shrunk layer, against the report"]
+
+
+def _reload_structured(
+    folder: Path, report: PruningReport, found: Verification, trust_remote_code: bool
+) -> None:
+    assert report.structured is not None
+    if report.structured.stock:
+        _check_reload(folder, found, trust_remote_code)
+    found.problems += structured.reload(folder, report, trust_remote_code)
+    found.checks.append("reload by prunus.load in a fresh process, finite logits")
 
 
 def _check_config(folder: Path, found: Verification) -> None:

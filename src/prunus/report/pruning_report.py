@@ -20,6 +20,7 @@ from ..blocks import Block
 from ..calibration import Protocol
 from ..errors import CheckpointError, UnsupportedModelError
 from ..types import LayerReport
+from .structured_report import StructuredReport
 
 FILE = "pruning_report.json"
 
@@ -95,6 +96,7 @@ class PruningReport:
         protocol: the calibration; None: none was used.
         seconds: the whole run, without loading and saving.
         layers: one entry per layer.
+        structured: what became of heads and neurons; None: single weights were pruned.
         versions: of the software that matters.
     """
 
@@ -108,6 +110,7 @@ class PruningReport:
     protocol: Protocol | None
     seconds: float
     layers: list[LayerReport]
+    structured: StructuredReport | None = None
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "prunus": __version__,
@@ -131,6 +134,7 @@ class PruningReport:
             "pattern": self.pattern,
             "layers": len(self.layers),
             "calibration_sha256": self.protocol.sha256 if self.protocol else None,
+            **(self.structured.summary() if self.structured else {}),
         }
 
 

@@ -40,14 +40,15 @@ def shrink(block: nn.Module, name: str, module: Depth2, keep_U: Tensor) -> Undo:
         What was there before, for ``restore``.
     """
     undo: Undo = []
+    keep_U = keep_U.cpu()
     for layer, rows_UM in module.sources:
         keep_O = torch.ones(layer.shape[0], dtype=torch.bool)
-        keep_O[rows_UM[~keep_U].flatten()] = False
+        keep_O[rows_UM.cpu()[~keep_U].flatten()] = False
         bias_O = layer.bias_O
         bias_O = None if bias_O is None else bias_O[keep_O.to(bias_O.device)]
         put(layer.module, layer.weight_OI[keep_O.to(layer.weight_OI.device)], bias_O, undo)
     keep_I = torch.ones(module.reader.shape[1], dtype=torch.bool)
-    keep_I[module.columns_UN[~keep_U].flatten()] = False
+    keep_I[module.columns_UN.cpu()[~keep_U].flatten()] = False
     reader = module.reader
     weight_OI = reader.weight_OI[:, keep_I.to(reader.weight_OI.device)]
     put(reader.module, weight_OI, reader.bias_O, undo)
