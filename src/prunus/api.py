@@ -31,7 +31,7 @@ from .checkpoint import (
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
 from .journal import Journal
-from .methods import METHODS, STRUCTURED
+from .methods import METHODS
 from .observer import Observer, Silent
 from .permutation.orders import Orders
 from .planning import Plan, forecast
@@ -41,6 +41,7 @@ from .report.pruning_report import read_report
 from .result import Result, prune_journaled, write
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
+from .structured.methods import STRUCTURED
 from .structured.run import Request, StructuredRun
 from .types import BlockPruner
 from .weights import InMemory, Weights

@@ -17,7 +17,7 @@ from .permutation.ordering import Ordering
 from .pruners import MRP, Compose, DaSS, EachLayer, InOrder, SparseGPT
 from .refinements import Swaps
 from .scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
-from .structured.methods import STRUCTURED, data_free
+from .structured.methods import STRUCTURED, StructuredMethod, data_free
 from .structured.pruner import UnitPruner
 from .types import BlockPruner, LayerPruner, Pattern, Permutation, Score, Update
 from .updates import Keep, LeastSquares, SparseGPTSweep
@@ -38,6 +38,11 @@ class Method:
     url: str
     build: Callable[[Pattern | None], BlockPruner]
     differs: str
+
+    @property
+    def parts(self) -> str:
+        """The composition, spelled out."""
+        return repr(self.build(None))
 
     @property
     def needs(self) -> str:
@@ -132,6 +137,8 @@ METHODS: Mapping[str, Method] = {
     "mrp-mm": _mrp("M", "M"),
 }
 
+ROWS: Mapping[str, Method | StructuredMethod] = {**METHODS, **STRUCTURED}
+
 
 def build_method(
     name: str,
@@ -151,7 +158,7 @@ def build_method(
         InputError: a setting that names no field, or a value of another type.
     """
     if name not in METHODS:
-        raise UnknownNameError("method", name, {**METHODS, **STRUCTURED})
+        raise UnknownNameError("method", name, ROWS)
     pruner = METHODS[name].build(pattern)
     if update is not None:
         pruner = _on_parts(name, pruner, partial(_updated, name, update))
@@ -183,8 +190,8 @@ def build_structured(
         pruner = _set(pruner, path, path.split("."), value)
     if mlp_only:
         pruner = replace(pruner, target="neurons")
-    given = {"allocation": allocation, "recovery": recovery}
-    return replace(pruner, **{name: word for name, word in given.items() if word is not None})
+    allocation, recovery = allocation or pruner.allocation, recovery or pruner.recovery
+    return replace(pruner, allocation=allocation, recovery=recovery)
 
 
 def _with_settings(pruner: BlockPruner, settings: Mapping[str, Any]) -> BlockPruner:

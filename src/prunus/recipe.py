@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .checkpoint import Dtype
 from .errors import InputError
-from .methods import STRUCTURED, build_method, build_structured
+from .methods import build_method, build_structured
 from .patterns import NM, check_sparsity, parse_pattern
+from .structured.methods import STRUCTURED
 from .structured.pruner import UnitPruner
 from .structured.run import DEFAULT
 from .types import BlockPruner

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..blocks import Block
@@ -19,7 +19,7 @@ from .modules import Depth2
 from .pruner import UnitPruner
 from .scores import Gathered, Redundancy
 from .statistics import ChannelMoments, Moments
-from .watching import attention_maps, eager, watch
+from .watching import Watcher, attention_maps, eager, watch
 
 MAPS = 16  # samples whose attention is compared: the paper's number
 
@@ -67,12 +67,7 @@ class Context:
         for sample, hidden, call in self.samples(block, recording):
             moments = halves[held_out(sample, len(recording.hidden))]
 
-            def read(inputs_TI: Tensor, moments: Moments = moments) -> None:
-                second.update(inputs_TI)
-                if self.pruner.after:
-                    moments.update(inputs_TI)
-
-            reads = {module.reader.module: read}
+            reads: dict[nn.Module, Watcher] = {module.reader.module: _both(second, moments)}
             if score.first:
                 reads[module.sources[0][0].module] = first.update
             watch(block, call, hidden, reads)
@@ -105,6 +100,17 @@ class Context:
         return score_UN
 
 
+def _both(second: Statistics, moments: Moments) -> Watcher:
+    """Fold into the statistics, and into the moments where those are wanted."""
+
+    def read(inputs_TI: Tensor) -> None:
+        second.update(inputs_TI)
+        if len(moments.sum_AA) > 1:
+            moments.update(inputs_TI)
+
+    return read
+
+
 def held_out(sample: int, samples: int) -> int:
-    """1 for the last quarter of the samples, at least one, on which least squares is tried; else 0."""
+    """1 for the last quarter of the samples, at least one: least squares is tried on them."""
     return int(sample >= samples - max(samples // 4, 1))

@@ -36,7 +36,7 @@ def loss_gradients(
             with torch.enable_grad():
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
                 loss = cross_entropy(logits.float(), ids[0, 1:]) / len(ids_ST)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             seen(done, len(ids_ST))
         found = {layer.name: _outputs_first(layer) for layer in layers}
     finally:

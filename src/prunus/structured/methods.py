@@ -31,6 +31,11 @@ class StructuredMethod:
     differs: str
 
     @property
+    def parts(self) -> str:
+        """The composition, spelled out."""
+        return repr(self.pruner)
+
+    @property
     def needs(self) -> str:
         """What it reads beside the weights."""
         kinds = []

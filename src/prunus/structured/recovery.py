@@ -37,7 +37,7 @@ class Regression:
         return [cls(gram_AA, gram_AA.new_zeros(layer.shape[0], width)) for layer in layers]
 
     def update(self, inputs_TI: Tensor, targets_TO: Tensor, gram: bool = True) -> None:
-        """Add tokens, multiplied in float32, summed in float64; without ``gram`` the cross alone."""
+        """Add tokens, multiplied in float32, summed in float64; the Gram only if asked to."""
         inputs_TA = with_ones(inputs_TI.float(), self.gram_AA.shape[0] > inputs_TI.shape[1])
         targets_TO = targets_TO.float()
         if gram:

@@ -102,9 +102,7 @@ class StructuredRun:
             for module in found:
                 rehearse(blocks[index], module, call, hidden)
             modules += found
-        return cls(
-            model, request, ids_ST, protocol, device, observer, blocks, traced, modules
-        )
+        return cls(model, request, ids_ST, protocol, device, observer, blocks, traced, modules)
 
     def prune(self) -> tuple[PruningReport, Widths]:
         """Do it, in place. Returns the report, and the widths of every block."""
@@ -124,9 +122,7 @@ class StructuredRun:
         )
         recording = self._recording() if pruner.sequential or pruner.recovery != "none" else None
         known = None if pruner.sequential else dense
-        reports, seen = prune_units(
-            context, self.blocks, self.modules, counts, recording, known
-        )
+        reports, seen = prune_units(context, self.blocks, self.modules, counts, recording, known)
         widths = self._widths(counts, seen)
         stock = stock_config(self.model, [block.name for block in self.blocks], widths)
         if stock is not None:
@@ -288,5 +284,3 @@ def _range(text: str | None, blocks: int) -> range:
             f"--blocks is A:B with 0 <= A < B <= {blocks}, the number of blocks; got {text!r}."
         )
     return range(int(match[1]), int(match[2]))
-
-

@@ -79,8 +79,8 @@ class Random:
 class Norm:
     """``Σ |w|^power`` over all weights of the unit: its rows of the first level, its columns.
 
-    Reference: LLM-Pruner's ``l1`` and ``l2`` (Ma et al. 2023, arXiv:2305.11627), whose sums are over
-    the rows and the column of the group alike; biases are left out.
+    Reference: LLM-Pruner's ``l1`` and ``l2`` (Ma et al. 2023, arXiv:2305.11627), whose sums are
+    over the rows and the column of the group alike; biases are left out.
     """
 
     power: float = 1.0
@@ -144,8 +144,8 @@ class Flap:
 class Taylor:
     """First order in the loss: what it would change if the unit went.
 
-    ``by="element"``: ``Σ |w · ∂L/∂w|`` over the unit's weights; ``by="vector"``: ``Σ |Σ w · ∂L/∂w|``,
-    the inner sum over one row of the first level, or one column of the second.
+    ``by="element"``: ``Σ |w · ∂L/∂w|`` over the unit's weights; ``"vector"``: ``Σ |Σ w · ∂L/∂w|``,
+    with the inner sum over one row of the first level, or one column of the second.
 
     Reference: Ma et al. 2023 (NeurIPS), LLM-Pruner, arXiv:2305.11627, equation 3; their
     ``param_first`` and ``vectorize``.
@@ -225,7 +225,7 @@ class SecondMoment:
         return () if self.identity else (ChannelMoments,)
 
     def __call__(self, module: Depth2, gathered: Gathered) -> Tensor:
-        column_I = module.reader.weight_OI.double().norm(dim=0) ** self.norm
+        column_I: Tensor = module.reader.weight_OI.double().norm(dim=0) ** self.norm
         if module.unit == "heads":
             return (column_I * self._values(module, gathered))[module.columns_UN]
         moments = [self._moment(gathered, layer.weight_OI[rows_U].double())
@@ -240,10 +240,12 @@ class SecondMoment:
 
     def _values(self, module: Depth2, gathered: Gathered) -> Tensor:
         """``v_iᵀ Σ v_i`` for every input i of the second level."""
-        assert module.values is not None and module.value_row_I is not None
+        assert module.values is not None
+        assert module.value_row_I is not None
         if self.mixed and not self.identity:
             moments = gathered.second[ChannelMoments]
-            return moments.variance_I if self.centred else moments.second_moment_I
+            seen_I: Tensor = moments.variance_I if self.centred else moments.second_moment_I
+            return seen_I
         return self._moment(gathered, module.values.weight_OI[module.value_row_I].double())
 
     def _moment(self, gathered: Gathered, rows_NI: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ class Step:
                 requested=1 - int(keep_U.sum()) / module.units,
                 sparsity=1 - layer.weight_OI.numel() / (shape[0] * shape[1]),
                 relative_output_error=error if layer is module.reader else None,
-                updated=updated and layer is module.reader or "recovery" in notes,
+                updated=(updated and layer is module.reader) or "recovery" in notes,
                 error_before_update=None,
                 seconds=(time.perf_counter() - begun) / len(module.layers),
                 notes={**notes, "shape": list(layer.shape)},

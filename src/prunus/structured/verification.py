@@ -73,5 +73,3 @@ def reload(folder: Path, report: PruningReport, trust_remote_code: bool) -> Iter
             f"It has {seen['parameters']:,} parameters in a fresh process; the report says "
             f"{report.structured.parameters[1]:,}."
         )
-
-

@@ -14,7 +14,7 @@ from ..blocks import Block, Layer
 from ..errors import NumericalError, UnsupportedModelError
 from ..replay import Call
 
-Seen = Callable[[Tensor], None]
+Watcher = Callable[[Tensor], None]
 
 
 class _Enough(Exception):  # noqa: N818 - a signal, not an error; never leaves this file
@@ -25,8 +25,8 @@ def watch(
     block: Block,
     call: Call,
     hidden: Tensor,
-    inputs: Mapping[nn.Module, Seen] | None = None,
-    outputs: Mapping[nn.Module, Seen] | None = None,
+    inputs: Mapping[nn.Module, Watcher] | None = None,
+    outputs: Mapping[nn.Module, Watcher] | None = None,
     module: nn.Module | None = None,
 ) -> None:
     """Run the block, hand over what these modules read and put out (T, ·), and stop after that.
@@ -44,7 +44,7 @@ def watch(
     """
     left = len(inputs or {}) + len(outputs or {})
 
-    def hand(see: Seen, tensor: Tensor) -> None:
+    def hand(see: Watcher, tensor: Tensor) -> None:
         nonlocal left
         if not bool(tensor.isfinite().all()):
             raise NumericalError(
@@ -55,10 +55,10 @@ def watch(
         if not left:
             raise _Enough
 
-    def before(see: Seen) -> Callable[..., None]:
+    def before(see: Watcher) -> Callable[..., None]:
         return lambda _, args: hand(see, args[0])
 
-    def after(see: Seen) -> Callable[..., None]:
+    def after(see: Watcher) -> Callable[..., None]:
         return lambda _, args, output: hand(see, output)
 
     with ExitStack() as stack:
