@@ -30,11 +30,12 @@ ROWS: dict[str, dict[str, Any]] = {
         "method": "goa", "calibration": "self", "recovery": "after",
     },
     "goa, no data": {"method": "goa", "calibration": "none"},
+    "goa, gaussian": {"method": "goa", "settings": {"neurons.moment": "gaussian"}},
     "goa, as its code": {
         "method": "goa",
         "settings": {
-            "heads.distance": "authors", "neurons.norm": 1, "neurons.gated": "code",
-            "neurons.centred": True,
+            "heads.distance": "authors", "neurons.moment": "gaussian", "neurons.norm": 1,
+            "neurons.gated": "code", "neurons.centred": True,
         },
     },
     "random": {"method": "random"},

@@ -53,7 +53,7 @@ def data_free(pruner: UnitPruner) -> UnitPruner:
     """
     if not isinstance(pruner.heads, Redundancy) or not isinstance(pruner.neurons, SecondMoment):
         return pruner
-    neurons = replace(pruner.neurons, identity=True)
+    neurons = replace(pruner.neurons, moment="gaussian", identity=True)
     return replace(pruner, heads=neurons, neurons=neurons)
 
 
@@ -65,10 +65,12 @@ STRUCTURED: Mapping[str, StructuredMethod] = {
     "goa": StructuredMethod(
         paper="Li et al. 2024, Greedy Output Approximation",
         url="https://arxiv.org/abs/2407.19126",
-        pruner=UnitPruner(Redundancy(), SecondMoment(), sequential=True),
+        pruner=UnitPruner(Redundancy(), SecondMoment(moment="measured"), sequential=True),
         differs="True Jensen-Shannon distance (theirs is √KL(M‖P), and their thresholds belong to "
-        "it: heads.distance=authors); a number of heads as well as a threshold; eq. 3 as printed "
-        "(theirs: norm not squared, silu of the variance: neurons.norm=1 neurons.gated=code). "
+        "it: heads.distance=authors); a number of heads as well as a threshold; the score of a "
+        "neuron is measured as eq. 3 defines it; neurons.moment=gaussian is the closed form that "
+        "the paper derives for a linear activation, and neurons.norm=1 neurons.gated=code "
+        "neurons.centred=true with that what the code computes. "
         "Grouped-query attention: whole key/value groups.",
     ),
     "random": StructuredMethod(

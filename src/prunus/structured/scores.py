@@ -184,13 +184,19 @@ class Taylor:
 
 @dataclass(frozen=True)
 class SecondMoment:
-    """``M_i = ‖B_i‖² · A_iᵀ Σ A_i``, half of it behind an activation (eqs. 2 and 3, appendix B).
+    """``M_i = Σ_j E[Y_ij²]``: the second moment of all that inner channel i adds to the output.
 
-    A_i: the row of the first level that makes inner channel i; B_i: the column of the second that
-    reads it; Σ: ``E[x xᵀ]`` of the module's input. A gated MLP is two plain modules, ``B(u·x)``
-    and ``Bσ(g·x)``, and its score the product of theirs. In attention x is what the head has mixed
+    Under a linear activation and inputs of mean 0 that is ``‖B_i‖² · A_iᵀ Σ A_i``, half of it
+    behind an activation like ReLU (equations 2 and 3, appendix B): ``moment="gaussian"``. A_i: the
+    row of the first level that makes inner channel i; B_i: the column of the second that reads it;
+    Σ: ``E[x xᵀ]`` of the module's input. A gated MLP is two plain modules, ``B(u·x)`` and
+    ``Bσ(g·x)``, and its score the product of theirs. In attention x is what the head has mixed
     together, and ``v_iᵀ Σ v_i`` is then the second moment of the second level's input i (bias of v
     included): that is how it is computed.
+
+    ``moment="measured"`` is the definition itself, ``‖B_i‖² · mean_t h_i²`` of the activations h
+    that the second level reads. It costs no assumption. Where the closed form fails is the mean: a
+    neuron that is off for almost every token has a large ``A_iᵀ Σ A_i``, and writes nothing.
 
     Fields, first the paper's reading, then that of the authors' code:
         norm: power of ‖B_i‖, 2 or 1.
@@ -200,6 +206,7 @@ class SecondMoment:
         identity: Σ = I: no data is read.
     """
 
+    moment: str = "gaussian"
     norm: int = 2
     gated: str = "product"
     centred: bool = False
@@ -209,6 +216,10 @@ class SecondMoment:
     wants: ClassVar[Literal["nothing"]] = "nothing"
 
     def __post_init__(self) -> None:
+        if self.moment not in ("gaussian", "measured"):
+            raise InputError(f"moment is gaussian or measured; got {self.moment!r}.")
+        if self.moment == "measured" and self.identity:
+            raise InputError("moment=measured reads activations, and identity=true none.")
         if self.norm not in (1, 2):
             raise InputError(f"norm is 1 or 2, the power of the column's norm; got {self.norm}.")
         if self.gated not in ("product", "code"):
@@ -217,16 +228,16 @@ class SecondMoment:
     @property
     def first(self) -> Needs:
         """Second moments of the first level's input."""
-        return () if self.identity else (Moments,)
+        return () if self.identity or self.moment == "measured" else (Moments,)
 
     @property
     def second(self) -> Needs:
-        """Those of the second level's, for attention."""
+        """Those of the second level's, for attention, or where they are measured."""
         return () if self.identity else (ChannelMoments,)
 
     def __call__(self, module: Depth2, gathered: Gathered) -> Tensor:
         column_I: Tensor = module.reader.weight_OI.double().norm(dim=0) ** self.norm
-        if module.unit == "heads":
+        if module.unit == "heads" or self.moment == "measured":
             return (column_I * self._values(module, gathered))[module.columns_UN]
         moments = [self._moment(gathered, layer.weight_OI[rows_U].double())
                    for layer, rows_UM in module.sources for rows_U in rows_UM.T]  # fmt: skip
@@ -240,12 +251,12 @@ class SecondMoment:
 
     def _values(self, module: Depth2, gathered: Gathered) -> Tensor:
         """``v_iᵀ Σ v_i`` for every input i of the second level."""
-        assert module.values is not None
-        assert module.value_row_I is not None
-        if self.mixed and not self.identity:
+        if self.moment == "measured" or (self.mixed and not self.identity):
             moments = gathered.second[ChannelMoments]
             seen_I: Tensor = moments.variance_I if self.centred else moments.second_moment_I
             return seen_I
+        assert module.values is not None
+        assert module.value_row_I is not None
         return self._moment(gathered, module.values.weight_OI[module.value_row_I].double())
 
     def _moment(self, gathered: Gathered, rows_NI: Tensor) -> Tensor:
