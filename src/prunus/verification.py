@@ -147,6 +147,7 @@ def _reload_structured(
     assert report.structured is not None
     if report.structured.stock:
         _check_reload(folder, found, trust_remote_code)
+        return
     found.problems += structured.reload(folder, report, trust_remote_code)
     found.checks.append("reload by prunus.load in a fresh process, finite logits")
 

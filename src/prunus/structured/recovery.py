@@ -17,6 +17,9 @@ from ..blocks import Layer
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the mean diagonal of ``XᵀX``."""
 
+NOISE = 1e-7
+"""Relative squared errors that differ by less are equal: the products are float32."""
+
 
 @dataclass
 class Regression:
@@ -110,7 +113,7 @@ def solve(
         for k, old in enumerate(olds):
             new_OA = old + torch.cholesky_solve(missing[k].T, factor_AA).T
             error = held[k].error(new_OA)
-            if error < best[k].after:
+            if error < best[k].after - NOISE:
                 best[k] = Solved(new_OA.float(), ridge, before[k], error)
     return best
 
