@@ -93,16 +93,6 @@ def renumber(owner: nn.Module, names: tuple[str, ...], old: int, new: int, undo:
             _set(owner, name, new, undo)
 
 
-def zero(module: Depth2, keep_U: Tensor) -> None:
-    """Set to 0 what ``shrink`` would take away; the model computes the same."""
-    for layer, rows_UM in module.sources:
-        rows = rows_UM[~keep_U].flatten()
-        layer.weight_OI[rows] = 0
-        if layer.bias_O is not None:
-            layer.bias_O[rows] = 0
-    module.reader.weight_OI[:, module.columns_UN[~keep_U].flatten()] = 0
-
-
 @torch.no_grad()
 def rehearse(block: Block, module: Depth2, call: Call, hidden: Tensor) -> None:
     """Take out every other unit, look whether the block computes the right thing, and put it back.
