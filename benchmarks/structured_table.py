@@ -30,12 +30,14 @@ ROWS: dict[str, dict[str, Any]] = {
         "method": "goa", "calibration": "self", "recovery": "after",
     },
     "goa, no data": {"method": "goa", "calibration": "none"},
-    "goa, gaussian": {"method": "goa", "settings": {"neurons.moment": "gaussian"}},
+    "goa, as printed": {
+        "method": "goa", "settings": {"heads.goes": "first", "neurons.moment": "gaussian"},
+    },
     "goa, as its code": {
         "method": "goa",
         "settings": {
-            "heads.distance": "authors", "neurons.moment": "gaussian", "neurons.norm": 1,
-            "neurons.gated": "code", "neurons.centred": True,
+            "heads.distance": "authors", "heads.goes": "first", "neurons.moment": "gaussian",
+            "neurons.norm": 1, "neurons.gated": "code", "neurons.centred": True,
         },
     },
     "random": {"method": "random"},
@@ -65,7 +67,8 @@ def main() -> None:
     parser.add_argument("--heads", nargs="*", type=int, default=[], help="groups of heads, alone")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--windows", nargs=2, type=int, default=[8, 128], help="of 2048, of 128")
+    parser.add_argument("--lengths", nargs=2, type=int, default=[2048, 128], help="of windows")
+    parser.add_argument("--windows", nargs=2, type=int, default=[8, 128], help="of each length")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=list(ROWS), help="rows to run")
     parser.add_argument("--dense", action="store_true", help="the dense row too")
@@ -73,7 +76,8 @@ def main() -> None:
 
     model = load_model(given.model, dtype="float32")
     tokenizer = load_tokenizer(given.model)
-    print("| method | removed | parameters | heads | perplexity 2048 | 128 | prune s |", flush=True)
+    at = " | ".join(f"perplexity {length}" for length in given.lengths)
+    print(f"| method | removed | parameters | groups of heads | {at} | prune s |", flush=True)
     print("|---|---|---|---|---|---|---|", flush=True)
     if given.dense:
         whole = sum(p.numel() for p in model.parameters())
@@ -118,7 +122,7 @@ def scores(model: Any, tokenizer: Any, given: Any) -> str:
     """Perplexity at both lengths."""
     found = [
         prunus.evaluate(model, given.text, length=length, windows=windows, tokenizer=tokenizer)
-        for length, windows in zip((2048, 128), given.windows, strict=True)
+        for length, windows in zip(given.lengths, given.windows, strict=True)
     ]
     return " | ".join(f"{each.perplexity:.2f}" for each in found)
 

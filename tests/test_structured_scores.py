@@ -142,6 +142,13 @@ def test_row_major_is_algorithm_1_as_printed(rng):
     assert row_major(d_UU, 0.5).isfinite().nonzero().flatten().tolist() == sorted(chosen)
 
 
+@pytest.mark.parametrize("algorithm", [ascending, lambda d, worth: row_major(d, 0.9, worth)])
+def test_of_two_that_are_alike_the_weaker_goes(algorithm):
+    d_UU = torch.tensor([[0.0, 0.1, 0.8], [0.1, 0.0, 0.7], [0.8, 0.7, 0.0]])
+    assert algorithm(d_UU, torch.tensor([3.0, 1.0, 2.0])).isinf().tolist() == [True, False, False]
+    assert algorithm(d_UU, torch.tensor([1.0, 1.0, 0.5])).isinf().tolist() == [False, True, False]
+
+
 def test_between_groups(rng):
     d_HH = torch.rand(4, 4, generator=rng, dtype=torch.float64)
     d_HH = ((d_HH + d_HH.T) / 2).fill_diagonal_(0)
@@ -342,6 +349,7 @@ def test_settings_that_make_no_sense_say_so():
         lambda: SecondMoment(moment="measured", identity=True),
         lambda: Redundancy(order="random"),
         lambda: Redundancy(distance="euclid"),
+        lambda: Redundancy(goes="both"),
         lambda: Taylor("matrix"),
     ):
         with pytest.raises(InputError):

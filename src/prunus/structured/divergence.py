@@ -87,29 +87,36 @@ def between_units(divergence_HH: Tensor, per_unit: int) -> Tensor:
     return (nearest_UU + nearest_UU.T) / 2
 
 
-def ascending(divergence_UU: Tensor) -> Tensor:
+def ascending(divergence_UU: Tensor, worth_U: Tensor | None = None) -> Tensor:
     """The divergence at which each unit goes when pairs are visited from the most alike on, (U,).
 
     Algorithm 1 in ascending order, as the authors' code runs it: of a pair of which neither is
-    chosen yet the first goes. Removing all units below τ is that algorithm at τ; removing the n
-    lowest is it with a target number. The last unit has no partner left: infinity.
+    chosen yet the first goes; with ``worth_U`` (U,) the one that is worth less. Removing all units
+    below τ is that algorithm at τ; removing the n lowest is it with a target number. The last unit
+    has no partner left: infinity.
     """
-    return _chosen(divergence_UU, _by_distance(divergence_UU), math.inf)
+    return _chosen(divergence_UU, _by_distance(divergence_UU), math.inf, worth_U)
 
 
-def row_major(divergence_UU: Tensor, threshold: float) -> Tensor:
+def row_major(divergence_UU: Tensor, threshold: float, worth_U: Tensor | None = None) -> Tensor:
     """Algorithm 1 as printed: pairs in the order of the matrix; infinity where a unit stays."""
     units = len(divergence_UU)
     pairs = ((i, j) for i in range(units) for j in range(units) if i < j)
-    return _chosen(divergence_UU, pairs, threshold)
+    return _chosen(divergence_UU, pairs, threshold, worth_U)
 
 
-def _chosen(divergence_UU: Tensor, pairs: Iterator[tuple[int, int]], threshold: float) -> Tensor:
+def _chosen(
+    divergence_UU: Tensor,
+    pairs: Iterator[tuple[int, int]],
+    threshold: float,
+    worth_U: Tensor | None,
+) -> Tensor:
     goes_U = torch.full((len(divergence_UU),), math.inf, dtype=torch.float64)
     for i, j in pairs:
         distance = float(divergence_UU[i, j])
         if distance < threshold and goes_U[i].isinf() and goes_U[j].isinf():
-            goes_U[i] = distance
+            second = worth_U is not None and bool(worth_U[j] < worth_U[i])
+            goes_U[j if second else i] = distance
     return goes_U
 
 

@@ -65,12 +65,15 @@ STRUCTURED: Mapping[str, StructuredMethod] = {
     "goa": StructuredMethod(
         paper="Li et al. 2024, Greedy Output Approximation",
         url="https://arxiv.org/abs/2407.19126",
-        pruner=UnitPruner(Redundancy(), SecondMoment(moment="measured"), sequential=True),
+        pruner=UnitPruner(
+            Redundancy(goes="weaker"), SecondMoment(moment="measured"), sequential=True
+        ),
         differs="True Jensen-Shannon distance (theirs is √KL(M‖P), and their thresholds belong to "
         "it: heads.distance=authors); a number of heads as well as a threshold; the score of a "
         "neuron is measured as eq. 3 defines it; neurons.moment=gaussian is the closed form that "
         "the paper derives for a linear activation, and neurons.norm=1 neurons.gated=code "
         "neurons.centred=true with that what the code computes. "
+        "Of two heads alike the weaker goes (theirs: the first, heads.goes=first). "
         "Grouped-query attention: whole key/value groups.",
     ),
     "random": StructuredMethod(

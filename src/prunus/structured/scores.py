@@ -283,6 +283,8 @@ class Redundancy:
         order: "ascending" visits the most alike pair first, as the authors' code does; "row-major"
             is Algorithm 1 as printed, and needs a threshold.
         distance: "jensen-shannon", or "authors": what their code computes instead.
+        goes: "first" of two that are alike, as Algorithm 1 has it; or the "weaker", with the lower
+            second moment (ours).
 
     Reference: Li et al. 2024, arXiv:2407.19126, equation 1, Algorithm 1.
     """
@@ -290,9 +292,9 @@ class Redundancy:
     threshold: float = 0.0
     order: str = "ascending"
     distance: str = "jensen-shannon"
+    goes: str = "first"
 
     first: ClassVar[Needs] = ()
-    second: ClassVar[Needs] = ()
     wants: ClassVar[Literal["maps"]] = "maps"
 
     def __post_init__(self) -> None:
@@ -300,8 +302,15 @@ class Redundancy:
             raise InputError(f"order is ascending or row-major; got {self.order!r}.")
         if self.distance not in ("jensen-shannon", "authors"):
             raise InputError(f"distance is jensen-shannon or authors; got {self.distance!r}.")
+        if self.goes not in ("first", "weaker"):
+            raise InputError(f"goes is first or weaker, of two heads alike; got {self.goes!r}.")
         if self.order == "row-major" and not self.threshold > 0:
             raise InputError("order=row-major is for a threshold above 0: set that too.")
+
+    @property
+    def second(self) -> Needs:
+        """Second moments of the second level's input, where the weaker of two goes."""
+        return (ChannelMoments,) if self.goes == "weaker" else ()
 
     @property
     def kind(self) -> Kind:
@@ -312,11 +321,11 @@ class Redundancy:
         if gathered.divergence_HH is None:
             raise MissingStatisticError("Attention maps were not gathered; this score reads them.")
         divergence_UU = between_units(gathered.divergence_HH, module.heads_per_unit)
+        weaker = self.goes == "weaker"
+        worth_U = SecondMoment()(module, gathered).sum(1).cpu() if weaker else None
         if self.order == "row-major":
-            goes_U = row_major(divergence_UU, self.threshold)
-        else:
-            goes_U = ascending(divergence_UU)
-        return goes_U[:, None]
+            return row_major(divergence_UU, self.threshold, worth_U)[:, None]
+        return ascending(divergence_UU, worth_U)[:, None]
 
     def count(self, score_UN: Tensor) -> int:
         """How many are below the threshold."""
