@@ -3,14 +3,17 @@
     python benchmarks/reference_table.py MODEL --calibration c4.jsonl --text wiki.test.raw
 
 Float32; 16 calibration windows of 1024 tokens, seed 0; perplexity on the first 8 windows of 2048.
-Prints a Markdown table row by row; every run starts from the same dense weights.
+Prints a Markdown table row by row; every run starts from the same dense weights. The peak of
+resident memory is that of the process up to then, before the evaluation.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import resource
 import time
+from pathlib import Path
 
 import torch
 import yaml
@@ -53,6 +56,7 @@ def main() -> None:
         "--pattern", nargs="*", default=["50%", "2:4", "4:8"], help="such as 60%% or 1:4"
     )
     parser.add_argument("--field", nargs="*", default=[], help="recipe fields: refine=swaps")
+    parser.add_argument("--reports", type=Path, help="a folder for the report of every run")
     parser.add_argument("--also", action="store_true", help="the readings the papers leave open")
     parser.add_argument("--ablations", action="store_true", help="damping, samples, block size")
     given = parser.parse_args()
@@ -60,10 +64,9 @@ def main() -> None:
     model = load_model(given.model, dtype="float32")
     tokenizer = load_tokenizer(given.model)
     dense = copy.deepcopy(model.state_dict())
-    print(
-        "| method | pattern | sparsity | perplexity | prune s |\n|---|---|---|---|---|", flush=True
-    )
-    row("dense", "", 0, measure(model, tokenizer, given), 0)
+    print("| method | pattern | sparsity | perplexity | prune s | peak GiB |")
+    print("|---|---|---|---|---|---|", flush=True)
+    row("dense", "", 0, measure(model, tokenizer, given), 0, 0)
     fixed = {key: yaml.safe_load(value) for key, value in (f.split("=", 1) for f in given.field)}
     protocol = {"samples": given.samples, "length": given.length, "seed": given.seed}
     for method, fields in ALSO if given.also else ABLATIONS if given.ablations else runs(given):
@@ -78,10 +81,16 @@ def main() -> None:
             **{**protocol, **fields, **fixed},
         )
         seconds = time.perf_counter() - begun
-        shown = {**fields, **fields.get("settings", {}), **fixed}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        shown = {**fields, **fields.get("settings", {}), **fixed, **fixed.get("settings", {})}
         shown.pop("settings", None)
         name = " ".join(f"{key}={value}" for key, value in shown.items())
-        row(method, name, result.report.sparsity, measure(model, tokenizer, given), seconds)
+        if given.reports is not None:
+            given.reports.mkdir(exist_ok=True)
+            path = given.reports / f"{method} {name}.json".replace(":", "-").replace(" ", "_")
+            path.write_text(result.report.to_json())
+        perplexity = measure(model, tokenizer, given)
+        row(method, name, result.report.sparsity, perplexity, seconds, peak)
 
 
 def runs(given: argparse.Namespace) -> list[tuple[str, dict[str, object]]]:
@@ -102,9 +111,11 @@ def measure(model: torch.nn.Module, tokenizer: object, given: argparse.Namespace
     ).perplexity
 
 
-def row(method: str, pattern: str, sparsity: float, perplexity: float, seconds: float) -> None:
-    line = f"| {method} | {pattern} | {sparsity:.4f} | {perplexity:.2f} | {seconds:.0f} |"
-    print(line, flush=True)
+def row(
+    method: str, pattern: str, sparsity: float, perplexity: float, seconds: float, peak: float
+) -> None:
+    numbers = f"{sparsity:.4f} | {perplexity:.2f} | {seconds:.0f} | {peak:.2f}"
+    print(f"| {method} | {pattern} | {numbers} |", flush=True)
 
 
 if __name__ == "__main__":

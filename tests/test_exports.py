@@ -18,7 +18,8 @@ def test_the_public_names():
 
 def test_names_that_users_rely_on():
     assert set(scores.__all__) == {"OBS", "DaSS", "Magnitude", "RIA", "RelativeImportance", "Wanda"}
-    assert set(pruners.__all__) == {"MRP", "Compose", "DaSS", "EachLayer", "InOrder", "SparseGPT"}
+    layerwise = {"MRP", "Compose", "DaSS", "EachLayer", "InOrder", "SparseGPT"}
+    assert set(pruners.__all__) == layerwise | {"OnGrid", "ActivationAware"}
     assert set(updates.__all__) == {"Keep", "LeastSquares", "SparseGPTSweep"}
     assert set(permutation.__all__) == {"Assignment", "Greedy", "Heuristic", "Retained"}
     assert refinements.__all__ == ["Swaps"]

@@ -110,7 +110,7 @@ def test_default_groups_are_the_papers():
     groups = {name: build_method(name).pattern(None) for name in METHODS if name != "dass"}
     by_row = {name for name, group in groups.items() if group == Unstructured("row")}
     by_layer = {name for name, group in groups.items() if group == Unstructured("layer")}
-    assert by_row == {"wanda"}
+    assert by_row == {"wanda", "besa"}
     assert by_layer == {"magnitude", "ri", "ria", "sparsegpt", "mrp-ss", "mrp-sm"}
     assert groups["mrp-ms"] == groups["mrp-mm"] == NM(2, 4)
     assert DaSS().gate_up.pattern == Unstructured("column")
@@ -119,7 +119,7 @@ def test_default_groups_are_the_papers():
 
 
 def test_unknown_method_suggests_and_lists():
-    with pytest.raises(UnknownNameError, match=r"'wnda'\. Did you mean 'wanda'\? Available: dass"):
+    with pytest.raises(UnknownNameError, match=r"'wnda'\. Did you mean 'wanda'\? Available: besa"):
         build_method("wnda")
 
 

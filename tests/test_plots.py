@@ -35,7 +35,7 @@ def test_heads_that_attend_alike_are_joined_and_those_that_went_are_hollow(tmp_p
     from matplotlib.axes import Axes
 
     from prunus.errors import InputError
-    from prunus.report.plots import heads_graph, removed_share
+    from prunus.report.structured_plots import heads_graph, removed_share
 
     edges, faces, curves = [], [], []
     plot, scatter, step = Axes.plot, Axes.scatter, Axes.step
@@ -58,6 +58,29 @@ def test_heads_that_attend_alike_are_joined_and_those_that_went_are_hollow(tmp_p
     monkeypatch.setattr(Axes, "step", noted(curves, step, lambda args, kwargs: args[1]))
     removed_share({"goa": smaller()}, tmp_path / "removed.png")
     assert curves == [[0.0, 0.5]]
+
+
+def test_sparsity_is_drawn_by_role_over_depth(tmp_path, monkeypatch, tiny_llama):
+    from matplotlib.axes import Axes
+
+    import prunus
+    from prunus.report.plots import sparsity_found
+
+    seen = {}
+    plot = Axes.plot
+
+    def note(self, x, y, **kwargs):
+        seen[kwargs["label"]] = (x, y)
+        return plot(self, x, y, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", note)
+    model, _ = tiny_llama
+    layers = prunus.prune(model, method="ri").report.layers
+    sparsity_found(layers, tmp_path / "x.png")
+    assert list(seen) == ["q", "k", "v", "o", "gate", "up", "down"]
+    down = [layer.sparsity for layer in layers if layer.role == "down"]
+    assert seen["down"] == ([0, 1, 2], down)
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_command_line_does_not_need_it():

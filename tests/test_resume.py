@@ -27,6 +27,7 @@ from prunus.survey import inspect
 from prunus.weights import InMemory, Streamed
 
 FAST = {"samples": 3, "length": 48}
+LEARNING = {"allocation.granularity": "two-blocks", "allocation.steps": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +66,8 @@ def same(first, second):
     reports = [json.loads((x / "pruning_report.json").read_text()) for x in (first, second)]
     for report in reports:
         report.pop("seconds")
-        for layer in report["layers"]:
-            layer.pop("seconds")
+        for timed in (*report["layers"], *report["learning"]):
+            timed.pop("seconds")
     assert reports[0] == reports[1]
 
 
@@ -394,3 +395,29 @@ def test_a_list_on_disk(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match=r"--spill .* cannot be used"):
         Spilled(tmp_path / "file")
+
+
+def test_a_run_goes_on_with_the_next_unit(tmp_path):
+    fields = {"method": "besa", "settings": LEARNING, **FAST}
+    prunus.prune(MODELS / "llama", output=tmp_path / "whole", **fields)
+    for index in (1, 2):  # within a unit, and between two
+        output = tmp_path / f"from-{index}"
+        with pytest.raises(KeyboardInterrupt):
+            prunus.prune(MODELS / "llama", output=output, observer=Ends(index, "record"), **fields)
+        prunus.prune(MODELS / "llama", output=output, resume=True, **fields)
+        same(output, tmp_path / "whole")
+
+
+def test_owl_resumes_without_a_second_look(tmp_path):
+    fields = {"method": "wanda", "allocation": "owl", **FAST}
+    prunus.prune(MODELS / "llama", output=tmp_path / "whole", **fields)
+    with pytest.raises(KeyboardInterrupt):
+        prunus.prune(
+            MODELS / "llama", output=tmp_path / "out", observer=Ends(1, "record"), **fields
+        )
+    observer = Ends(None, None)
+    prunus.prune(
+        MODELS / "llama", output=tmp_path / "out", resume=True, observer=observer, **fields
+    )
+    same(tmp_path / "out", tmp_path / "whole")
+    assert not any(step == "order" for _, step in observer.steps)

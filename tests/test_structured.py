@@ -235,7 +235,8 @@ assert "prunus" not in sys.modules
 @pytest.fixture
 def trusting(monkeypatch):
     """No fresh process: two tests below start theirs."""
-    monkeypatch.setattr("prunus.verification._reload_structured", lambda *args: None)
+    monkeypatch.setattr("prunus.structured.verification.reload", lambda *args: [])
+    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
 
 
 def test_uniform_widths_load_in_plain_transformers_in_a_fresh_process(tmp_path, trusting):
@@ -420,7 +421,7 @@ def test_command_line(tmp_path, monkeypatch):
     assert run.exit_code == 0, run.output
     said = json.loads(run.stdout)
     assert said["loads_in_transformers"] is False
-    monkeypatch.setattr("prunus.verification._reload_structured", lambda *args: None)
+    monkeypatch.setattr("prunus.structured.verification.reload", lambda *args: [])
     assert 0 <= 20000 - said["parameters_before"] + said["parameters"] + 2 * 64 * 4 < 1000
     run = CliRunner().invoke(app, ["verify", str(out), "--json"])
     assert run.exit_code == 0, run.output

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .api import evaluate, load, plan, prune
+    from .api import evaluate, load, plan, prune, quantize
     from .errors import PrunusError
     from .observer import Observer
     from .recipe import Recipe
@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "quantize",
     "verify",
 ]
 
@@ -41,6 +42,7 @@ _HOME = {
     "load": "api",
     "plan": "api",
     "prune": "api",
+    "quantize": "api",
     "verify": "verification",
 }
 _PARTS = ("errors", "evaluation", "patterns", "pruners", "scores", "stats", "updates")

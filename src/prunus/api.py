@@ -1,4 +1,4 @@
-"""The three calls of the library: prune, evaluate, load."""
+"""The calls of the library: prune, quantize, evaluate, load."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .calibration import Protocol, read_documents
+from .allocation import Allocation, Uniform
+from .assembly import check_names
+from .calibration import read_documents
 from .calibration.tokens import (
     GIVEN,
-    calibration_tokens,
     checked,
-    given_tokens,
     needed,
     tokenize,
     window_length,
@@ -26,25 +26,23 @@ from .checkpoint import (
     check_output,
     load_model,
     load_tokenizer,
-    load_weights,
 )
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
+from .inputs import in_memory, inputs, pick_device
 from .journal import Journal
-from .methods import METHODS
+from .methods import ALL, QUANTIZE
 from .observer import Observer, Silent
 from .permutation.orders import Orders
 from .planning import Plan, forecast
 from .recipe import Recipe
 from .report.pruning_report import FILE as REPORT
-from .report.pruning_report import read_report
+from .report.pruning_report import known_zeros, read_report
 from .result import Result, prune_journaled, write
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
-from .structured.methods import STRUCTURED
-from .structured.run import Request, StructuredRun
+from .structured.entry import prune_structured
 from .types import BlockPruner
-from .weights import InMemory, Weights
 
 
 def prune(
@@ -96,7 +94,7 @@ def prune(
                 f"{recipe.method} changes the widths of a model that is in memory as a whole, so "
                 "there is nothing to resume or spill. Leave --resume and --spill out."
             )
-        return _prune_structured(
+        return prune_structured(
             model, recipe, output, tokenizer, tokens_ST, trust_remote_code, observer or Silent()
         )
     if resume and (path is None or output is None):
@@ -106,11 +104,15 @@ def prune(
         model, recipe, {}, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
     )
     if path is None or output is None:
+        if run.recipe.pack:
+            raise InputError("pack is for a model given as a path, with an output.")
         result = Result(*run.prune(), output, held=run.weights.model)
         if output is None:
             return result
         verification = write(result, tokenizer, run.recipe, run.observer, trust_remote_code)
         return replace(result, verification=verification)
+    if run.recipe.pack:
+        check_names(run.weights.model, run.plan)
     journal = Journal.open(output, run.fingerprint(path), resume, run.observer.say)
     return prune_journaled(run, journal, output, tokenizer, trust_remote_code)
 
@@ -161,101 +163,67 @@ def _prepared(
 ) -> tuple[Run, Any]:
     """All that comes before the first change: a run, and the tokenizer if one is needed."""
     observer = observer or Silent()
-    recipe, pruner = _resolved(recipe, fields, tokens_ST is not None)
+    recipe, pruner, allocation = _resolved(recipe, fields, tokens_ST is not None)
     device = pick_device(recipe.device)  # raises before the model is loaded
-    weights, tokens, tokenizer = _inputs(
+    weights, tokens, tokenizer = inputs(
         model, recipe, written, tokenizer, tokens_ST, trust_remote_code, observer
     )
     path = model if isinstance(model, str | Path) else weights.model.config.name_or_path
     name, folder = str(path or "in memory"), Path(spill).expanduser() if spill else None
-    return Run.of(weights, name, recipe, pruner, tokens, device, observer, folder), tokenizer
-
-
-def _inputs(
-    model: str | Path | PreTrainedModel,
-    recipe: Recipe,
-    stream: bool,
-    tokenizer: Any,
-    tokens_ST: Tensor | None,
-    trust_remote_code: bool,
-    observer: Observer,
-) -> tuple[Weights, tuple[Tensor | None, Protocol | None], Any]:
-    """The weights, the calibration tokens, and the tokenizer if one is needed."""
-    weights: Weights
-    if isinstance(model, str | Path):
-        observer.say(f"loading {model}")
-        if tokenizer is None and (stream or recipe.calibration not in ("none", GIVEN)):
-            tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-        # Text that the model writes takes hundreds of forwards: not from disk.
-        stream = stream and recipe.calibration != "self" and not recipe.structured
-        weights = load_weights(
-            model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
-        )
-    else:
-        _in_memory(model, recipe.dtype)
-        model.eval()
-        weights = InMemory(model)
-    tokens = (
-        given_tokens(tokens_ST, weights.model)
-        if tokens_ST is not None
-        else _tokens(weights.model, tokenizer, recipe, observer)
-    )
-    return weights, tokens, tokenizer
-
-
-def _prune_structured(
-    model: str | Path | PreTrainedModel,
-    recipe: Recipe,
-    output: Path | None,
-    tokenizer: Any,
-    tokens_ST: Tensor | None,
-    trust_remote_code: bool,
-    observer: Observer,
-) -> Result:
-    """Whole heads and neurons: the model is in memory, and becomes smaller there."""
-    pruner, sparsity = recipe.build_units()
-    source = recipe.calibration or ("builtin" if pruner.reads_text else "none")
-    if tokens_ST is not None:
-        source = GIVEN
-    if pruner.reads_text and source == "none":
-        raise CalibrationError(
-            f"{recipe.method} so set reads text ({STRUCTURED[recipe.method].needs}). Give a "
-            "calibration source; self, which the model writes; or use l1, l2 or random."
-        )
-    share = sparsity if recipe.parameters is None else None
-    recipe = recipe.model_copy(update={"sparsity": share, "calibration": source})
-    device = pick_device(recipe.device)
-    weights, tokens, tokenizer = _inputs(
-        model, recipe, output is not None, tokenizer, tokens_ST, trust_remote_code, observer
-    )
-    name = model if isinstance(model, str | Path) else weights.model.config.name_or_path
-    request = Request(
-        str(name or "in memory"), recipe.method, pruner, sparsity, recipe.parameters,
-        recipe.blocks, recipe.seed,
-    )  # fmt: skip
-    report, widths = StructuredRun.of(weights.model, request, tokens, device, observer).prune()
-    result = Result(report, Orders(), output, held=weights.model, widths=widths)
-    if output is None:
-        return result
-    verification = write(result, tokenizer, recipe, observer, trust_remote_code)
-    return replace(result, verification=verification)
+    run = Run.of(weights, name, recipe, pruner, allocation, tokens, device, observer, folder)
+    return run, tokenizer
 
 
 def _resolved(
     recipe: Recipe | str | Path | None, fields: dict[str, Any], tokens_given: bool
-) -> tuple[Recipe, BlockPruner]:
-    """The recipe with its defaults filled in, and the pruner that it spells."""
+) -> tuple[Recipe, BlockPruner, Allocation]:
+    """The recipe with its defaults filled in, and what it spells."""
     recipe = _recipe(recipe, fields)
-    pruner, sparsity = recipe.build()
-    source = recipe.calibration or ("builtin" if pruner.needs else "none")
+    pruner, allocation, sparsity = recipe.build()
+    reads = bool(pruner.needs) or not isinstance(allocation, Uniform)
+    source = recipe.calibration or ("builtin" if reads else "none")
     if tokens_given:
         source = GIVEN
-    if pruner.needs and source == "none":
+    if reads and source == "none":
+        what = ALL[recipe.method].needs if pruner.needs else f"--allocation {recipe.allocation}"
         raise CalibrationError(
-            f"{recipe.method} reads activations ({METHODS[recipe.method].needs}), so it needs "
-            "calibration text. Give a source, or use magnitude or ri."
+            f"{recipe.method} reads activations ({what}), so it needs calibration text. Give a "
+            "source, or use magnitude or ri."
         )
-    return recipe.model_copy(update={"sparsity": sparsity, "calibration": source}), pruner
+    filled = recipe.model_copy(update={"sparsity": sparsity, "calibration": source})
+    return filled, pruner, allocation
+
+
+def quantize(
+    model: str | Path | PreTrainedModel,
+    *,
+    bits: int = 4,
+    group: int | None = 128,
+    scales: bool | None = None,
+    clip: bool = True,
+    pack: bool = False,
+    **others: Any,
+) -> Result:
+    """Put the weights of a pruned (or a dense) model on integer grids; its zeros stay zeros.
+
+    >>> prunus.quantize("pruned", bits=4, group=128, output="pruned-4-bits")
+
+    Where ``prune`` wrote the model, the pattern that its report claims is claimed of the result,
+    and verified.
+
+    Args:
+        model: as for ``prune``.
+        bits: 2 to 8.
+        group: inputs that share a grid; None: whole rows.
+        scales: search input scales (AWQ); None: unless it is packed, which cannot hold them.
+        clip: search clipping strengths.
+        pack: write the integers, in place of the numbers that they stand for.
+        **others: as for ``prune``: output, calibration, samples, resume, observer …
+    """
+    settings = {"scales": not pack if scales is None else scales, "clip": clip}
+    zeros = known_zeros(model) if isinstance(model, str | Path) else {}
+    fields: dict[str, Any] = {"method": QUANTIZE, "bits": bits, "group": group or 0, "pack": pack}
+    return prune(model, **{**fields, "settings": settings, **zeros, **others})
 
 
 def evaluate(
@@ -294,7 +262,7 @@ def evaluate(
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust_remote_code)
         model = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
     else:
-        _in_memory(model, dtype)
+        in_memory(model, dtype)
     ids = tokenize(needed(tokenizer), documents.joined())
     ids_T = checked(torch.tensor(ids, dtype=torch.int64), model)
     length = window_length(model, length)
@@ -346,54 +314,9 @@ def load(
     return model
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"])
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"]) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: this torch sees no CUDA device. Use --device cpu.")
-    return device
-
-
 def _recipe(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recipe:
     if recipe is None:
         return Recipe.of(**fields)
     if isinstance(recipe, Recipe):
         return recipe.replaced(**fields)
     return Recipe.read(recipe, **fields)
-
-
-def _in_memory(model: Any, dtype: str) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise InputError(
-            "A model in memory is a transformers PreTrainedModel, unwrapped; got "
-            f"{type(model).__name__}. Or give a folder, a hub id or a GGUF."
-        )
-    if any(hasattr(module, "input_order") for module in model.modules()):
-        raise InputError(
-            "This model reads some inputs through indices (prunus.load of a gathered checkpoint); "
-            "they would be lost. Give the checkpoint's folder instead."
-        )
-    if dtype != "auto":
-        raise InputError(f"dtype={dtype} is for models that are loaded; convert this one first.")
-
-
-def _tokens(
-    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, observer: Observer
-) -> tuple[Tensor | None, Protocol | None]:
-    return calibration_tokens(
-        model,
-        tokenizer,
-        source=recipe.calibration or "none",
-        samples=recipe.samples,
-        length=recipe.length,
-        seed=recipe.seed,
-        data_dir=recipe.data_dir,
-        say=observer.say,
-    )

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
 
 from .blocks import Block
 from .checkpoint import write_texts
-from .journal import Journal, write_shard
+from .errors import UnsupportedModelError
+from .journal import Journal, packed_beside, write_shard
+from .quantization import Grid
+from .quantization.packing import PACKED, config
 from .weights import Weights
 
 SMALL = 2**29  # bytes: shards that together stay below it become one
@@ -30,8 +34,13 @@ def assemble(
     blocks: Sequence[Block],
     tokenizer: Any,
     texts: Mapping[str, str],
+    packed: Grid | None = None,
 ) -> None:
-    """Weights, index, configs, tokenizer and ``texts``: what ``save_pretrained`` would write."""
+    """Weights, index, configs, tokenizer and ``texts``: what ``save_pretrained`` would write.
+
+    With ``packed``, the grid of all layers that the journal has integers of, those are written in
+    place of their weights.
+    """
     shards = []
     for block in blocks:
         if block.index not in journal.blocks:  # nothing was to be pruned in it
@@ -40,9 +49,21 @@ def assemble(
         shards.append(journal.shard(block.index))
     shards.insert(0, journal.folder / "outside.safetensors")
     write_shard(shards[0], _outside(weights.model, blocks))
-    _write_weights(folder, weights.model, shards)
+    names = _write_weights(folder, weights.model, shards)
     _write_configs(folder, weights.model)
+    if packed is not None:
+        _claim_packed(folder, weights.model, packed, names)
     write_texts(folder, tokenizer, texts)
+
+
+def check_names(model: PreTrainedModel, layers: Iterable[str]) -> None:
+    """Raise UnsupportedModelError where transformers renames or merges layers as it loads them."""
+    names = {f"{name}.weight": torch.empty(1, 1, device="meta") for name in layers}
+    if revert_weight_conversion(model, dict(names)).keys() != names.keys():
+        raise UnsupportedModelError(
+            f"transformers stores layers of {type(model).__name__} under other names than it loads "
+            "them, which packed files do not know yet. Leave --pack out."
+        )
 
 
 def _outside(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str, Tensor]:
@@ -57,8 +78,11 @@ def _outside(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str, Tenso
     }
 
 
-def _write_weights(folder: Path, model: PreTrainedModel, shards: Sequence[Path]) -> None:
-    """Small neighbours become one file; a file whose names on disk are the model's is linked."""
+def _write_weights(folder: Path, model: PreTrainedModel, shards: Sequence[Path]) -> set[str]:
+    """Small neighbours become one file; a file whose names on disk are the model's is linked.
+
+    Returns the names of all tensors.
+    """
     groups: list[list[Path]] = []
     size = 0
     for path in shards:
@@ -72,9 +96,10 @@ def _write_weights(folder: Path, model: PreTrainedModel, shards: Sequence[Path])
     for number, group in enumerate(groups, 1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         target = folder / (name if len(groups) > 1 else "model.safetensors")
-        tensors = {k: tensor for path in group for k, tensor in load_file(path).items()}
+        tensors = {k: tensor for path in group for k, tensor in _with_packed(path).items()}
         on_disk = revert_weight_conversion(model, dict(tensors))
-        if len(group) == 1 and on_disk.keys() == tensors.keys():
+        alone = len(group) == 1 and not packed_beside(group[0]).exists()
+        if alone and on_disk.keys() == tensors.keys():
             _link(group[0], target)
         else:
             write_shard(target, on_disk)
@@ -84,6 +109,29 @@ def _write_weights(folder: Path, model: PreTrainedModel, shards: Sequence[Path])
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         text = json.dumps(index, indent=2) + "\n"
         (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    return set(where)
+
+
+def _with_packed(shard: Path) -> dict[str, Tensor]:
+    """The shard's tensors, with integers in place of those weights that have them."""
+    tensors, beside = load_file(shard), packed_beside(shard)
+    if beside.exists():
+        integers = load_file(beside)
+        for name in integers:
+            if name.endswith(PACKED):
+                del tensors[f"{name.removesuffix(PACKED)}.weight"]
+        tensors |= integers
+    return tensors
+
+
+def _claim_packed(folder: Path, model: PreTrainedModel, grid: Grid, names: set[str]) -> None:
+    """Say in config.json how to read the integers, and which linear layers have none."""
+    linears = (name for name, x in model.named_modules() if isinstance(x, nn.Linear))
+    dense = [name for name in linears if f"{name}{PACKED}" not in names]
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["quantization_config"] = config(grid, dense)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _link(source: Path, target: Path) -> None:

@@ -158,13 +158,14 @@ def load_weights(
     trust_remote_code: bool = False,
     stream: bool = False,
 ) -> Weights:
-    """The same; with ``stream`` and unless it is a GGUF, a block's weights when it needs them.
+    """The same; with ``stream`` a block's weights when it needs them, unless it is GGUF or packed.
 
     Raises:
         CheckpointError: as ``load_model``.
     """
     source = find(checkpoint)
-    if not stream or source.gguf_file or (source.local and read_widths(source.location)):
+    widths = source.local and read_widths(source.location) is not None
+    if not stream or source.gguf_file or widths or _is_quantised(checkpoint, trust_remote_code):
         return InMemory(load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code))
     converted = Scratch()  # for what transformers keeps in another layout
     getLogger("accelerate.big_modeling").setLevel(ERROR)  # "offloaded": that is what we want
@@ -204,7 +205,9 @@ def _loaded(
             f"{checkpoint} lacks {len(missing)} tensors ({', '.join(missing[:3])} …); transformers "
             "would fill them at random. Get the complete checkpoint."
         )
-    result: PreTrainedModel = _without_gguf(model) if source.gguf_file else model
+    said = getattr(model.config, "quantization_config", None)
+    unpacked = bool(source.gguf_file or getattr(said, "dequantize", False))
+    result: PreTrainedModel = _plain(model) if unpacked else model
     result.eval()
     return result
 
@@ -252,8 +255,17 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0].rstrip(".: ") if text else type(error).__name__
 
 
-def _without_gguf(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model whose config does not claim to be a GGUF, so it can be saved."""
+def _is_quantised(checkpoint: str | Path, trust_remote_code: bool) -> bool:
+    source = find(checkpoint)
+    with _explained(checkpoint):
+        config = AutoConfig.from_pretrained(
+            source.location, trust_remote_code=trust_remote_code, **source.arguments
+        )
+    return getattr(config, "quantization_config", None) is not None
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model whose config does not claim that they are a GGUF, or packed."""
     config = copy.deepcopy(model.config)
     del config.quantization_config
     with init_empty_weights():

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .allocation.owl import OWL
 from .blocks import Block, Layer
 from .channels import Channels
 from .errors import NumericalError, PrunusError
@@ -25,7 +26,7 @@ from .observer import Observer
 from .permutation.ordering import Ordering, thinned, together
 from .replay import Recording
 from .stats import Statistics, TokenSample
-from .types import BlockPruner, LayerReport, Needs, Plan, Pruned
+from .types import BlockPruner, LayerReport, Learner, Needs, Plan, Pruned, requested
 
 
 @torch.no_grad()
@@ -39,6 +40,7 @@ def prune_blocks(
     observer: Observer,
     true_sequential: bool = False,
     channels: Channels | None = None,
+    learner: Learner | None = None,
     journal: Journal | None = None,
 ) -> list[LayerReport]:
     """Prune the planned layers in place, each block on the outputs of the pruned ones before it.
@@ -54,6 +56,7 @@ def prune_blocks(
             pruned, not once from the dense block. (GPTQ's word; the papers here use the dense
             block.)
         channels: where the pruner wants an ordering of them.
+        learner: finds the shares of each block's layers in place of the plan's.
         journal: takes every block when it is pruned, and gives those of an earlier run back.
 
     Raises:
@@ -65,17 +68,19 @@ def prune_blocks(
     reports: list[LayerReport] = []
     last = max((block.index for block in blocks if block.planned(plan)), default=-1)
     for block in blocks[: last + 1]:
-        with _on(device, block):
+        with on(device, block):
+            shares, rule = learner(block) if learner is not None else (plan, pruner)
             done = journal.restore(block, channels) if journal is not None else None
             if done is None:
                 done = []
-                for stage in _stages(block, plan, true_sequential):
+                packed: dict[str, Tensor] = {}
+                for stage in _stages(block, shares, true_sequential):
                     stats = _stats(block, len(blocks), recording, pruner.needs, device, observer)
                     observer.block(block.index, len(blocks), block.name, "prune")
                     with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
-                        done += _prune(block, stats, pruner, stage, observer, notes)
+                        done += _prune(block, stats, rule, stage, observer, notes, packed)
                 if journal is not None:
-                    journal.write(block, done, channels)
+                    journal.write(block, done, channels, packed)
             reports += done
             if recording is not None and block.index < last:
                 observer.block(block.index, len(blocks), block.name, "advance")
@@ -85,7 +90,7 @@ def prune_blocks(
 
 
 @contextmanager
-def _on(device: torch.device, block: Block) -> Iterator[None]:
+def on(device: torch.device, block: Block) -> Iterator[None]:
     """The block's weights at hand and on the device; then back where they were."""
     with block.at_hand():
         home = next(block.module.parameters()).device
@@ -109,7 +114,52 @@ def _stats(
     observer.block(block.index, blocks, block.name, step)
     if recording is None:
         return _Weightless(device)
-    return _gather(block, recording, needs, device, observer, advance=step == "order")
+    return gathered(block, recording, needs, device, observer, advance=step == "order")
+
+
+@torch.no_grad()
+def dense_pass(
+    blocks: Sequence[Block],
+    last: int,
+    recording: Recording | None,
+    needs: Needs,
+    *,
+    device: torch.device,
+    observer: Observer,
+) -> Iterator[tuple[Block, Mapping[str, Statistics]]]:
+    """Every block up to ``last``, dense and at hand, with its statistics.
+
+    Consumes the recording.
+    """
+    for block in blocks[: last + 1]:
+        with on(device, block):
+            yield (
+                block,
+                _stats(block, len(blocks), recording, needs, device, observer, "order"),
+            )
+
+
+@torch.no_grad()
+def outliers(
+    blocks: Sequence[Block],
+    recording: Recording | None,
+    owl: OWL,
+    plan: Plan,
+    *,
+    device: torch.device,
+    observer: Observer,
+) -> dict[int, float]:
+    """The share of outliers in each block that has a plan, by index. Consumes the recording."""
+    found = {}
+    last = max((block.index for block in blocks if block.planned(plan)), default=-1)
+    for block, stats in dense_pass(
+        blocks, last, recording, owl.needs, device=device, observer=observer
+    ):
+        layers = block.planned(plan)
+        if layers:
+            scores = [owl.score(layer.weight_OI, stats[layer.site]) for layer in layers]
+            found[block.index] = owl.outliers(scores)
+    return found
 
 
 @torch.no_grad()
@@ -134,13 +184,12 @@ def residual_order(
     last = max((index for index, layers in readers.items() if layers), default=-1)
     share = max(ordering.rows // max(sum(map(len, readers.values())), 1), 1)
     scores: list[Tensor] = []
-    for block in blocks[: last + 1]:
-        with _on(device, block):
-            needs = ordering.score.needs
-            stats = _stats(block, len(blocks), recording, needs, device, observer, "order")
-            for layer in readers[block.index]:
-                score_OI = ordering.score(layer.weight_OI, stats[layer.site])
-                scores.append(thinned(together([score_OI]), share))
+    for block, stats in dense_pass(
+        blocks, last, recording, ordering.score.needs, device=device, observer=observer
+    ):
+        for layer in readers[block.index]:
+            score_OI = ordering.score(layer.weight_OI, stats[layer.site])
+            scores.append(thinned(together([score_OI]), share))
     return ordering.permutation(torch.cat(scores), ordering.pattern, ordering.pattern.sparsity)
 
 
@@ -180,7 +229,7 @@ class _Weightless(dict[str, Statistics]):
         return Statistics((), 0, self.device)
 
 
-def _gather(
+def gathered(
     block: Block,
     recording: Recording,
     needs: Needs,
@@ -223,11 +272,14 @@ def _prune(
     plan: Plan,
     observer: Observer,
     notes: Mapping[str, Mapping[str, Any]],
+    packed: dict[str, Tensor],
 ) -> list[LayerReport]:
+    """Write every planned layer; what a packed file holds of it goes into ``packed``."""
     reports: list[LayerReport] = []
     begun = time.perf_counter()
     for layer, pruned in _named(pruner(block, stats, plan), block, plan):
         error, before, updated = _write(layer, pruned, stats[layer.site])
+        packed.update({f"{layer.name}.{part}": tensor for part, tensor in pruned.packed.items()})
         weight_OI = layer.weight_OI
         report = LayerReport(
             name=layer.name,
@@ -235,8 +287,8 @@ def _prune(
             block=block.index,
             shape=layer.shape,
             transposed=layer.transposed,
-            pattern=str(pruner.pattern(layer)),
-            requested=plan[layer.name],
+            pattern=str(pruner.pattern(layer).at(plan[layer.name])),
+            requested=requested(plan[layer.name]),
             sparsity=int((weight_OI == 0).sum()) / weight_OI.numel(),
             relative_output_error=error,
             updated=updated,
@@ -265,7 +317,9 @@ def _named(
 
 
 def _write(
-    layer: Layer, pruned: Pruned, stats: Statistics
+    layer: Layer,
+    pruned: Pruned,
+    stats: Statistics,
 ) -> tuple[float | None, float | None, bool]:
     """Store the new weight if it is sound.
 

@@ -41,12 +41,14 @@ class Journal:
         folder: where it is kept; the finished checkpoint is built inside and moved out.
         residual: the order of the residual stream, where one was folded.
         blocks: by index, what the journal says of a block.
+        outliers: of each block, where they were counted.
         held: the open file that keeps other processes away.
     """
 
     folder: Path
     residual: Tensor | None
     blocks: dict[int, dict[str, Any]]
+    outliers: dict[int, float] | None = None
     held: IO[bytes] | None = None
 
     @classmethod
@@ -87,7 +89,9 @@ class Journal:
         residual = next((x["residual"] for x in lines if "residual" in x), None)
         order_I = None if residual is None else torch.tensor(residual, dtype=torch.int64)
         blocks = {x["block"]: x for x in lines if "block" in x}
-        journal = cls(folder, order_I, blocks)
+        counted = next((x["outliers"] for x in lines if "outliers" in x), None)
+        outliers = None if counted is None else {int(k): v for k, v in counted.items()}
+        journal = cls(folder, order_I, blocks, outliers)
         journal._lock()
         say(f"resuming: {len(blocks)} blocks are done")
         return journal
@@ -97,8 +101,30 @@ class Journal:
         self.residual = order_I.cpu()
         self._append({"residual": self.residual.tolist()})
 
-    def write(self, block: Block, reports: list[LayerReport], channels: Channels | None) -> None:
-        """Put the block's tensors into its shard, then say so."""
+    def note_outliers(self, outliers: Mapping[int, float]) -> None:
+        """Note what the look at the dense model found."""
+        self.outliers = dict(outliers)
+        self._append({"outliers": self.outliers})
+
+    def note_learned(self, index: int, notes: Mapping[str, Any]) -> None:
+        """What was learned for the blocks from ``index`` on."""
+        self._append({"learned": index, **notes})
+
+    def learned(self, index: int) -> Mapping[str, Any] | None:
+        """The same, of an earlier run."""
+        lines = _read(self.folder / LINES)
+        return next((line for line in reversed(lines) if line.get("learned") == index), None)
+
+    def write(
+        self,
+        block: Block,
+        reports: list[LayerReport],
+        channels: Channels | None,
+        packed: Mapping[str, Tensor],
+    ) -> None:
+        """Put the block's tensors into its shard, packed ones beside it, then say so."""
+        if packed:
+            write_shard(packed_beside(self.shard(block.index)), dict(packed))
         path = self.put(block)
         sites = {layer.site for layer in block.layers}
         orders = channels.orders if channels is not None else Orders()
@@ -200,6 +226,11 @@ def sha256(path: Path) -> str:
         while piece := file.read(2**22):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def packed_beside(shard: Path) -> Path:
+    """The file with what a packed checkpoint holds in place of the shard's quantised weights."""
+    return shard.with_suffix(".packed")
 
 
 def unfinished(output: Path) -> Path:

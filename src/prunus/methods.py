@@ -10,11 +10,14 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
 
+from .allocation import BESA, OWL, Allocation, Uniform
 from .errors import InputError, UnknownNameError
 from .patterns import NM, Unstructured
 from .permutation import Assignment, Greedy, Heuristic
 from .permutation.ordering import Ordering
-from .pruners import MRP, Compose, DaSS, EachLayer, InOrder, SparseGPT
+from .pruners import MRP, ActivationAware, Compose, DaSS, EachLayer, InOrder, OnGrid, SparseGPT
+from .quantization import Grid
+from .quantization.methods import with_grid
 from .refinements import Swaps
 from .scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
 from .structured.methods import STRUCTURED, StructuredMethod, data_free
@@ -32,12 +35,14 @@ class Method:
         url: where to read it.
         build: the composition; a pattern of None means the method's own comparison groups.
         differs: what differs from the authors' code.
+        allocation: how much of each layer goes, unless another is asked for.
     """
 
     paper: str
     url: str
     build: Callable[[Pattern | None], BlockPruner]
     differs: str
+    allocation: str = "uniform"
 
     @property
     def parts(self) -> str:
@@ -75,6 +80,8 @@ def _mrp(mask: Literal["S", "M"], compensation: Literal["S", "M"]) -> Method:
         "conjugate gradients with a certified gap for the optimum of eq. 11.",
     )
 
+
+ALLOCATIONS: Mapping[str, Allocation] = {"uniform": Uniform(), "owl": OWL(), "besa": BESA()}
 
 UPDATES: Mapping[str, Update] = {
     "keep": Keep(),
@@ -131,10 +138,31 @@ METHODS: Mapping[str, Method] = {
         differs="The count is exact (theirs removes at least one weight more per column block); "
         "weights of dead inputs go first, within the sparsity.",
     ),
+    "besa": Method(
+        paper="Xu et al. 2024 (ICLR), Blockwise Parameter-Efficient Sparsity Allocation",
+        url="https://arxiv.org/abs/2402.16880",
+        build=_scored(Wanda(), Unstructured("row")),
+        differs="A plain softmax (theirs, of a sigmoid, holds shares in 0.376 to 0.624), masks by "
+        "eq. 5 (theirs: a count), the Frobenius loss of eq. 1 (theirs: by channel), the dense "
+        "stream as reference; Adam for Prodigy; the budget is met exactly (theirs: 49.72 %).",
+        allocation="besa",
+    ),
     "mrp-ss": _mrp("S", "S"),
     "mrp-sm": _mrp("S", "M"),
     "mrp-ms": _mrp("M", "S"),
     "mrp-mm": _mrp("M", "M"),
+}
+
+QUANTIZE = "quantize"  # no method of pruning: what `prunus quantize` runs on a pruned model
+ALL: Mapping[str, Method] = {
+    **METHODS,
+    QUANTIZE: Method(
+        paper="Lin et al. 2024 (MLSys), AWQ: Activation-aware Weight Quantization",
+        url="https://arxiv.org/abs/2306.00978",
+        build=lambda pattern: ActivationAware(zeros=pattern or Unstructured("layer")),
+        differs="Scales by the root mean square and the Gram; not folded into the layers before, "
+        "but divided out of the weights again.",
+    ),
 }
 
 ROWS: Mapping[str, Method | StructuredMethod] = {**METHODS, **STRUCTURED}
@@ -148,8 +176,11 @@ def build_method(
     refine: str | None = None,
     permutation: str | None = None,
     search: str | None = None,
+    grid: Grid | None = None,
+    quantize: Literal["before", "after"] | None = None,
+    pack: bool = False,
 ) -> BlockPruner:
-    """The pruner of a row, with another update, a refinement, some fields set, orders of channels.
+    """The pruner of a row, with another update, a refinement, some fields set, orders, a grid.
 
     >>> build_method("ria", settings={"score.power": 0.4})
 
@@ -157,9 +188,9 @@ def build_method(
         UnknownNameError: no such method.
         InputError: a setting that names no field, or a value of another type.
     """
-    if name not in METHODS:
+    if name not in ALL:
         raise UnknownNameError("method", name, ROWS)
-    pruner = METHODS[name].build(pattern)
+    pruner = ALL[name].build(pattern)
     if update is not None:
         pruner = _on_parts(name, pruner, partial(_updated, name, update))
     if refine is not None:
@@ -170,7 +201,42 @@ def build_method(
     ordered = _ordered(name, permutation or "none", search, pruner)
     if later and permutation in (None, "none"):
         raise InputError(f"--set {next(iter(later))} is for a run with --permutation.")
-    return _with_settings(ordered, later)
+    return with_grid(name, _with_settings(ordered, later), grid, quantize, pack)
+
+
+def build_allocation(
+    method: str,
+    pruner: BlockPruner,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    grid: Grid | None = None,
+) -> Allocation:
+    """How much of each layer goes. BESA learns in the order of the method's own score, if any.
+
+    Args:
+        method: a row.
+        pruner: what ``build_method`` made of it.
+        name: uniform, owl or besa; None: the method's own.
+        settings: the allocation's fields, as ``allocation.steps``.
+        grid: on which weights are put before they are pruned; BESA learns how to clip for it.
+
+    Raises:
+        UnknownNameError: no such allocation.
+        InputError: a setting that names no field, or a value of another type.
+    """
+    name = name or ALL[method].allocation
+    if name not in ALLOCATIONS:
+        raise UnknownNameError("allocation", name, ALLOCATIONS)
+    found = ALLOCATIONS[name]
+    inner = pruner.pruner if isinstance(pruner, OnGrid) else pruner
+    part = inner.pruner if isinstance(inner, EachLayer) else None
+    if isinstance(found, BESA):
+        score = part.score if isinstance(part, Compose) else found.score
+        rows = part is not None and part.pattern == Unstructured("row")
+        found = replace(found, score=score, per="row" if rows else "layer", grid=grid)
+    for path, value in (settings or {}).items():
+        found = _set(found, path, path.split(".")[1:], value)
+    return found
 
 
 def build_structured(

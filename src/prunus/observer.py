@@ -15,7 +15,7 @@ class Observer(Protocol):
         ...
 
     def block(self, index: int, total: int, name: str, step: str) -> None:
-        """A step ("order", "record", "prune", "advance") of a block begins."""
+        """A step ("order", "learn", "record", "prune", "advance") of a block begins."""
         ...
 
     def sample(self, done: int, total: int) -> None:

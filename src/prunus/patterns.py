@@ -7,16 +7,17 @@ Among equal scores the earlier position goes first, so a mask depends on nothing
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
 from .errors import NumericalError, PatternError
-from .types import Pattern
+from .types import Pattern, Share
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,26 @@ class Unstructured:
     def __str__(self) -> str:
         return self.group
 
-    def check(self, shape_OI: tuple[int, int], sparsity: float | Fraction) -> None:
-        """Any shape will do; the sparsity must be a fraction."""
-        check_sparsity(sparsity)
+    def at(self, sparsity: Share) -> Pattern:
+        """Itself; with a share for each row, only the layer as a whole has a known count."""
+        return Unstructured("layer") if isinstance(sparsity, Tensor) else self
 
-    def mask(self, score_OI: Tensor, sparsity: float | Fraction) -> Tensor:
-        """Keep-mask (O, I) with exactly ``floor(sparsity · n)`` False per group."""
+    def check(self, shape_OI: tuple[int, int], sparsity: Share) -> None:
+        """Any shape will do; the sparsity must be a fraction, and shares of rows are for rows."""
         check_sparsity(sparsity)
+        if isinstance(sparsity, Tensor) and self.group != "row":
+            raise PatternError(
+                f"A sparsity for each row needs the pattern row; this is {self.group}."
+            )
+
+    def mask(self, score_OI: Tensor, sparsity: Share) -> Tensor:
+        """Keep-mask (O, I) with exactly ``floor(sparsity · n)`` False per group."""
+        self.check((score_OI.shape[0], score_OI.shape[1]), sparsity)
         score_GN = self.groups(_comparable(score_OI))
-        keep_GN = ~_lowest(score_GN, removed(sparsity, score_GN.shape[1]))
+        count = removed(sparsity, score_GN.shape[1])
+        if isinstance(count, Tensor):
+            return ~_lowest_by_row(score_GN, count)
+        keep_GN = ~_lowest(score_GN, count)
         if self.group == "column":
             return keep_GN.T.contiguous()
         return keep_GN.view(score_OI.shape)
@@ -94,9 +106,15 @@ class NM:
         """The one sparsity that the pattern has: ``1 − keep / of``."""
         return 1 - self.keep / self.of
 
-    def check(self, shape_OI: tuple[int, int], sparsity: float | Fraction) -> None:
+    def at(self, sparsity: Share) -> Pattern:
+        """Itself."""
+        return self
+
+    def check(self, shape_OI: tuple[int, int], sparsity: Share) -> None:
         """The grouped side must divide by M, and the sparsity must be the pattern's own."""
         check_sparsity(sparsity)
+        if isinstance(sparsity, Tensor):
+            raise PatternError(f"{self} leaves no choice of a sparsity for each row.")
         if abs(sparsity - self.sparsity) > 1e-6:
             raise PatternError(
                 f"{self} has sparsity {self.sparsity:g} and no other; {float(sparsity):g} was "
@@ -109,7 +127,7 @@ class NM:
                 f"{length}. Choose an M that divides it, or an unstructured pattern."
             )
 
-    def mask(self, score_OI: Tensor, sparsity: float | Fraction) -> Tensor:
+    def mask(self, score_OI: Tensor, sparsity: Share) -> Tensor:
         """Keep-mask (O, I) with exactly ``keep`` True in every group."""
         self.check((score_OI.shape[0], score_OI.shape[1]), sparsity)
         score_GN = self.groups(_comparable(score_OI))
@@ -124,10 +142,62 @@ class NM:
         return side.reshape(-1, self.of)
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """One of several N:M patterns for each layer, as its share demands.
+
+    ``--pattern 1:4,2:4,3:4 --sparsity 0.5 --allocation besa``: the allocation chooses so that the
+    average is met.
+    """
+
+    options: tuple[NM, ...]
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.options))
+
+    @property
+    def group_size(self) -> int:
+        """A number of weights that is whole groups of every option."""
+        return math.lcm(*(option.of for option in self.options))
+
+    def at(self, sparsity: Share) -> NM:
+        """The option with this sparsity.
+
+        Raises:
+            PatternError: there is none.
+        """
+        for option in self.options:
+            if not isinstance(sparsity, Tensor) and abs(option.sparsity - sparsity) < 1e-6:
+                return option
+        shown = ", ".join(f"{option.sparsity:g}" for option in self.options)
+        raise PatternError(
+            f"{self} has the sparsities {shown} and no other. Add --allocation besa or owl, which "
+            "chooses one of them for each layer."
+        )
+
+    def check(self, shape_OI: tuple[int, int], sparsity: Share) -> None:
+        """The grouped side must divide by every M; what each layer gets is chosen later."""
+        check_sparsity(sparsity)
+        for option in self.options:
+            option.check(shape_OI, option.sparsity)
+
+    def mask(self, score_OI: Tensor, sparsity: Share) -> Tensor:
+        """That of the option with this sparsity."""
+        return self.at(sparsity).mask(score_OI, sparsity)
+
+
 def parse_pattern(text: str) -> Pattern:
-    """``layer``, ``row``, ``column``, ``N:M`` or ``N:M:output``: the command line's spelling."""
+    """The command line's spelling.
+
+    ``layer``, ``row``, ``column``, ``N:M``, ``N:M:output``, or several N:M with commas between.
+    """
     if text in ("layer", "row", "column"):
         return Unstructured(text)  # type: ignore[arg-type]
+    if "," in text:
+        options = [parse_pattern(part.strip()) for part in text.split(",")]
+        if not all(isinstance(option, NM) for option in options):
+            raise PatternError(f"A choice of patterns is one of N:M ones; got {text!r}.")
+        return OneOf(tuple(cast(list[NM], options)))
     match = re.fullmatch(r"(\d+):(\d+)(?::(input|output))?", text)
     if match is None:
         raise PatternError(
@@ -137,17 +207,24 @@ def parse_pattern(text: str) -> Pattern:
     return NM(int(match[1]), int(match[2]), match[3] or "input")  # type: ignore[arg-type]
 
 
-def check_sparsity(sparsity: float | Fraction) -> None:
+def check_sparsity(sparsity: Share) -> None:
     """Raise PatternError unless ``sparsity`` is a fraction."""
-    if not 0.0 <= sparsity <= 1.0:
+    ends = (sparsity.min(), sparsity.max()) if isinstance(sparsity, Tensor) else (sparsity,) * 2
+    if not (0.0 <= ends[0] and ends[1] <= 1.0):
         raise PatternError(
-            f"Sparsity is the fraction of weights to remove, 0 to 1; got {float(sparsity):g}. "
+            f"Sparsity is the fraction of weights to remove, 0 to 1; got {float(ends[0]):g}. "
             "For 50 % write 0.5."
         )
 
 
-def removed(sparsity: float | Fraction, n: int) -> int:
+@overload
+def removed(sparsity: float | Fraction, n: int) -> int: ...
+@overload
+def removed(sparsity: Tensor, n: int) -> Tensor: ...
+def removed(sparsity: Share, n: int) -> int | Tensor:
     """``floor(sparsity · n)`` of the decimal that was typed: 0.29 of 100 is 29, not 28."""
+    if isinstance(sparsity, Tensor):
+        return (sparsity.double() * n + 1e-6).floor().long()
     return int(Fraction(str(sparsity)) * n)
 
 
@@ -172,6 +249,14 @@ def _lowest(score_GN: Tensor, k: int) -> Tensor:
     if bool((tied_GN.sum(1, keepdim=True) == spare_G1).all()):
         return below_GN | tied_GN
     return below_GN | (tied_GN & (tied_GN.cumsum(1) <= spare_G1))
+
+
+def _lowest_by_row(score_GN: Tensor, count_G: Tensor) -> Tensor:
+    """The same with a count for each row."""
+    order_GN = score_GN.argsort(dim=1, stable=True)
+    place_N = torch.arange(score_GN.shape[1], device=score_GN.device)
+    goes_GN = place_N < count_G[:, None].to(score_GN.device)
+    return torch.zeros_like(goes_GN).scatter_(1, order_GN, goes_GN)
 
 
 def _lowest_of_few(score_GN: Tensor, k: int) -> Tensor:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from .allocation import BESA, OWL
 from .assembly import SMALL
 from .blocks import Block
 from .engine import prune_blocks
@@ -19,6 +20,7 @@ from .run import Run
 from .weights import InMemory
 
 REHEARSED = 2  # samples
+STEPS = 4  # of learning
 ADVICE = (
     "Zeros in a dense checkpoint save no memory and no time. N:M runs faster on CUDA through "
     'prunus.load(sparse="2:4"); nothing else here does.'
@@ -51,12 +53,12 @@ class Plan:
         kinds: the same by kind of tensor.
         sparsity: what is asked for.
         peak_bytes: highest resident memory: that of the rehearsal, with all samples held.
-        disk_bytes: what has to be free: the checkpoint, for small blocks their shards beside it,
-            and spilled activations.
+        disk_bytes: what has to be free: the checkpoint, for small or packed blocks their shards
+            beside it, and spilled activations.
         seconds: from the time of one block; without loading, search of a residual order, verifying.
         blocks: of the model.
         rehearsed: seconds that the rehearsed block took to record and to advance, for each sample,
-            and to prune.
+            to prune, and, where shares are learned, for each step.
     """
 
     coverage: float
@@ -76,7 +78,9 @@ class Plan:
 def forecast(run: Run) -> Plan:
     """Prune one block of ``run`` for nothing, and reckon."""
     planned = [block for block in run.blocks if block.planned(run.plan)]
-    largest = max(planned, key=_block_bytes)
+    learns = run.allocation if isinstance(run.allocation, BESA) else None
+    units = [block for block in planned if learns is None or block.index % learns.span == 0]
+    largest = max(units or planned, key=_block_bytes)
     times = _rehearse(run, largest)
     samples = 0 if run.ids_ST is None else len(run.ids_ST)
     ordering = run.pruner.ordering
@@ -87,10 +91,14 @@ def forecast(run: Run) -> Plan:
     if ordering is not None and ordering.realisation == "fold":
         passes += len(planned)
         search = 3 * 4 * ordering.rows * run.traced.inputs[0].shape[-1]
+    if isinstance(run.allocation, OWL):
+        passes += len(planned)
     seconds = times["record"] * samples * passes
     before = planned[-1].index  # blocks that are advanced, dense ones among them
     seconds += times["advance"] * samples * before + times["prune"] * len(planned)
-    hidden = _hidden_bytes(run)
+    if learns is not None:
+        seconds += times["learn"] * learns.steps * len(units)
+    hidden = _hidden_bytes(run) * (2 if learns is not None else 1)  # a dense stream beside
     held = 0 if run.spill else hidden
     total = sum(p.numel() * p.itemsize for p in run.weights.model.parameters())
     merged = min(map(_block_bytes, run.blocks)) * 2 <= SMALL  # shards are copied into larger ones
@@ -99,7 +107,7 @@ def forecast(run: Run) -> Plan:
         kinds=_kinds(run),
         sparsity=float(run.recipe.sparsity or 0),
         peak_bytes=_peak() + held + search + shard,
-        disk_bytes=total * (2 if merged else 1) + hidden - held,
+        disk_bytes=total * (2 if merged or run.recipe.pack else 1) + hidden - held,
         seconds=seconds,
         blocks=len(run.blocks),
         rehearsed=times,
@@ -130,7 +138,9 @@ class _Stopwatch(Silent):
 def _rehearse(run: Run, block: Block) -> dict[str, float]:
     """Seconds for each sample to record and to advance, and to prune the block once."""
     watch, recording = _Stopwatch(), replace(run, spill=None).recording(REHEARSED)
-    plan = {layer.name: run.plan[layer.name] for layer in block.planned(run.plan)}
+    plan = run.alike(block.planned(run.plan))
+    few = replace(run.allocation, steps=STEPS) if isinstance(run.allocation, BESA) else None
+    learner = replace(run, allocation=few, observer=watch).learner(recording) if few else None
     with _kept(run, block):
         prune_blocks(
             [block],
@@ -140,15 +150,22 @@ def _rehearse(run: Run, block: Block) -> dict[str, float]:
             device=run.device,
             observer=watch,
             channels=run.channels(),
+            learner=learner,
         )
         begun = time.perf_counter()
         if recording is not None:
             with block.at_hand():
                 recording.advance(block.index, block.module, run.device)
         advance = time.perf_counter() - begun
-    few = len(recording.hidden) if recording is not None else 1
+    samples = len(recording.hidden) if recording is not None else 1
     record = watch.seconds("record")
-    return {"record": record / few, "prune": watch.seconds("prune"), "advance": advance / few}
+    learn = {"learn": watch.seconds("learn") / STEPS} if learner is not None else {}
+    return {
+        "record": record / samples,
+        "prune": watch.seconds("prune"),
+        "advance": advance / samples,
+        **learn,
+    }
 
 
 @contextmanager

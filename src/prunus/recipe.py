@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .allocation import Allocation
 from .checkpoint import Dtype
 from .errors import InputError
-from .methods import build_method, build_structured
+from .methods import QUANTIZE, build_allocation, build_method, build_structured
 from .patterns import NM, check_sparsity, parse_pattern
+from .quantization import Grid
 from .structured.methods import STRUCTURED
 from .structured.pruner import UnitPruner
 from .structured.run import DEFAULT
 from .types import BlockPruner
 
-WEIGHTS_ONLY = ("pattern", "update", "refine", "permutation", "search", "true_sequential")
-STRUCTURED_ONLY = ("blocks", "parameters", "allocation", "recovery")
+WEIGHTS_ONLY = (
+    *("pattern", "update", "refine", "permutation", "search", "true_sequential"),
+    *("bits", "group", "quantize", "pack"),
+)
+STRUCTURED_ONLY = ("blocks", "parameters", "recovery")
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,12 +58,18 @@ class Recipe(BaseModel):
     refine: str | None = Field(None, description="none, swaps")
     permutation: str | None = Field(None, description="none, fold, gather, free")
     search: str | None = Field(None, description="assignment, heuristic, greedy")
+    allocation: str | None = Field(None, description="uniform, owl, besa; adaptive (heads)")
+    bits: int | None = Field(None, description="2 to 8: put what is kept on an integer grid")
+    group: int | None = Field(None, description="inputs that share a grid, default 128; 0: a row")
+    quantize: Literal["before", "after"] | None = Field(
+        None, description="whether the grid comes before the mask; default after"
+    )
+    pack: bool = Field(False, description="write integers, not the numbers they stand for")
     true_sequential: bool = Field(False, description="statistics anew after each site")
     mlp_only: bool = Field(False, description="leave attention dense")
     skip_blocks: str | None = Field(None, description="A:B, blocks left dense")
     blocks: str | None = Field(None, description="A:B, blocks to prune; structured methods")
     parameters: int | None = Field(None, description="how many to remove; structured methods")
-    allocation: str | None = Field(None, description="uniform, adaptive; structured methods")
     recovery: str | None = Field(None, description="none, before, after, both; structured methods")
     calibration: str | None = Field(
         None, description="text SOURCE, or none; default: builtin where the method needs text"
@@ -113,7 +124,7 @@ class Recipe(BaseModel):
         old = self.model_dump(exclude_unset=True)
         if "settings" in fields:
             fields["settings"] = {**old.get("settings", {}), **fields["settings"]}
-        if ":" in str(fields.get("pattern", "")):
+        if _alone(fields.get("pattern")):
             old.pop("sparsity", None)
         if fields.get("permutation") == "none":
             old.pop("search", None)
@@ -124,28 +135,55 @@ class Recipe(BaseModel):
     def to_yaml(self, model: str) -> str:
         """The file that is written beside the checkpoint."""
         fields = {"model": model, **self.model_dump(exclude_none=True)}
-        if self.pattern is not None and ":" in self.pattern:
+        if _alone(self.pattern):
             fields.pop("sparsity", None)  # N:M says it
         return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
-    def build(self) -> tuple[BlockPruner, float]:
-        """The pruner and its sparsity; an N:M pattern brings its own, otherwise one half."""
+    def build(self) -> tuple[BlockPruner, Allocation, float]:
+        """The pruner, how much goes where, and of all of it.
+
+        An N:M pattern brings its own sparsity, otherwise it is one half. (``quantize`` removes
+        nothing unless a pattern says what is 0 already.)
+        """
         self._refuse(STRUCTURED_ONLY, f"{self.method} removes single weights, not heads or neurons")
         pattern = parse_pattern(self.pattern) if self.pattern is not None else None
         sparsity = self.sparsity
         if sparsity is None:
-            sparsity = pattern.sparsity if isinstance(pattern, NM) else 0.5
+            default = 0.0 if self.method == QUANTIZE else 0.5
+            sparsity = pattern.sparsity if isinstance(pattern, NM) else default
         check_sparsity(sparsity)
+        budget = {k: v for k, v in self.settings.items() if k.startswith("allocation.")}
+        if self.pack and self.true_sequential and self.permutation in ("fold", "gather"):
+            raise InputError(
+                "--pack with --true-sequential cannot have --permutation: a later layer's order "
+                "moves rows of an earlier one, which is packed by then. Leave one of them out."
+            )
         pruner = build_method(
             self.method,
             pattern,
-            self.settings,
+            {k: v for k, v in self.settings.items() if k not in budget},
             self.update,
             self.refine,
             self.permutation,
             self.search,
+            self.grid(),
+            self.quantize,
+            self.pack,
         )
-        return pruner, sparsity
+        grid = self.grid() if self.quantize == "before" else None
+        allocation = build_allocation(self.method, pruner, self.allocation, budget, grid)
+        return pruner, allocation, sparsity
+
+    def grid(self) -> Grid | None:
+        """The integer grid of the kept weights, where there is one."""
+        if self.bits is None:
+            given = {"group": self.group, "quantize": self.quantize, "pack": self.pack or None}
+            for name, value in given.items():
+                if value is not None:
+                    raise InputError(f"--{name} is for a run with --bits, such as --bits 4.")
+            return None
+        group = 128 if self.group is None else self.group
+        return Grid(self.bits, group or None)
 
     @property
     def structured(self) -> bool:
@@ -176,3 +214,8 @@ class Recipe(BaseModel):
             if getattr(self, name) not in (None, False):
                 option = name.replace("_", "-")
                 raise InputError(f"{why}, so --{option} does not apply. Leave it out.")
+
+
+def _alone(pattern: str | None) -> bool:
+    """Whether it is one N:M, which has a sparsity of its own."""
+    return pattern is not None and ":" in pattern and "," not in pattern

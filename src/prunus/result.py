@@ -65,7 +65,8 @@ def prune_journaled(
         with journal.finished(output) as folder:
             run.observer.say(f"writing {output}")
             texts = _texts(report, orders, run.recipe)
-            assemble(folder, journal, run.weights, run.blocks, tokenizer, texts)
+            packed = run.recipe.grid() if run.recipe.pack else None
+            assemble(folder, journal, run.weights, run.blocks, tokenizer, texts, packed)
             verification = _verified(folder, run.observer, trust_remote_code)
     except BaseException:
         if journal.blocks or journal.residual is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,14 +13,18 @@ import transformers
 from torch import Tensor
 
 from ._version import __version__
-from .allocation import Uniform, select_layers
-from .blocks import Block
+from .allocation import BESA, OWL, Allocation, Uniform, select_layers
+from .allocation.budget import settle, total
+from .blocks import Block, Layer
 from .calibration import Protocol
 from .channels import Channels
 from .checkpoint import check_shards, find
-from .engine import prune_blocks, residual_order
+from .engine import outliers, prune_blocks, residual_order
+from .errors import InputError
 from .journal import Journal, sha256
+from .learning import Learner
 from .observer import Observer
+from .patterns import NM
 from .permutation.orders import Orders
 from .recipe import Recipe
 from .replay import Recording, Trace
@@ -27,7 +32,7 @@ from .report import Coverage, PruningReport
 from .report.pruning_report import realised_sparsity
 from .spill import Spilled
 from .survey import any_tokens, inspect, start
-from .types import BlockPruner, Plan
+from .types import BlockPruner, Pattern, Plan
 from .weights import Weights
 
 ELSEWHERE = {"calibration", "data_dir", "device"}  # fields that a fingerprint has in other words
@@ -42,6 +47,7 @@ class Run:
         name: of the model, for the report.
         recipe: every choice, defaults filled in.
         pruner: what the recipe spells.
+        allocation: how much of each layer goes.
         ids_ST: calibration tokens; None: the method needs none.
         protocol: where they came from.
         device: where blocks are pruned.
@@ -49,7 +55,7 @@ class Run:
         spill: a folder for activations; None: they stay in memory.
         blocks: of the model.
         traced: a short forward of it.
-        plan: sparsity by layer.
+        plan: sparsity by layer, before the allocation has looked at any text.
         coverage: which share of the model that is.
     """
 
@@ -57,6 +63,7 @@ class Run:
     name: str
     recipe: Recipe
     pruner: BlockPruner
+    allocation: Allocation
     ids_ST: Tensor | None
     protocol: Protocol | None
     device: torch.device
@@ -74,6 +81,7 @@ class Run:
         name: str,
         recipe: Recipe,
         pruner: BlockPruner,
+        allocation: Allocation,
         tokens: tuple[Tensor | None, Protocol | None],
         device: torch.device,
         observer: Observer,
@@ -92,11 +100,13 @@ class Run:
         plan = Uniform()(layers, cast(float, recipe.sparsity))
         for block in blocks:
             pruner.check(block, plan)
+        for layer in layers:
+            _check_free(pruner.pattern(layer), allocation, layer, plan)
         coverage = Coverage.of(weights.model, blocks, set(plan))
         if not recipe.mlp_only and recipe.skip_blocks is None:
             coverage.check()
         return cls(
-            weights, name, recipe, pruner, ids_ST, protocol, device, observer, spill,
+            weights, name, recipe, pruner, allocation, ids_ST, protocol, device, observer, spill,
             blocks, traced, plan, coverage,
         )  # fmt: skip
 
@@ -107,21 +117,26 @@ class Run:
             f"pruning {len(self.plan)} layers in {len(self.blocks)} blocks: {self.coverage}"
         )
         channels = self._ordered(journal)
+        plan = self._allocated(journal)
+        recording = self.recording()
+        learner = self.learner(recording, journal)
         reports = prune_blocks(
             self.blocks,
-            self.recording(),
+            recording,
             self.pruner,
-            self.plan,
+            plan,
             device=self.device,
             observer=self.observer,
             true_sequential=self.recipe.true_sequential,
             channels=channels,
+            learner=learner,
             journal=journal,
         )
         report = PruningReport(
             model=self.name,
             method=self.recipe.method,
             pruner=repr(self.pruner),
+            allocation=repr(self.allocation),
             pattern=self.recipe.pattern,
             requested=cast(float, self.recipe.sparsity),
             sparsity=realised_sparsity(reports),
@@ -129,6 +144,9 @@ class Run:
             protocol=self.protocol,
             seconds=time.perf_counter() - begun,
             layers=reports,
+            learning=learner.curves if learner is not None else [],
+            grid=self.recipe.grid(),
+            packed=self.recipe.pack,
         )
         return report, channels.orders if channels else Orders()
 
@@ -162,6 +180,44 @@ class Run:
             channels.fold_residual(order_I)
         return channels
 
+    def learner(
+        self, recording: Recording | None, journal: Journal | None = None
+    ) -> Learner | None:
+        """Of the allocation, if it learns; the engine will advance this recording."""
+        if not isinstance(self.allocation, BESA):
+            return None
+        assert recording is not None  # an allocation that learns is given text
+        dense = self.allocation.reference == "dense"
+        reference = recording.hidden.copy() if dense else None
+        return Learner(
+            self.allocation, self.blocks, recording, reference, self.plan, self.pruner,
+            self.device, self.observer, journal,
+        )  # fmt: skip
+
+    def alike(self, layers: Sequence[Layer]) -> Plan:
+        """A plan for these layers without any look at text, for a rehearsal."""
+        if isinstance(self.allocation, Uniform):
+            return {layer.name: self.plan[layer.name] for layer in layers}
+        return self._settled(layers, [torch.zeros(1)] * len(layers))
+
+    def _settled(self, layers: Sequence[Layer], shares: Sequence[Tensor]) -> Plan:
+        patterns = [self.pruner.pattern(layer) for layer in layers]
+        return settle(layers, shares, patterns, total(layers, self.plan)[0])[0]
+
+    def _allocated(self, journal: Journal | None) -> Plan:
+        """The plan; with OWL after a dense pass, unless an earlier run has made it."""
+        if not isinstance(self.allocation, OWL):
+            return self.plan
+        found = journal.outliers if journal is not None else None
+        if found is None:
+            where: Any = {"device": self.device, "observer": self.observer}
+            found = outliers(self.blocks, self.recording(), self.allocation, self.plan, **where)
+            if journal is not None:
+                journal.note_outliers(found)
+        shares = self.allocation.shares(found)
+        layers = [layer for block in self.blocks for layer in block.planned(self.plan)]
+        return self._settled(layers, [torch.tensor([shares[layer.block]]) for layer in layers])
+
     def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
         """All that decides what comes out, flat, for a later run to compare."""
         recipe = self.recipe.model_dump()
@@ -175,6 +231,18 @@ class Run:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+
+
+def _check_free(pattern: Pattern, allocation: Allocation, layer: Layer, plan: Plan) -> None:
+    """Layers must be free to have different sparsities, if and only if they are to have them."""
+    if isinstance(allocation, Uniform):
+        pattern.at(plan[layer.name])
+    elif isinstance(pattern, NM):
+        raise InputError(
+            f"{layer.name}: with {pattern} every layer has the same sparsity, and nothing is left "
+            "to allocate. Give an unstructured pattern, or several to choose from "
+            "(--pattern 1:4,2:4,3:4 --sparsity 0.5), or --allocation uniform."
+        )
 
 
 def _files(checkpoint: str | Path, weights: Weights) -> dict[str, str]:

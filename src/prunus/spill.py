@@ -56,6 +56,13 @@ class Spilled:
                 "use fewer --samples or a shorter --length."
             ) from None
 
+    def copy(self) -> Spilled:
+        """Another one with the same tensors, in a folder beside."""
+        copied = Spilled(self._folder.path.parent)
+        for tensor in self:
+            copied.append(tensor)
+        return copied
+
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(self._count))
 

@@ -7,7 +7,7 @@ only the engine touches modules, hooks, devices and files. Shape suffixes: see `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -21,8 +21,15 @@ if TYPE_CHECKING:
     from .permutation.ordering import Ordering
 
 Needs = tuple[type[Statistic], ...]
-Plan = Mapping[str, float]
-"""Sparsity of each layer to prune, by layer name; a layer that is not named stays dense."""
+Share = float | Fraction | Tensor
+"""Which part of a layer's weights goes; a tensor (O,): of each row's."""
+Plan = Mapping[str, Share]
+"""The share of each layer to prune, by layer name; a layer that is not named stays dense."""
+
+
+def requested(share: Share) -> float:
+    """As one number; of rows, their mean."""
+    return float(share.double().mean()) if isinstance(share, Tensor) else float(share)
 
 
 class Score(Protocol):
@@ -44,11 +51,15 @@ class Pattern(Protocol):
         """M of N:M; None where any weights may be compared."""
         ...
 
-    def check(self, shape_OI: tuple[int, int], sparsity: float | Fraction) -> None:
+    def at(self, sparsity: Share) -> Pattern:
+        """What a layer of this sparsity turns out to have."""
+        ...
+
+    def check(self, shape_OI: tuple[int, int], sparsity: Share) -> None:
         """Raise PatternError if a layer of this shape cannot have it."""
         ...
 
-    def mask(self, score_OI: Tensor, sparsity: float | Fraction) -> Tensor:
+    def mask(self, score_OI: Tensor, sparsity: Share) -> Tensor:
         """The bool mask (O, I), True = kept, of the highest retained score at this sparsity."""
         ...
 
@@ -56,7 +67,7 @@ class Pattern(Protocol):
 class Permutation(Protocol):
     """An order of the input channels under which the pattern keeps more score."""
 
-    def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: float) -> Tensor: ...
+    def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: Share) -> Tensor: ...
 
 
 class Refinement(Protocol):
@@ -108,6 +119,8 @@ class Pruned:
     """The pattern holds for ``mask_OI[:, order_I]``; None: as stored."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Whatever the report should say about this layer."""
+    packed: Mapping[str, Tensor] = field(default_factory=dict)
+    """What a packed checkpoint holds in place of ``weight``, see ``quantization.packing``."""
 
 
 class LayerPruner(Protocol):
@@ -123,7 +136,7 @@ class LayerPruner(Protocol):
         """The pattern that its masks have."""
         ...
 
-    def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: float) -> Pruned: ...
+    def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: Share) -> Pruned: ...
 
 
 class BlockPruner(Protocol):
@@ -154,10 +167,29 @@ class BlockPruner(Protocol):
         ...
 
 
-class Allocation(Protocol):
-    """Sparsity of each layer, with the requested mean over all weights."""
+class Learner(Protocol):
+    """Finds the shares of one block after the other, on the way."""
 
-    def __call__(self, layers: Sequence[Layer], sparsity: float) -> Plan: ...
+    def __call__(self, block: Block) -> tuple[Plan, BlockPruner]:
+        """The block's plan; and the pruner, with whatever else it learned for this block."""
+        ...
+
+
+class Replay(Protocol):
+    """The recorded calls of one block or several, with weights substituted: differentiable."""
+
+    @property
+    def samples(self) -> int:
+        """How many calls there are."""
+        ...
+
+    def forward(self, sample: int, weights: Mapping[str, Tensor]) -> Tensor:
+        """What comes out (B, T, d) with these weights (O, I), by layer name."""
+        ...
+
+    def target(self, sample: int) -> Tensor:
+        """What should."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +16,13 @@ from torch import Tensor
 from .blocks import find_blocks
 from .channels import Channels
 from .checkpoint import check_shards, load_weights, read_tensors
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError
+from .methods import QUANTIZE
 from .patterns import NM, Unstructured, parse_pattern, removed
 from .permutation.interior import Interior
 from .permutation.orders import Orders
+from .quantization import Grid
+from .quantization.packing import grid_of, read_unpacked
 from .report.pruning_report import PruningReport, read_report
 from .spill import Scratch
 from .structured import verification as structured
@@ -105,74 +108,57 @@ def verify(
     found = Verification()
     tensors = check_shards(folder)
     report = read_report(folder)
-    _check_config(folder, found)
     if report.structured is not None:
-        _check_structured(folder, tensors, report, source, pattern, found)
-        if reload:
-            _reload_structured(folder, report, found, trust_remote_code)
+        structured.check(folder, tensors, report, source or pattern, found)
+        if reload and report.structured.stock:
+            _check_reload(folder, found, trust_remote_code, False)
+        elif reload:
+            structured.check_reload(folder, report, trust_remote_code, found)
         return found
+    grid = _check_config(folder, report, found)
+    stored = read_tensors(tensors) if grid is None else read_unpacked(tensors, grid)
     orders = Orders.read(folder)
-    _check_layers(report, tensors, orders, parse_pattern(pattern) if pattern else None, found)
+    _check_layers(report, stored, orders, parse_pattern(pattern) if pattern else None, found)
     if source is not None:
         _check_against(folder, source, report, orders, found, trust_remote_code)
     if reload:
-        _check_reload(folder, found, trust_remote_code)
+        _check_reload(folder, found, trust_remote_code, grid is not None)
     return found
 
 
-def _check_structured(
-    folder: Path,
-    tensors: dict[str, Path],
-    report: PruningReport,
-    source: str | Path | None,
-    pattern: str | None,
-    found: Verification,
-) -> None:
-    if source is not None or pattern is not None:
-        raise InputError(
-            f"{folder} has fewer heads and neurons than the model it was made from: it has no "
-            "pattern of zeros, and no tensor to compare one by one. Leave --source and --pattern "
-            "out."
-        )
-    assert report.structured is not None
-    found.problems += structured.problems(folder, tensors, report)
-    found.sparsity = report.structured.share
-    found.patterns = {"heads and neurons removed": len(report.layers)}
-    found.checks += ["finite weights", "shapes of every shrunk layer, against the report"]
-
-
-def _reload_structured(
-    folder: Path, report: PruningReport, found: Verification, trust_remote_code: bool
-) -> None:
-    assert report.structured is not None
-    if report.structured.stock:
-        _check_reload(folder, found, trust_remote_code)
-        return
-    found.problems += structured.reload(folder, report, trust_remote_code)
-    found.checks.append("reload by prunus.load in a fresh process, finite logits")
-
-
-def _check_config(folder: Path, found: Verification) -> None:
+def _check_config(folder: Path, report: PruningReport, found: Verification) -> Grid | None:
+    """The grid of a packed checkpoint, which must be the report's."""
     try:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise CheckpointError(f"{folder / 'config.json'} is damaged: no JSON object.") from None
-    for key in ("quantization_config", "sparsity_config"):
-        if key in config:
-            found.problems.append(f"config.json has a {key}, which loaders would act on.")
-    found.checks.append("config.json makes no claim about the weights' format")
+    inner = config.get("quantization_config")
+    if "sparsity_config" in config or (isinstance(inner, dict) and inner.get("sparsity_config")):
+        found.problems.append("config.json has a sparsity_config, which loaders would act on.")
+    if not report.packed:
+        if "quantization_config" in config:
+            found.problems.append(
+                "config.json has a quantization_config, which loaders would act on."
+            )
+        found.checks.append("config.json makes no claim about the weights' format")
+        return None
+    grid = grid_of(config)
+    if grid is None or grid != report.grid:
+        raise CheckpointError(f"The report says {report.grid}, packed; config.json says {grid}.")
+    found.checks.append(f"config.json says what the integers are: {grid}")
+    return grid
 
 
 def _check_layers(
     report: PruningReport,
-    tensors: dict[str, Path],
+    tensors: Iterable[tuple[str, Tensor]],
     orders: Orders,
     demanded: Pattern | None,
     found: Verification,
 ) -> None:
     zeros = weights = 0
     layers = {f"{layer.name}.weight": layer for layer in report.layers}
-    for name, tensor in read_tensors(tensors):
+    for name, tensor in tensors:
         if not bool(tensor.isfinite().all()):
             found.problems.append(f"{name} holds NaN or inf.")
         layer = layers.pop(name, None)
@@ -190,6 +176,8 @@ def _check_layers(
                 )
             found.patterns[shown] = found.patterns.get(shown, 0) + 1
             found.problems += _pattern_problems(name, weight_OI, pattern, layer)
+            if report.grid is not None and not layer.notes.get("scale_exponent"):
+                found.problems += _grid_problems(name, tensor, layer, report.grid)
     found.problems += [f"{name} is in the report but not in the checkpoint." for name in layers]
     found.sparsity = zeros / weights if weights else 0.0
     if weights != report.coverage.pruned_weights:
@@ -202,6 +190,8 @@ def _check_layers(
             f"The report says {report.sparsity:.6f} of all is zero; it is {found.sparsity:.6f}."
         )
     found.checks += ["finite weights", "zeros per comparison group", "report against tensors"]
+    if report.grid is not None:
+        found.checks.append(f"no more than {2**report.grid.bits} values in a group")
 
 
 def _as_ordered(
@@ -264,6 +254,18 @@ def _pattern_problems(
     return problems
 
 
+def _grid_problems(name: str, tensor: Tensor, layer: LayerReport, grid: Grid) -> list[str]:
+    """No group of stored inputs may have more values than the grid has points."""
+    weight_OI = tensor.T if layer.transposed else tensor
+    most = max(
+        int((group_ON.sort(1).values.diff(dim=1) != 0).sum(1).max()) + 1
+        for group_ON in weight_OI.split(grid.group or weight_OI.shape[1], 1)
+    )
+    if most > 2**grid.bits:
+        return [f"{name} is on no grid of {grid}: a group has {most} values."]
+    return []
+
+
 def _check_against(
     folder: Path,
     source: str | Path,
@@ -299,6 +301,8 @@ def _check_against(
             kept = tensor != 0
             if not torch.equal(was.to(tensor.dtype)[kept], tensor[kept]):
                 moved.append(name)
+        elif name in pruned and report.method == QUANTIZE and bool(tensor[was == 0].any()):
+            found.problems.append(f"{name} has values where {source} has zeros.")
     if touched:
         found.problems.append(
             f"{len(touched)} tensors that were not to be pruned differ from {source}: "
@@ -333,10 +337,11 @@ def _pairs(
             yield name, tensor, was.get(name)
 
 
-def _check_reload(folder: Path, found: Verification, trust_remote_code: bool) -> None:
+def _check_reload(folder: Path, found: Verification, trust_remote_code: bool, packed: bool) -> None:
     path, converted = folder.resolve(), Scratch()
     size = sum(file.stat().st_size for file in set(check_shards(folder).values()))
-    large = size > psutil.virtual_memory().available / 2  # then layer by layer, from the disk
+    # Then layer by layer, from the disk; packed ones are unpacked into memory in any case.
+    large = not packed and size > psutil.virtual_memory().available / 2
     where = str(converted.path) if large else ""
     run = subprocess.run(
         [sys.executable, "-c", RELOAD, str(path), str(trust_remote_code), where],

@@ -1,6 +1,10 @@
 """Which layers are pruned, and how much each."""
 
+from .besa import BESA
+from .owl import OWL
 from .select import select_layers
 from .uniform import Uniform
 
-__all__ = ["Uniform", "select_layers"]
+Allocation = Uniform | OWL | BESA
+
+__all__ = ["BESA", "OWL", "Allocation", "Uniform", "select_layers"]

@@ -92,7 +92,13 @@ def print_line(text: str = "") -> None:
 
 
 # Where each step of a block begins and how long it takes, as shares of the block's time.
-STEPS = {"order": (0.0, 1.0), "record": (0.0, 0.5), "prune": (0.5, 0.1), "advance": (0.6, 0.4)}
+STEPS = {
+    "order": (0.0, 1.0),
+    "learn": (0.0, 0.9),
+    "record": (0.0, 0.5),
+    "prune": (0.5, 0.1),
+    "advance": (0.6, 0.4),
+}
 
 
 class PruningBar:
@@ -128,7 +134,7 @@ class PruningBar:
             self._task = self._bars.add_task(what, total=total, now="")
             self._ordering, self._begun = ordering, time.perf_counter()
         self._at, self._share = index + STEPS[step][0], STEPS[step][1]
-        if step in ("order", "record"):
+        if step in ("order", "learn", "record"):
             self._log()
             self._bars.update(self._task, now=escape(f"{step} {name}"))
         self._move(self._at)

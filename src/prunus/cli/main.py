@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .._version import __version__
-from . import demo, evaluate, methods, plan, prune, simulate, verify
+from . import demo, evaluate, methods, plan, prune, quantize, simulate, verify
 
 app = typer.Typer(
     help="Prune pretrained language models without retraining.",
@@ -17,6 +17,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("prune", epilog=prune.EXAMPLES)(prune.run)
+app.command("quantize", epilog=quantize.EXAMPLES)(quantize.run)
 app.command("plan", epilog=plan.EXAMPLES)(plan.run)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.run)
 app.command("verify", epilog=verify.EXAMPLES)(verify.run)

@@ -23,6 +23,7 @@ def run(
                     "paper": method.paper,
                     "url": method.url,
                     "parts": method.parts,
+                    "allocation": method.allocation,
                     "needs": method.needs,
                     "differs": method.differs,
                 }
@@ -33,4 +34,6 @@ def run(
     for name, method in ROWS.items():
         print_line(f"{name}\n  paper    {method.paper}\n           {method.url}")
         print_line(f"  parts    {method.parts}\n  needs    {method.needs}")
+        if method.allocation != "uniform":
+            print_line(f"  budget   --allocation {method.allocation}")
         print_line(f"  differs  {method.differs}\n")

@@ -11,6 +11,7 @@ import typer
 from .console import PruningBar, command, print_json, print_line
 
 if TYPE_CHECKING:
+    from ..report import PruningReport
     from ..report.structured_report import StructuredReport
 
 EXAMPLES = """
@@ -27,6 +28,10 @@ EXAMPLES = """
 `prunus prune ./model --method mrp-sm --refine swaps --output best` (the lowest loss, slower)
 
 `prunus prune ./model --method goa --sparsity 0.2 --blocks 4:26 --recovery after --output smaller`
+
+`prunus prune ./model --method besa --sparsity 0.6 --update least-squares --output learned`
+
+`prunus prune ./model --method wanda --bits 4 --group 64 --pack --output small` (4-bit integers)
 
 `prunus prune ./model --recipe pruned/recipe.yaml --seed 1 --output again`
 """
@@ -46,7 +51,10 @@ def run(
     ] = None,
     pattern: Annotated[
         str | None,
-        typer.Option(help="layer, row, column or N:M (N kept of M).  [default: the method's]"),
+        typer.Option(
+            help="layer, row, column, N:M (N kept of M), or several N:M to choose from with "
+            "--allocation: 1:4,2:4,3:4.  [default: the method's]"
+        ),
     ] = None,
     update: Annotated[
         str | None,
@@ -66,6 +74,32 @@ def run(
     ] = None,
     search: Annotated[
         str | None, typer.Option(help="assignment, heuristic or greedy: how orders are found.")
+    ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            help="uniform, owl (by outliers) or besa (learned): how much of each layer goes. "
+            "Heads and neurons: uniform, or adaptive (the lowest standardised scores of all).  "
+            "[default: the method's]"
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="2 to 8: put the kept weights on an integer grid; zeros stay exact."),
+    ] = None,
+    group: Annotated[
+        int | None, typer.Option(help="Inputs that share a grid; 0: a whole row.  [default: 128]")
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="before or after: the grid, then the mask, or the other way round. before with "
+            "--allocation besa learns clipping too."
+        ),
+    ] = None,
+    pack: Annotated[
+        bool | None,
+        typer.Option("--pack/--no-pack", help="Store integers; needs compressed-tensors to load."),
     ] = None,
     true_sequential: Annotated[
         bool | None,
@@ -88,13 +122,6 @@ def run(
     ] = None,
     parameters: Annotated[
         int | None, typer.Option(help="Heads and neurons: how many parameters to remove.")
-    ] = None,
-    allocation: Annotated[
-        str | None,
-        typer.Option(
-            help="Heads and neurons: uniform (as much of every block) or adaptive (the lowest "
-            "standardised scores of all).  [default: the method's]"
-        ),
     ] = None,
     recovery: Annotated[
         str | None,
@@ -154,7 +181,18 @@ def run(
     print_line(f"{output}: {report.sparsity:.2%} of {len(report.layers)} layers are zero")
     print_line(f"  covers {report.coverage}")
     print_line(f"  {report.seconds:.0f} s; verified: pattern, zeros, reload in a fresh process")
-    print_line("  Stored as ordinary numbers: as large and as fast as the dense model.")
+    print_stored(report, output)
+
+
+def print_stored(report: PruningReport, output: Path) -> None:
+    """What the checkpoint holds, and what to do next."""
+    if report.packed:
+        print_line(f"  Stored as integers: {report.grid}; needs compressed-tensors to be loaded.")
+        print_line("  transformers unpacks them as it loads: small on disk alone.")
+    elif report.grid:
+        print_line(f"  Stored as ordinary numbers, on grids of {report.grid}: as large as before.")
+    else:
+        print_line("  Stored as ordinary numbers: as large and as fast as the dense model.")
     print_line(f"  Quality: prunus eval {output} --text your.txt")
 
 

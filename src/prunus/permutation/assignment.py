@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..patterns import NM
-from ..types import Pattern
+from ..types import Pattern, Share
 from .exchanges import exchanged, thresholds
 from .heuristic import Heuristic
 from .retained import along_inputs, retained
@@ -40,7 +40,7 @@ class Assignment:
     exchanges: int = 20
     seed: int = 0
 
-    def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
+    def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: Share) -> Tensor:
         """The order: boxes one after the other; position p of it reads channel ``order_I[p]``."""
         pattern = along_inputs(pattern, score_OI)
         stored_I = torch.arange(score_OI.shape[1], device=score_OI.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PatternError
-from ..types import Pattern
+from ..types import Pattern, Share
 from .retained import along_inputs, retained
 
 FLOATS = 2**24  # held by one batch of pairs
@@ -37,7 +37,7 @@ class Greedy:
     escapes: int = 100
     seed: int = 0
 
-    def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
+    def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: Share) -> Tensor:
         """The order: stripes one after the other; position p reads channel ``order_I[p]``."""
         pattern = along_inputs(pattern, score_OI)
         if (pattern.keep, pattern.of) != (2, 4):

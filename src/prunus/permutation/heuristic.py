@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..types import Pattern
+from ..types import Pattern, Share
 from .retained import along_inputs
 
 
@@ -23,7 +23,7 @@ class Heuristic:
 
     snake: bool = True
 
-    def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
+    def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: Share) -> Tensor:
         """The order: boxes one after the other; position p of it reads channel ``order_I[p]``."""
         size = along_inputs(pattern, score_OI).of
         ranked_I = score_OI.float().sum(0).argsort(descending=True, stable=True)

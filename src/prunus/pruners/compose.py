@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..stats import Statistics
-from ..types import Needs, Pattern, Pruned, Refinement, ReportingUpdate, Score, Update
+from ..types import Needs, Pattern, Pruned, Refinement, ReportingUpdate, Score, Share, Update
 from ..updates.keep import Keep
 
 
@@ -31,7 +31,7 @@ class Compose:
         self,
         weight_OI: Tensor,
         stats: Statistics,
-        sparsity: float,
+        sparsity: Share,
         *,
         score_stats: Statistics | None = None,
     ) -> Pruned:

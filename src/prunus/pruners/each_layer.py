@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..blocks import Block, Layer
 from ..errors import PatternError
+from ..patterns import OneOf
 from ..permutation.ordering import Ordering
 from ..stats import Statistics
-from ..types import LayerPruner, Needs, Pattern, Plan, Pruned
+from ..types import LayerPruner, Needs, Pattern, Plan, Pruned, Share
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,14 @@ class EachLayer:
         self, block: Block, stats: Mapping[str, Statistics], plan: Plan
     ) -> Iterator[tuple[Layer, Pruned]]:
         for layer in block.planned(plan):
-            yield layer, self.pruner(layer.weight_OI, stats[layer.site], plan[layer.name])
+            share = plan[layer.name]
+            pruner = self.pruner
+            if isinstance(pruner.pattern, OneOf):
+                pruner = replace(pruner, pattern=pruner.pattern.at(share))  # type: ignore[type-var]
+            yield layer, pruner(layer.weight_OI, stats[layer.site], share)
 
 
-def check_fit(pattern: Pattern, layer: Layer, shape_OI: tuple[int, int], sparsity: float) -> None:
+def check_fit(pattern: Pattern, layer: Layer, shape_OI: tuple[int, int], sparsity: Share) -> None:
     """``pattern.check`` with the layer's name in the message."""
     try:
         pattern.check(shape_OI, sparsity)

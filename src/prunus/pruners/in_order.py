@@ -9,7 +9,7 @@ from torch import Tensor
 from ..patterns import NM
 from ..permutation import Assignment, Retained
 from ..stats import Statistics
-from ..types import LayerPruner, Needs, Pattern, Permutation, Pruned, Score
+from ..types import LayerPruner, Needs, Pattern, Permutation, Pruned, Score, Share
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class InOrder:
         """The pruner's, in the order found."""
         return self.pruner.pattern
 
-    def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: float) -> Pruned:
+    def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: Share) -> Pruned:
         score_OI = self.score(weight_OI, stats)
         order_I = self.permutation(score_OI, self.pattern, sparsity)
         pruned = self.pruner(weight_OI[:, order_I], stats.reordered(order_I), sparsity)

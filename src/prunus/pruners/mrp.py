@@ -16,7 +16,7 @@ from ..gram import Damped, Gram
 from ..patterns import NM, Unstructured
 from ..scores import OBS
 from ..stats import Statistics
-from ..types import Needs, Pattern, Pruned, Refinement
+from ..types import Needs, Pattern, Pruned, Refinement, Share
 from ..updates.least_squares import LeastSquares
 from ..updates.multipliers import Multipliers
 from ..updates.sparsegpt import Decide
@@ -76,7 +76,7 @@ class MRP:
                 f"have too many; got {self.pattern}. Give N:M, or use mask S (mrp-sm)."
             )
 
-    def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: float) -> Pruned:
+    def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: Share) -> Pruned:
         system = stats[Gram].damped(self.damp)
         weight_OI = weight_OI.float()
         inputs = weight_OI.shape[1]

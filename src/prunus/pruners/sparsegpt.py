@@ -12,7 +12,7 @@ from ..gram import Damped, Gram
 from ..patterns import Unstructured, removed
 from ..scores import OBS
 from ..stats import Statistics
-from ..types import Needs, Pattern, Pruned, Refinement
+from ..types import Needs, Pattern, Pruned, Refinement, Share
 from ..updates.sparsegpt import Decide, SparseGPTSweep, sweep
 
 
@@ -42,7 +42,7 @@ class SparseGPT:
     refinement: Refinement | None = None
     needs: ClassVar[Needs] = (Gram,)
 
-    def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: float) -> Pruned:
+    def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: Share) -> Pruned:
         system = stats[Gram].damped(self.damp)
         decide = by_score(OBS("trailing", self.damp), system, self.pattern, sparsity)
         block = min(whole_groups(self.pattern, self.block_size), weight_OI.shape[1])
@@ -70,7 +70,7 @@ def swept(
     return Pruned(new_OI, mask_OI, notes={**refined, **notes})
 
 
-def by_score(score: OBS, system: Damped, pattern: Pattern, sparsity: float) -> Decide:
+def by_score(score: OBS, system: Damped, pattern: Pattern, sparsity: Share) -> Decide:
     """The pattern's mask of the columns' OBS scores."""
 
     def decide(lo: int, hi: int, weight_OB: Tensor) -> Tensor:
@@ -86,9 +86,7 @@ def whole_groups(pattern: Pattern, block_size: int) -> int:
     return -(-block_size // group) * group
 
 
-def block_sparsity(
-    pattern: Pattern, sparsity: float, outputs: int, lo: int, hi: int
-) -> float | Fraction:
+def block_sparsity(pattern: Pattern, sparsity: Share, outputs: int, lo: int, hi: int) -> Share:
     """The share of columns lo to hi − 1 that goes, so that the blocks add up to the exact count.
 
     After columns 0 to hi − 1 exactly ``floor(s · hi · …)`` weights are gone, whatever the blocks.
@@ -96,5 +94,7 @@ def block_sparsity(
     if not isinstance(pattern, Unstructured) or pattern.group == "column":
         return sparsity
     rows = outputs if pattern.group == "layer" else 1
+    if isinstance(sparsity, Tensor):
+        return (removed(sparsity, hi) - removed(sparsity, lo)).double() / (hi - lo)
     count = removed(sparsity, rows * hi) - removed(sparsity, rows * lo)
     return Fraction(count, rows * (hi - lo))

@@ -7,27 +7,34 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from ..methods import METHODS
-from ..structured.methods import STRUCTURED
+from ..methods import ALL, QUANTIZE
 from ..types import LayerReport
 from .pruning_report import PruningReport
-from .structured_report import StructuredReport
+from .structured_card import smaller_card
 
 
 def model_card(report: PruningReport, recipe_yaml: str) -> str:
     """A card with the facts of the run, the exact recipe and how to load the model."""
     if report.structured is not None:
-        return _smaller(report, report.structured, recipe_yaml)
-    data = _data(report, "sparse")
-    method = METHODS[report.method]
+        return smaller_card(report, report.structured, recipe_yaml)
+    data = ModelCardData(
+        base_model=report.model
+        if "/" in report.model and not Path(report.model).exists()
+        else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["prunus", *_tags(report)],
+    )
+    verb = "quantised" if report.method == QUANTIZE else "pruned"
+    method = ALL[report.method]
     return f"""---
 {data.to_yaml()}
 ---
 
-# {report.model}, pruned
+# {report.model}, {verb}
 
-{report.sparsity:.1%} of the weights in {len(report.layers)} linear layers are exactly zero. Pruned
-without retraining by prunus {report.versions["prunus"]} with
+{report.sparsity:.1%} of the weights in {len(report.layers)} linear layers are exactly zero.
+{verb.capitalize()} without retraining by prunus {report.versions["prunus"]} with
 `{report.method}` ({method.paper}, <{method.url}>).
 
 | | |
@@ -37,8 +44,9 @@ without retraining by prunus {report.versions["prunus"]} with
 | sparsity | {report.requested:.4g} requested, {report.sparsity:.4%} in the tensors |
 | coverage | {report.coverage} |
 | calibration | {report.protocol or "none"} |
+| integer grid | {report.grid or "none"} |
 
-The zeros are stored as ordinary numbers: this checkpoint is as large and as fast as the dense one.
+{_stored(report)}
 
 ```python
 from transformers import AutoModelForCausalLM
@@ -58,69 +66,24 @@ Relative output error: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ on sampled calibration
 """
 
 
-def _data(report: PruningReport, kind: str) -> ModelCardData:
-    own = "/" in report.model and not Path(report.model).exists()
-    return ModelCardData(
-        base_model=report.model if own else None,
-        library_name="transformers" if kind == "sparse" or _stock(report) else "prunus",
-        pipeline_tag="text-generation",
-        tags=["prunus", "pruned", kind, report.method],
+def _tags(report: PruningReport) -> list[str]:
+    quantised = ["quantised"] if report.grid else []
+    return (
+        quantised if report.method == QUANTIZE else ["pruned", "sparse", *quantised, report.method]
     )
 
 
-def _stock(report: PruningReport) -> bool:
-    return report.structured is not None and report.structured.stock
-
-
-STOCK = """```python
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("this folder")
-```"""
-WIDTHS = """Its blocks have different widths (or a bias that the family does not have), which no
-config says: **plain transformers cannot load it** and stops at the first shape that differs.
-`widths.json` has the widths, and prunus puts the model together:
-
-```python
-import prunus
-model = prunus.load("this folder")
-```"""
-
-
-def _removed(structured: StructuredReport) -> str:
-    said = f"{structured.removed:,} of the {structured.removable:,} parameters in heads and neurons"
-    return f"{said} of the blocks asked for, {structured.share:.2%}"
-
-
-def _smaller(report: PruningReport, structured: StructuredReport, recipe_yaml: str) -> str:
-    """Of a model with fewer heads and neurons."""
-    method, (before, after) = STRUCTURED[report.method], structured.parameters
-    return f"""---
-{_data(report, "smaller").to_yaml()}
----
-
-# {report.model}, smaller
-
-{before:,} parameters became {after:,}: whole heads and neurons were removed, without retraining, by
-prunus {report.versions["prunus"]} with `{report.method}` ({method.paper}, <{method.url}>). It is a
-dense model: smaller in memory and faster on any machine.
-
-| | |
-|---|---|
-| method | `{report.pruner}` |
-| removed | {_removed(structured)} |
-| calibration | {report.protocol or "none"} |
-
-{STOCK if structured.stock else WIDTHS}
-
-## Blocks
-
-{structured.table()}
-
-## Recipe
-
-```yaml
-{recipe_yaml}```
-"""
+def _stored(report: PruningReport) -> str:
+    if report.packed:
+        return (
+            "The linear layers are stored as packed integers: `pip install compressed-tensors` to "
+            "load them. transformers unpacks them as it loads, into a model as large and as fast "
+            "as the dense one. Pruned weights come back as exactly zero."
+        )
+    numbers = "The zeros are stored as ordinary numbers"
+    if report.grid:
+        numbers = "All weights are stored as ordinary numbers, those that the integers stand for"
+    return f"{numbers}: this checkpoint is as large and as fast as the dense one."
 
 
 ORDERS = {

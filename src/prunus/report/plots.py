@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from ..errors import InputError
-from .structured_report import BlockWidths, StructuredReport
-
-COLUMNS = 6  # panels side by side
+from ..types import LayerReport
 
 
 def retained_degree(
@@ -46,101 +41,25 @@ def retained_degree(
     figure.savefig(str(path), dpi=150)
 
 
-def heads_graph(
-    report: StructuredReport,
-    path: str | Path,
-    threshold: float,
-    blocks: Sequence[int] | None = None,
-    title: str = "",
-) -> None:
-    """Which heads of a block attend alike: an edge where their divergence is below τ.
-
-    Filled heads stay, hollow ones were removed. (Li et al. 2024, "Greedy Output Approximation",
-    figure 3.)
+def sparsity_found(layers: Sequence[LayerReport], path: str | Path, title: str = "") -> None:
+    """What went of every layer: over the depth, one line for each role.
 
     Args:
-        report: of a run that looked at attention maps, ``read_report(folder).structured``.
-        path: the picture, such as ``heads.png``.
-        threshold: τ. The authors' 0.2 belongs to their own distance.
-        blocks: to show; None: all that were looked at.
-        title: above all panels.
-
-    Raises:
-        InputError: no divergence is known of any of these blocks.
+        layers: of a report.
+        path: the picture, such as ``sparsity.png``.
+        title: above it.
     """
     from matplotlib.figure import Figure
 
-    shown = [
-        block
-        for block in report.blocks
-        if block.divergence is not None and (blocks is None or block.block in blocks)
-    ]
-    if not shown:
-        raise InputError(
-            "This run did not compare heads by what they attend to, so there is no graph of them. "
-            "Prune with goa, or name a block that was looked at."
-        )
-    columns = min(len(shown), COLUMNS)
-    rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(2.1 * columns, 2.2 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for panel, block in zip(panels, shown, strict=False):
-        _draw_heads(panel, block, threshold)
-    for panel in panels[len(shown) :]:
-        panel.set_axis_off()
-    figure.suptitle(title)
-    figure.savefig(str(path), dpi=150)
-
-
-def _draw_heads(panel: Any, block: BlockWidths, threshold: float) -> None:
-    divergence = block.divergence or []
-    heads = len(divergence)
-    angles = [2 * math.pi * head / heads for head in range(heads)]
-    places = [(math.sin(angle), math.cos(angle)) for angle in angles]
-    for i, j in alike(divergence, threshold):
-        (x, y), (a, b) = places[i], places[j]
-        panel.plot([x, a], [y, b], color="tab:blue", linewidth=1, zorder=1)
-    stay = kept_heads(block)
-    for head, (x, y) in enumerate(places):
-        face = "tab:blue" if head in stay else "white"
-        panel.scatter([x], [y], s=70, color=face, edgecolors="tab:blue", zorder=2)
-        panel.text(1.25 * x, 1.25 * y, str(head), ha="center", va="center", fontsize=7)
-    panel.set(title=f"block {block.block}", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
-    panel.title.set_fontsize(9)
-    panel.set_axis_off()
-
-
-def alike(divergence: Sequence[Sequence[float]], threshold: float) -> list[tuple[int, int]]:
-    """The pairs of heads below the threshold."""
-    heads = range(len(divergence))
-    return [(i, j) for i in heads for j in heads if i < j and divergence[i][j] < threshold]
-
-
-def kept_heads(block: BlockWidths) -> set[int]:
-    """Query heads that stayed: all of every group that did."""
-    heads = len(block.divergence or [])
-    if block.kept_heads is None or block.heads is None or block.kv_heads is None:
-        return set(range(heads))
-    # A key/value head that serves all stays; then a group is one query head.
-    groups = block.kv_heads[0] if block.kv_heads[0] > 1 else block.heads[0]
-    size = heads // groups
-    return {size * group + head for group in block.kept_heads for head in range(size)}
-
-
-def removed_share(reports: Mapping[str, StructuredReport], path: str | Path) -> None:
-    """Share of each block's parameters that went, one curve per run.
-
-    Args:
-        reports: by name.
-        path: the picture, such as ``removed.png``.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
     panel = figure.subplots()
-    for name, report in reports.items():
-        shares = [block.removed for block in report.blocks]
-        panel.step(range(len(shares)), shares, where="mid", label=name)
-    panel.set(xlabel="block", ylabel="parameters removed", ylim=(0, None))
-    panel.legend(frameon=False, fontsize=9)
+    for role in dict.fromkeys(layer.role for layer in layers):
+        chosen = [layer for layer in layers if layer.role == role]
+        depth, found = [x.block for x in chosen], [x.sparsity for x in chosen]
+        panel.plot(depth, found, marker="o", markersize=3, linewidth=1.2, label=role)
+    weights = [layer.shape[0] * layer.shape[1] for layer in layers]
+    mean = sum(x.sparsity * n for x, n in zip(layers, weights, strict=True)) / sum(weights)
+    panel.axhline(mean, color="grey", linewidth=0.8, linestyle=":")
+    panel.set(xlabel="block", ylabel="sparsity", title=title)
+    panel.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(str(path), dpi=150)

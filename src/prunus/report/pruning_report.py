@@ -19,6 +19,7 @@ from .._version import __version__
 from ..blocks import Block
 from ..calibration import Protocol
 from ..errors import CheckpointError, UnsupportedModelError
+from ..quantization import Grid
 from ..types import LayerReport
 from .structured_report import StructuredReport
 
@@ -89,6 +90,7 @@ class PruningReport:
         model: what was pruned.
         method: its name in the table.
         pruner: the composition, spelled out.
+        allocation: how much of each layer went, spelled out.
         pattern: the pattern asked for; None: the method's own groups.
         requested: the sparsity asked for.
         sparsity: zeros over weights in the layers that were pruned, counted as written.
@@ -97,6 +99,10 @@ class PruningReport:
         seconds: the whole run, without loading and saving.
         layers: one entry per layer.
         structured: what became of heads and neurons; None: single weights were pruned.
+        learning: where shares were learned, for each unit its blocks, steps, seconds, and the loss
+            (1: that of the uniform mask) in the mean over 16 steps each.
+        grid: of the kept weights; None: they are not quantised.
+        packed: whether the checkpoint holds integers.
         versions: of the software that matters.
     """
 
@@ -111,6 +117,10 @@ class PruningReport:
     seconds: float
     layers: list[LayerReport]
     structured: StructuredReport | None = None
+    allocation: str = "Uniform()"
+    learning: list[dict[str, Any]] = field(default_factory=list)
+    grid: Grid | None = None
+    packed: bool = False
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "prunus": __version__,
@@ -133,18 +143,20 @@ class PruningReport:
             "method": self.method,
             "pattern": self.pattern,
             "layers": len(self.layers),
+            "grid": str(self.grid) if self.grid else None,
+            "packed": self.packed,
             "calibration_sha256": self.protocol.sha256 if self.protocol else None,
             **(self.structured.summary() if self.structured else {}),
         }
 
 
 def read_report(folder: Path) -> PruningReport:
-    """The report beside a checkpoint.
+    """The report beside a checkpoint, or in a file.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    path = folder / FILE
+    path = folder if folder.suffix == ".json" else folder / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         report = TypeAdapter(PruningReport).validate_python(content)
@@ -156,6 +168,28 @@ def read_report(folder: Path) -> PruningReport:
     if not report.layers:
         raise CheckpointError(f"{path} is damaged: it names no layers.")
     return report
+
+
+def known_zeros(model: str | Path) -> dict[str, Any]:
+    """``pattern`` and ``sparsity`` that all layers of a checkpoint have as stored, if they agree.
+
+    Empty where no report says so: of a dense model or one that is dense in part, of roles with
+    patterns of their own, of an order that the weights are not stored in.
+    """
+    folder = Path(model).expanduser()
+    if not (folder / FILE).is_file():
+        return {}
+    report = read_report(folder)
+    layers, coverage = report.layers, report.coverage
+    claims = {(layer.pattern, layer.requested) for layer in layers}
+    elsewhere = any(
+        layer.notes.get("order") in ("free", "gather") or "pruned_apart" in layer.notes
+        for layer in layers
+    )
+    if len(claims) > 1 or elsewhere or coverage.pruned_weights < coverage.block_weights:
+        return {}
+    ((pattern, sparsity),) = claims
+    return {"pattern": pattern, "sparsity": sparsity}
 
 
 def realised_sparsity(layers: Sequence[LayerReport]) -> float:

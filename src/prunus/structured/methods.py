@@ -36,6 +36,11 @@ class StructuredMethod:
         return repr(self.pruner)
 
     @property
+    def allocation(self) -> str:
+        """How much goes where, unless asked for otherwise."""
+        return self.pruner.allocation
+
+    @property
     def needs(self) -> str:
         """What it reads beside the weights."""
         kinds = []

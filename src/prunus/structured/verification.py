@@ -7,11 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
+from ..errors import InputError
 from ..report.pruning_report import PruningReport
 from .widths import read_widths
+
+if TYPE_CHECKING:
+    from ..verification import Verification
 
 # A new interpreter; prunus alone knows how to put widths.json together with the tensors.
 RELOAD = """
@@ -24,6 +29,39 @@ with torch.no_grad():
 print(json.dumps({"finite": bool(logits.isfinite().all()),
                   "parameters": sum(p.numel() for p in model.parameters())}))
 """
+
+
+def check(
+    folder: Path,
+    tensors: dict[str, Path],
+    report: PruningReport,
+    demanded: object,
+    found: Verification,
+) -> None:
+    """Look into the files, and note what was found.
+
+    Raises:
+        InputError: a pattern, or a source to compare with, was ``demanded``.
+    """
+    if demanded is not None:
+        raise InputError(
+            f"{folder} has fewer heads and neurons than the model it was made from: it has no "
+            "pattern of zeros, and no tensor to compare one by one. Leave --source and --pattern "
+            "out."
+        )
+    assert report.structured is not None
+    found.problems += problems(folder, tensors, report)
+    found.sparsity = report.structured.share
+    found.patterns = {"heads and neurons removed": len(report.layers)}
+    found.checks += ["finite weights", "shapes of every shrunk layer, against the report"]
+
+
+def check_reload(
+    folder: Path, report: PruningReport, trust_remote_code: bool, found: Verification
+) -> None:
+    """Load it in a fresh process, with ``prunus.load``."""
+    found.problems += reload(folder, report, trust_remote_code)
+    found.checks.append("reload by prunus.load in a fresh process, finite logits")
 
 
 def problems(folder: Path, tensors: dict[str, Path], report: PruningReport) -> Iterator[str]:

@@ -1,0 +1,76 @@
+"""``prunus quantize``."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from . import prune
+from .console import PruningBar, command, print_json, print_line
+
+EXAMPLES = """
+**Examples**
+
+`prunus quantize pruned --bits 4 --group 128 --output pruned-4-bits` (zeros stay zeros)
+
+`prunus quantize ./model --bits 3 --group 64 --calibration text.jsonl --output model-3-bits`
+
+`prunus quantize pruned --bits 4 --group 64 --pack --output small` (integers; transformers loads it)
+"""
+
+SHARED = (
+    "model output bits group pack calibration data_dir samples length seed dtype device resume "
+    "spill trust_remote_code json"
+).split()
+
+
+def _run(
+    scales: Annotated[
+        bool | None,
+        typer.Option(
+            "--scales/--no-scales",
+            help="Search scales of the inputs (AWQ).  [default: unless --pack, which cannot]",
+        ),
+    ] = None,
+    clip: Annotated[
+        bool | None,
+        typer.Option("--clip/--no-clip", help="Search how far to clip.  [default: yes]"),
+    ] = None,
+    **given: Any,
+) -> None:
+    """Put the weights of MODEL, pruned or not, on integer grids; zeros stay exactly 0."""
+    from ..api import quantize
+
+    arguments = prune.request({**given, "scales": scales, "clip": clip})
+    output: Path = given["output"]
+    if arguments.get("group") == 0:
+        arguments["group"] = None
+    with PruningBar() as bar:
+        result = quantize(observer=bar, **arguments)
+    report = result.report
+    if given["json"]:
+        print_json({"output": str(output), **report.summary()})
+        return
+    print_line(f"{output}: {len(report.layers)} layers on grids of {report.grid}")
+    print_line(f"  {report.sparsity:.2%} of their weights are zero")
+    print_line(f"  {report.seconds:.0f} s; verified: zeros, reload in a fresh process")
+    prune.print_stored(report, output)
+
+
+def _options() -> tuple[inspect.Signature, dict[str, Any]]:
+    """Those of ``prunus prune`` that apply, and its own."""
+    hints = get_type_hints(prune.run, include_extras=True)
+    shared = inspect.signature(prune.run).parameters
+    own_hints = get_type_hints(_run, include_extras=True)
+    own = inspect.signature(_run).parameters
+    parameters = [shared[name].replace(annotation=hints[name]) for name in SHARED]
+    parameters += [own[x].replace(annotation=own_hints[x]) for x in ("scales", "clip")]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    return inspect.Signature(parameters), {p.name: p.annotation for p in parameters}
+
+
+_run.__signature__, _run.__annotations__ = _options()  # type: ignore[attr-defined]
+run = command(_run)
