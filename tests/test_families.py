@@ -37,9 +37,6 @@ FAMILIES = {
     "gptj": {**GPT, "rotary_dim": 8},
     "codegen": {**GPT, "rotary_dim": 8},
     "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4},
-    "deepseek_v3": {**MLP, **LATENT, "num_key_value_heads": 4, "q_lora_rank": 32,
-                    "first_k_dense_replace": 2, "moe_intermediate_size": 32,
-                    "n_routed_experts": 4},
     "falcon": WIDE,
     "falcon_h1": GQA,
     "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4,
@@ -51,15 +48,59 @@ FAMILIES = {
     "rwkv": {"hidden_size": 64, "num_hidden_layers": 2},
     "xglm": {"d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96},
 }  # fmt: skip
-OUTSIDE = r"\d+% of its weights outside of linear layers"
+TWO = {"num_experts_per_tok": 2}
+LOCAL = {"num_local_experts": 4, **TWO}
+SPARSE = {"num_experts": 4, "moe_intermediate_size": 32, **TWO}
+ROUTED = {"n_routed_experts": 4, "moe_intermediate_size": 32, "n_shared_experts": 1, **TWO,
+          "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}  # fmt: skip
+DEEPSEEK = {**MLP, **LATENT, **ROUTED, "num_key_value_heads": 4, "q_lora_rank": 32}
+HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
+GROUPED, OLMOE = {**GQA, **LOCAL}, {**GQA, "num_experts": 4, **TWO}
+QWEN, GLM = {**HEAD, **SPARSE}, {**HEAD, **ROUTED}
+NEXT = {**QWEN, **HYBRID, "shared_expert_intermediate_size": 32, "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16}  # fmt: skip
+MIXTURES = {
+    **dict.fromkeys(("mixtral", "phimoe", "granitemoe"), GROUPED),
+    **dict.fromkeys(("qwen3_moe", "exaone_moe"), QWEN),
+    **dict.fromkeys(("olmoe", "cohere2_moe"), OLMOE),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), DEEPSEEK),
+    **dict.fromkeys(("dots1", "glm4_moe", "solar_open"), GLM),
+    "afmoe": {**QWEN, "num_dense_layers": 1},
+    "ernie4_5_moe": {**GQA, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32,
+                     "moe_layer_start_index": 1},
+    "flex_olmo": {**OLMOE, "pad_token_id": 0},
+    "gpt_oss": {**HEAD, **LOCAL},
+    "granitemoehybrid": {**GQA, **LOCAL, "shared_intermediate_size": 32,
+                         "layer_types": ["attention", "attention"]},
+    "granitemoeshared": {**GQA, **LOCAL, "shared_intermediate_size": 32},
+    "hunyuan_v1_moe": {**HEAD, "num_experts": 4, "moe_topk": 2, "moe_intermediate_size": [32, 32]},
+    "jamba": {**GQA, "num_experts": 4, "num_hidden_layers": 4, "attn_layer_period": 2,
+              "attn_layer_offset": 1, "use_mamba_kernels": False},
+    "jetmoe": {"hidden_size": 64, "num_hidden_layers": 2, "num_key_value_heads": 2,
+               "kv_channels": 16, "intermediate_size": 96, **LOCAL},
+    "lfm2_moe": {**GQA, **SPARSE, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    "llama4_text": {**HEAD, "num_local_experts": 4, "intermediate_size_mlp": 96},
+    "longcat_flash": {"hidden_size": 64, "ffn_hidden_size": 96, "num_layers": 2,
+                      "num_attention_heads": 4, **LATENT, "q_lora_rank": 32, "head_dim": 8,
+                      "n_routed_experts": 4, "zero_expert_num": 2, "expert_ffn_hidden_size": 32,
+                      "moe_topk": 2},
+    "minimax": {**HEAD, **LOCAL, **HYBRID},
+    "minimax_m2": {**HEAD, **LOCAL, "rotary_dim": 8},
+    "nemotron_h": {**GLM, "hybrid_override_pattern": "*E",
+                   "moe_shared_expert_intermediate_size": 32},
+    "qwen2_moe": {**GQA, **SPARSE, "shared_expert_intermediate_size": 32},
+    **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text"), NEXT),
+}  # fmt: skip
+OUTSIDE = r"\d+% of its weights outside of linear layers and experts: "
+DBRX = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64,
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}}  # fmt: skip
 REFUSED = {
-    "mixtral": ({**GQA, "num_local_experts": 4}, OUTSIDE),
-    "qwen3_moe": ({**HEAD, "num_experts": 4, "moe_intermediate_size": 32}, OUTSIDE),
-    "qwen3_next": (GQA, OUTSIDE),
-    "gpt_oss": ({**HEAD, "num_local_experts": 4}, OUTSIDE),
-    "jamba": (GQA, OUTSIDE),
-    "minimax": (GQA, OUTSIDE),
-    "recurrent_gemma": (MLP, OUTSIDE),
+    # All experts one below the other in a parameter of two dimensions: nothing says how many.
+    "dbrx": (DBRX, OUTSIDE + r"ffn\.experts\.mlp\.w1"),
+    # Matrices for all heads in parameters of two dimensions, multiplied by baddbmm.
+    "recurrent_gemma": (MLP, OUTSIDE + r"temporal_block\.conv_1d"),
 }
 IDS = torch.randint(0, 128, (2, 32), generator=torch.Generator().manual_seed(0))
 
@@ -70,14 +111,14 @@ def build(family, settings):
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(FAMILIES | MIXTURES))
 def test_streamed_pruned_saved_and_loaded(family, tmp_path, monkeypatch):
     monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
-    model = build(family, FAMILIES[family])
+    model = build(family, (FAMILIES | MIXTURES)[family])
     model.save_pretrained(tmp_path / "dense")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(MODELS / "llama" / file, tmp_path / "dense")
-    run = {"method": "wanda", "tokens_ST": IDS}
+    run = {"method": "wanda", "tokens_ST": IDS, "min_tokens": 8}
     report = prunus.prune(tmp_path / "dense", output=tmp_path / "out", **run).report
     prunus.prune(model, **run)  # in memory
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
@@ -86,6 +127,10 @@ def test_streamed_pruned_saved_and_loaded(family, tmp_path, monkeypatch):
     assert 0.49 < report.sparsity <= 0.5
     inside = sum(p.numel() for p in model.parameters()) - report.coverage.embeddings
     assert report.coverage.pruned_weights > 0.95 * inside
+    experts = [layer for layer in report.layers if layer.expert is not None]
+    assert bool(experts) == (family in MIXTURES)
+    assert any("by_weights_alone" not in layer.notes for layer in experts) or not experts
+    assert all(layer.role != "other" or family == "jetmoe" for layer in experts)  # its queries
 
 
 @pytest.mark.parametrize("family", sorted(REFUSED))

@@ -45,7 +45,7 @@ _HOME = {
     "quantize": "api",
     "verify": "verification",
 }
-_PARTS = ("errors", "evaluation", "patterns", "pruners", "scores", "stats", "updates")
+_PARTS = ("errors", "evaluation", "export", "patterns", "pruners", "scores", "stats", "updates")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,14 +1,15 @@
 """Finds the decoder blocks of a model and their linear layers, by structure alone.
 
 No model names: the blocks are the ModuleList that holds the most parameters, a layer is an
-``nn.Linear`` or transformers' ``Conv1D`` in it, and ``probe`` finds out what each layer is for. A
-block with more than a twentieth of its weights in other matrices (experts in 3-D) is refused.
+``nn.Linear``, transformers' ``Conv1D`` or an expert's matrix in it (``experts``), and ``probe``
+finds out what each layer is for. A block with more than a twentieth of its weights elsewhere is
+refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from .by_hand import called
 from .errors import NumericalError, UnsupportedModelError
-from .types import Plan
+from .experts import Expert, find_stacks, one_by_one
+from .types import Plan, parameter_of
 from .weights import Weights
 
 OTHER = 0.05  # of a block's weights may be convolutions or states (Mamba): they stay dense
@@ -34,7 +36,7 @@ class Layer:
     Attributes:
         name: the module's full name, such as ``model.layers.0.mlp.up_proj``.
         block: index of its block.
-        module: the ``nn.Linear`` or ``Conv1D``.
+        module: the ``nn.Linear`` or ``Conv1D``, or the stand-in for an expert.
         role: what it is for; "qkv" and "gate_up" are fused, "up" alone is a plain MLP's first.
         kind: the half of the block that it belongs to.
         site: name of the first layer that reads the same input; statistics are kept per site.
@@ -57,7 +59,17 @@ class Layer:
     @property
     def transposed(self) -> bool:
         """Whether the module stores (I, O)."""
-        return isinstance(self.module, Conv1D)
+        return _transposed(self.module)
+
+    @property
+    def expert(self) -> int | None:
+        """Which of its stack it is; None for a layer that every token goes through."""
+        return self.module.index if isinstance(self.module, Expert) else None
+
+    @property
+    def parameter(self) -> str:
+        """The full name of the parameter that holds its weight."""
+        return parameter_of(self.name, self.expert)
 
     @property
     def weight_OI(self) -> Tensor:
@@ -92,6 +104,8 @@ class Block:
         layers: its linear maps.
         interior: the sites that other layers of the block feed; the others read the residual.
         weights: of the model.
+        routers: names of linear maps that send tokens to experts or weigh what those put out. They
+            are no layers: they stay dense.
     """
 
     index: int
@@ -100,10 +114,16 @@ class Block:
     layers: tuple[Layer, ...]
     interior: frozenset[str]
     weights: Weights
+    routers: tuple[str, ...] = ()
 
-    def watched(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def watched(self) -> Iterator[None]:
         """For forwards whose hooks must see every layer."""
-        return called(layer.module for layer in self.layers if layer.by_hand)
+        with ExitStack() as stack:
+            if any(layer.expert is not None for layer in self.layers):
+                stack.enter_context(one_by_one(self.weights.model))
+            stack.enter_context(called(layer.module for layer in self.layers if layer.by_hand))
+            yield
 
     def at_hand(self) -> AbstractContextManager[nn.Module]:
         """The module with its weights."""
@@ -125,9 +145,9 @@ class Block:
 
 
 def outputs_first(module: nn.Module) -> Tensor:
-    """A view (O, I) of the weight of an ``nn.Linear`` or a ``Conv1D``."""
+    """A view (O, I) of the weight of an ``nn.Linear``, a ``Conv1D`` or an expert."""
     weight: Tensor = module.weight.detach()  # type: ignore[operator]
-    return weight.T if isinstance(module, Conv1D) else weight
+    return weight.T if _transposed(module) else weight
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -184,23 +204,19 @@ def check_outside(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
 
 
 def find_linears(name: str, block: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers of a block by full name.
+    """The linear layers of a block by full name, and its experts: ``….gate_up_proj.3``.
 
     Raises:
         UnsupportedModelError: more than a twentieth of the block's weights is in other matrices.
     """
-    linears = {f"{name}.{n}": m for n, m in block.named_modules() if _is_linear(m)}
-    known = {id(module.weight) for module in linears.values()}
-    parameters = dict(block.named_parameters())
-    other = [n for n, p in parameters.items() if p.ndim > 1 and id(p) not in known]
-    share = sum(parameters[n].numel() for n in other) / sum(p.numel() for p in parameters.values())
-    if share > OTHER:
-        raise UnsupportedModelError(
-            f"{name} ({type(block).__name__}) has {share:.0%} of its weights outside of linear "
-            f"layers: {', '.join(other[:4])}{' …' if len(other) > 4 else ''}. Mixtures of experts "
-            "and other such blocks are not handled yet, and prunus does not prune a model in part "
-            "without saying so."
-        )
+    linears: dict[str, nn.Module] = {}
+    for path, module in block.named_modules():
+        if _is_linear(module):
+            linears[f"{name}.{path}"] = module
+        for stack in find_stacks(path, module):
+            for index in range(len(stack.tensor)):
+                linears[f"{name}.{stack.name}.{index}"] = Expert(stack, index)
+    check_share(name, block, linears)
     for layer, module in linears.items():
         weight = module.weight
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -209,6 +225,22 @@ def find_linears(name: str, block: nn.Module) -> dict[str, nn.Module]:
                 "Prune the unquantised checkpoint."
             )
     return linears
+
+
+def check_share(name: str, block: nn.Module, linears: Mapping[str, nn.Module]) -> None:
+    """Raise UnsupportedModelError if more than a twentieth of a block is in other matrices."""
+    held = [m.stack.tensor if isinstance(m, Expert) else m.weight for m in linears.values()]
+    known = set(map(id, held))
+    parameters = dict(block.named_parameters())
+    other = [n for n, p in parameters.items() if p.ndim > 1 and id(p) not in known]
+    share = sum(parameters[n].numel() for n in other) / sum(p.numel() for p in parameters.values())
+    if share > OTHER:
+        raise UnsupportedModelError(
+            f"{name} ({type(block).__name__}) has {share:.0%} of its weights outside of linear "
+            f"layers and experts: {', '.join(other[:4])}{' …' if len(other) > 4 else ''}. Such "
+            "blocks are not handled yet, and prunus does not prune a model in part without saying "
+            "so."
+        )
 
 
 def check_finite(linears: Mapping[str, nn.Module]) -> None:
@@ -223,3 +255,7 @@ def check_finite(linears: Mapping[str, nn.Module]) -> None:
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
+
+
+def _transposed(module: nn.Module) -> bool:
+    return module.transposed if isinstance(module, Expert) else isinstance(module, Conv1D)

@@ -72,6 +72,12 @@ class Channels:
         """
         interiors: dict[str, Interior] = {}
         for block in blocks:
+            if not fold_residual and any(layer.expert is not None for layer in block.layers):
+                raise UnsupportedModelError(
+                    "--permutation gather puts an index before each layer, and an expert, a part "
+                    f"of one tensor as in {block.name}, has no place for it. Use --permutation "
+                    "fold, free or none."
+                )
             with block.at_hand():
                 call, hidden = traced.calls[block.index], traced.inputs[block.index]
                 interiors |= find_interiors(block, call, hidden)

@@ -284,13 +284,25 @@ def new_folder(output: str | Path) -> Iterator[Path]:
     Raises:
         CheckpointError: ``output`` exists, or cannot be made.
     """
-    output = Path(output)
+    with _renamed(Path(output)) as folder:
+        yield folder
+
+
+@contextmanager
+def new_file(output: str | Path) -> Iterator[Path]:
+    """The same for a file, which the caller makes."""
+    with _renamed(Path(output), Path(output).name) as path:
+        yield path
+
+
+@contextmanager
+def _renamed(output: Path, name: str = "") -> Iterator[Path]:
     _refuse_existing(output)
     folder = _temporary(output)
     try:
-        yield folder
+        yield folder / name
         _refuse_existing(output)
-        folder.rename(output)
+        (folder / name).rename(output)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{output} could not be written: {error}.") from error
     finally:

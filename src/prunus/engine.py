@@ -25,8 +25,19 @@ from .journal import Journal
 from .observer import Observer
 from .permutation.ordering import Ordering, thinned, together
 from .replay import Recording
+from .routing import fed, routed
 from .stats import Statistics, TokenSample
-from .types import BlockPruner, LayerReport, Learner, Needs, Plan, Pruned, requested
+from .types import (
+    BlockPruner,
+    LayerReport,
+    Learner,
+    Needs,
+    Plan,
+    Pruned,
+    Share,
+    parameter_of,
+    requested,
+)
 
 
 @torch.no_grad()
@@ -210,12 +221,18 @@ def _arranged(
 
 
 def _stages(block: Block, plan: Plan, true_sequential: bool) -> list[Plan]:
-    """The plan of the block's layers, whole or site by site: one gathering of statistics each."""
+    """The plan of the block's layers, whole or site by site: one gathering of statistics each.
+
+    The sites of all experts that read alike count as one.
+    """
     layers = block.planned(plan)
     if not true_sequential:
         return [{layer.name: plan[layer.name] for layer in layers}] if layers else []
-    sites = dict.fromkeys(layer.site for layer in layers)
-    return [{layer.name: plan[layer.name] for layer in layers if layer.site == s} for s in sites]
+    stages: dict[str, dict[str, Share]] = {}
+    for layer in layers:
+        site = parameter_of(layer.site, layer.expert)
+        stages.setdefault(site, {})[layer.name] = plan[layer.name]
+    return list(stages.values())
 
 
 class _Weightless(dict[str, Statistics]):
@@ -236,7 +253,7 @@ def gathered(
     device: torch.device,
     observer: Observer,
     advance: bool = False,
-) -> dict[str, Statistics]:
+) -> Mapping[str, Statistics]:
     """Run the recorded calls through the block; summarise each site's input once.
 
     With ``advance`` the outputs become the inputs of the next block.
@@ -262,7 +279,7 @@ def gathered(
             if advance:
                 recording.hidden[sample] = output.to(recording.hidden[sample].device)
             observer.sample(sample + 1, len(recording.hidden))
-    return stats
+    return fed(block, stats, needs, recording.min_tokens)
 
 
 def _prune(
@@ -294,7 +311,8 @@ def _prune(
             updated=updated,
             error_before_update=before,
             seconds=time.perf_counter() - begun,
-            notes={**pruned.notes, **notes.get(layer.name, {})},
+            notes={**pruned.notes, **routed(layer, stats[layer.site]), **notes.get(layer.name, {})},
+            expert=layer.expert,
         )
         reports.append(report)
         observer.layer(report)

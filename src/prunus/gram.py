@@ -24,6 +24,15 @@ class Gram:
         self.tokens = 0
         self._damped: dict[float, Damped] = {}
 
+    @staticmethod
+    def enough(features: int) -> int:
+        """Tokens from which an update helps the output on *other* tokens; measured.
+
+        With fewer it fits those that it has seen and errs more than magnitude with no update: worst
+        at half as many tokens as inputs (SparseGPT) to as many (MRP).
+        """
+        return 2 * features
+
     def update(self, inputs_TI: Tensor) -> None:
         """Add ``XᵀX`` of more tokens; half-precision inputs are multiplied in float32."""
         inputs_TI = inputs_TI.float()

@@ -47,7 +47,7 @@ def find_values(block: Block, reader: Layer, call: Call, hidden: Tensor) -> Valu
         hidden: the hidden states of that call, (1, T, d) with T at least 2.
     """
     makers = [x for x in block.layers if x.feeds == reader.site and x.role in ("v", "qkv")]
-    if len(makers) != 1:
+    if len(makers) != 1 or makers[0].expert is not None:
         return None
     layer = makers[0]
 

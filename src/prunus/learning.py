@@ -65,12 +65,17 @@ class Unit:
 
 def _with(block: Block, weights: Mapping[str, Tensor]) -> Any:
     """The block with some of its layers' weights replaced for a call."""
-    own = {}
+    own: dict[str, Tensor] = {}
+    experts: dict[str, list[Tensor]] = {}  # in order, and all of them: they are planned together
     for layer in block.layers:
         if layer.name in weights:
-            weight_OI = weights[layer.name]
-            name = layer.name.removeprefix(f"{block.name}.")
-            own[f"{name}.weight"] = weight_OI.T if layer.transposed else weight_OI
+            weight = weights[layer.name].T if layer.transposed else weights[layer.name]
+            name = layer.parameter.removeprefix(f"{block.name}.")
+            if layer.expert is None:
+                own[name] = weight
+            else:
+                experts.setdefault(name, []).append(weight)
+    own |= {name: torch.stack(stack) for name, stack in experts.items()}
     return lambda *args, **kwargs: functional_call(block.module, own, args, kwargs)
 
 
@@ -176,7 +181,7 @@ class Learner:
         self, unit: Sequence[Block], layers: Sequence[Layer]
     ) -> tuple[dict[str, Tensor], Hidden]:
         """The scores of the unit's layers, dense, on the pruned stream; and the targets."""
-        ahead = Recording(self.recording.hidden.copy(), self.recording.calls)
+        ahead = replace(self.recording, hidden=self.recording.hidden.copy())
         stats: dict[str, Statistics] = {}
         for block in unit:
             further = block is not unit[-1] or self.reference is None

@@ -17,7 +17,7 @@ from .blocks import Block
 from .engine import prune_blocks
 from .observer import Silent
 from .run import Run
-from .weights import InMemory
+from .weights import InMemory, Streamed
 
 REHEARSED = 2  # samples
 STEPS = 4  # of learning
@@ -101,13 +101,15 @@ def forecast(run: Run) -> Plan:
     hidden = _hidden_bytes(run) * (2 if learns is not None else 1)  # a dense stream beside
     held = 0 if run.spill else hidden
     total = sum(p.numel() * p.itemsize for p in run.weights.model.parameters())
-    merged = min(map(_block_bytes, run.blocks)) * 2 <= SMALL  # shards are copied into larger ones
+    converted = run.weights.converted_bytes if isinstance(run.weights, Streamed) else 0
+    # Shards are copied into larger ones, or because their names on disk are others.
+    merged = min(map(_block_bytes, run.blocks)) * 2 <= SMALL or converted > 0
     return Plan(
         coverage=run.coverage.share,
         kinds=_kinds(run),
         sparsity=float(run.recipe.sparsity or 0),
         peak_bytes=_peak() + held + search + shard,
-        disk_bytes=total * (2 if merged or run.recipe.pack else 1) + hidden - held,
+        disk_bytes=total * (2 if merged or run.recipe.pack else 1) + hidden - held + 2 * converted,
         seconds=seconds,
         blocks=len(run.blocks),
         rehearsed=times,
@@ -182,7 +184,7 @@ def _kept(run: Run, block: Block) -> Iterator[None]:
 
 def _kinds(run: Run) -> list[Kind]:
     """Every parameter once, counted by what it is for."""
-    layers = {f"{x.name}.weight": x for block in run.blocks for x in block.layers}
+    layers = {x.parameter: x for block in run.blocks for x in block.layers}
     ends = [run.weights.model.get_input_embeddings(), run.weights.model.get_output_embeddings()]
     tables = {
         id(p): kind
@@ -197,8 +199,10 @@ def _kinds(run: Run) -> list[Kind]:
         layer = layers.get(name)
         if layer is not None:
             kind = layer.role if layer.role != "other" else "other layers of blocks"
+            kind = kind if layer.expert is None else f"{kind} of experts"
         elif name.startswith(inside):
-            kind = "norms and biases of blocks"
+            matrix = parameter.ndim > 1 and not name.endswith("bias")
+            kind = f"{'routers and other matrices' if matrix else 'norms and biases'} of blocks"
         else:
             kind = tables.get(id(parameter), "others outside of blocks")
         count = counts.setdefault(kind, [0, 0, 0])

@@ -11,23 +11,30 @@ between. From that alone:
   that does not, to an MLP's "down" projection;
 - negating "v" or "up" negates what they feed, which is true of no "q", "k" or "gate";
 - of the two others before an attention, "q" reaches only its own token's output.
+
+Of the experts of a block, one that was given tokens stands for all: the same code multiplies with
+each. A layer that feeds none and has at most one output per expert is a router: it stays dense.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, Kind, Layer, Role
+from .blocks import Block, Kind, Layer, Role, check_share
 from .by_hand import called
 from .errors import UnsupportedModelError
+from .experts import Expert
 from .replay import Call
 from .weights import Weights
+
+T = TypeVar("T")
 
 
 def probe_block(
@@ -51,17 +58,21 @@ def probe_block(
         weights: of the model.
 
     Raises:
-        UnsupportedModelError: a layer that does not run exactly once.
+        UnsupportedModelError: a layer that does not run exactly once; experts that are multiplied
+            in a way that ``by_hand`` does not see.
     """
-    by_hand = _not_called(module, linears, call, hidden)
+    linears, by_hand = _found(module, linears, call, hidden)
+    check_share(name, module, linears)
     run = partial(cut_forward, module, linears, call, hidden, by_hand=by_hand)
-    flow = _flow(*run())
+    leaf, output, inputs, outputs = run()
+    twins = _twins(linears, inputs)
+    flow = _flow(leaf, output, _without(inputs, twins), _without(outputs, twins))
     roles, fused = _roles(flow, lambda layer: _odd(flow, layer, run(negate=layer)[2]))
-    layers = tuple(
-        Layer(
+    layers = {
+        full: Layer(
             full,
             index,
-            linear,
+            linears[full],
             roles[full],
             flow.kind(full),
             flow.site[full],
@@ -69,22 +80,116 @@ def probe_block(
             fused.get(full, (slice(None),)),
             full in by_hand,
         )
-        for full, linear in linears.items()
-    )
-    return Block(index, name, module, layers, frozenset(flow.producers), weights)
+        for full in linears
+        if full not in twins
+    }
+    routers = _routers(layers, flow, linears)
+    layers = _sites_renamed(_without(layers, routers))
+    every = {x: _twin(x, linears[x], layers[twins[x]], twins) for x in twins} | layers
+    interior = {x.site for n, x in every.items() if layers[twins.get(n, n)].site in flow.producers}
+    ordered = tuple(every[full] for full in linears if full in every)
+    return Block(index, name, module, ordered, frozenset(interior), weights, routers)
 
 
-def _not_called(
+def _found(
     module: nn.Module, linears: Mapping[str, nn.Module], call: Call, hidden: Tensor
-) -> set[str]:
-    """Layers that a forward does not call: maybe it multiplies with their weights by hand."""
-    seen: set[str] = set()
+) -> tuple[dict[str, nn.Module], set[str]]:
+    """Those that are layers, and which of them the block multiplies by hand and does not call.
+
+    A linear map that puts out more than a tensor is a router; a 3-D parameter of which no matrix
+    was multiplied holds no experts.
+
+    Raises:
+        UnsupportedModelError: to watch what is done by hand changes what the block puts out.
+    """
+    seen: dict[str, Any] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _, args, output: seen.update({name: output})
+
     with ExitStack() as stack, torch.no_grad():
         for name, linear in linears.items():
-            hook = linear.register_forward_pre_hook(lambda _, args, name=name: seen.add(name))
-            stack.callback(hook.remove)
-        call(module, hidden.clone())
-    return set(linears) - seen
+            stack.callback(linear.register_forward_hook(note(name)).remove)
+        expected = call(module, hidden.clone()).float()
+    by_hand = set(linears) - set(seen)
+    with called(linears[name] for name in by_hand), torch.no_grad():
+        found = call(module, hidden.clone()).float()
+    off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not off <= (1e-3 if hidden.dtype == torch.float32 else 0.03):
+        raise UnsupportedModelError(
+            f"{next(iter(by_hand))}: to watch what is multiplied with it changes the output of its "
+            f"block by {off:.2g} of its largest. This architecture is not handled yet."
+        )
+    layers = {
+        name: linear
+        for name, linear in linears.items()
+        if isinstance(seen.get(name), Tensor | None)
+        and not (isinstance(linear, Expert) and linear.stack.transposed is None)
+    }
+    return layers, by_hand.intersection(layers)
+
+
+def _twins(linears: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> dict[str, str]:
+    """For every expert but one of each stack, that one: it ran, as did its like in other stacks.
+
+    Raises:
+        UnsupportedModelError: the probing tokens reached no expert that can stand for the others.
+    """
+    experts = {name: m for name, m in linears.items() if isinstance(m, Expert)}
+    ran: dict[int, dict[int, int]] = {}  # by the stack's size: of how many stacks each has run
+    for name, expert in experts.items():
+        times = ran.setdefault(len(expert.stack.tensor), {})
+        times[expert.index] = times.get(expert.index, 0) + (name in inputs)
+    shown = {size: max(times, key=lambda i: (times[i], -i)) for size, times in ran.items()}
+    chosen = {
+        expert.stack: name
+        for name, expert in experts.items()
+        if expert.index == shown[len(expert.stack.tensor)]
+    }
+    unseen = [name for name in chosen.values() if name not in inputs]
+    if unseen:
+        raise UnsupportedModelError(
+            f"No expert of {', '.join(unseen[:2])} and its like ran in the probing forward of a "
+            "few tokens, so prunus cannot see what they are for. Not handled yet."
+        )
+    return {n: chosen[e.stack] for n, e in experts.items() if n != chosen[e.stack]}
+
+
+def _without(named: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
+    return {name: value for name, value in named.items() if name not in names}
+
+
+def _twin(name: str, linear: nn.Module, seen: Layer, twins: Mapping[str, str]) -> Layer:
+    """The layer of an expert, from that of the one that stands for it."""
+    assert isinstance(linear, Expert)
+    index = linear.index
+    own = {other: twin for twin, other in twins.items() if twin.endswith(f".{index}")}
+    site, feeds = own.get(seen.site, seen.site), own.get(seen.feeds or "", seen.feeds)
+    return replace(seen, name=name, module=linear, site=site, feeds=feeds)
+
+
+def _sites_renamed(layers: Mapping[str, Layer]) -> dict[str, Layer]:
+    """Sites are called after their first layer, where that was a router after the next one."""
+    first: dict[str, str] = {}
+    for name, layer in layers.items():
+        first.setdefault(layer.site, name)
+    return {name: replace(layer, site=first[layer.site]) for name, layer in layers.items()}
+
+
+def _routers(
+    layers: Mapping[str, Layer], flow: _Flow, linears: Mapping[str, nn.Module]
+) -> tuple[str, ...]:
+    """Linear maps from the stream to scores of experts, or to one for all that are shared."""
+    stacks = [len(m.stack.tensor) for m in linears.values() if isinstance(m, Expert)]
+    return tuple(
+        name
+        for name, layer in layers.items()
+        if layer.expert is None
+        and layer.role == "other"
+        and layer.feeds is None
+        and layer.site not in flow.producers
+        and layer.shape[0] <= max(stacks, default=0)
+    )
 
 
 @dataclass
@@ -145,11 +250,11 @@ def cut_forward(
         for name, linear in linears.items():
             stack.callback(linear.register_forward_hook(cut(name)).remove)
         output = call(module, hidden.clone())
-    unseen = [name for name in linears if name not in inputs]
+    unseen = [n for n, m in linears.items() if n not in inputs and not isinstance(m, Expert)]
     if unseen:
         raise UnsupportedModelError(
-            f"{', '.join(unseen[:4])} did not run in the probing forward. Mixtures of experts and "
-            "blocks that skip layers are not handled yet."
+            f"{', '.join(unseen[:4])} did not run in the probing forward. Blocks that skip layers, "
+            "and lists of experts that are modules, are not handled yet."
         )
     return hidden, output, inputs, outputs
 

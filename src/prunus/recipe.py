@@ -66,6 +66,9 @@ class Recipe(BaseModel):
     )
     pack: bool = Field(False, description="write integers, not the numbers they stand for")
     true_sequential: bool = Field(False, description="statistics anew after each site")
+    min_tokens: int | None = Field(
+        None, ge=0, description="an expert with fewer is pruned by its weights alone"
+    )
     mlp_only: bool = Field(False, description="leave attention dense")
     skip_blocks: str | None = Field(None, description="A:B, blocks left dense")
     blocks: str | None = Field(None, description="A:B, blocks to prune; structured methods")

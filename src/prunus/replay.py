@@ -75,10 +75,12 @@ class Recording:
     Attributes:
         hidden: per sample, the input of the next block, in the model's dtype.
         calls: per block and sample, the rest of the call; equal tensors are held once.
+        min_tokens: an expert that is given fewer of them counts as given none; see ``routing``.
     """
 
     hidden: Hidden
     calls: list[list[Call]]
+    min_tokens: int | None = None
 
     def advance(
         self,

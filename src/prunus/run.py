@@ -29,6 +29,7 @@ from .permutation.orders import Orders
 from .recipe import Recipe
 from .replay import Recording, Trace
 from .report import Coverage, PruningReport
+from .report.experts import ExpertTokens
 from .report.pruning_report import realised_sparsity
 from .spill import Spilled
 from .survey import any_tokens, inspect, start
@@ -144,6 +145,7 @@ class Run:
             protocol=self.protocol,
             seconds=time.perf_counter() - begun,
             layers=reports,
+            experts=ExpertTokens.of(reports),
             learning=learner.curves if learner is not None else [],
             grid=self.recipe.grid(),
             packed=self.recipe.pack,
@@ -156,7 +158,9 @@ class Run:
             return None
         hidden = Spilled(self.spill) if self.spill else None
         ids_ST = self.ids_ST[:samples]
-        return start(self.weights.model, self.blocks, self.traced, ids_ST, hidden)
+        recording = start(self.weights.model, self.blocks, self.traced, ids_ST, hidden)
+        recording.min_tokens = self.recipe.min_tokens
+        return recording
 
     def channels(self) -> Channels | None:
         """Ready to be put in order, if the method wants that."""

@@ -21,6 +21,9 @@ from .errors import CalibrationError, MissingStatisticError
 class Statistic(Protocol):
     """A running float32 summary of one input tensor X.
 
+    One that takes more than ``ENOUGH`` tokens to be worth more than no statistic at all has
+    ``enough(features)``: how many.
+
     One that can be used with ``--permutation`` also has ``reordered(order_I)``: the same summary of
     ``X[:, order_I]``.
     """
@@ -33,6 +36,7 @@ class Statistic(Protocol):
 
 
 S = TypeVar("S", bound=Statistic)
+ENOUGH = 128  # measured: from here on Wanda's and RIA's outputs err less than magnitude's
 
 
 class ColumnNorm:
@@ -101,9 +105,20 @@ class TokenSample:
         """The sampled tokens, at most ``2 * target`` rows."""
         return torch.cat(self._rows)
 
+    @property
+    def tokens(self) -> int:
+        """All that were seen, sampled or not."""
+        return self._seen
+
 
 class Statistics:
-    """The statistics of one site, looked up by their type: ``stats[ColumnNorm].rms_I``."""
+    """The statistics of one site, looked up by their type: ``stats[ColumnNorm].rms_I``.
+
+    Attributes:
+        known: False where they are ``white`` for want of tokens.
+    """
+
+    known = True
 
     def __init__(
         self, kinds: Iterable[type[Statistic]], features: int, device: torch.device | str = "cpu"
@@ -117,6 +132,30 @@ class Statistics:
         inputs_TI = inputs.flatten(0, -2)
         for statistic in self._by_kind.values():
             statistic.update(inputs_TI)
+
+    @classmethod
+    def white(
+        cls, kinds: Iterable[type[Statistic]], features: int, device: torch.device | str = "cpu"
+    ) -> Statistics:
+        """Those of inputs of which nothing is known: uncorrelated, each of mean square 1.
+
+        The inputs are the rows of ``sqrt(I) · identity``. Where a score multiplies the weights with
+        statistics only the weights are left of it: Wanda is magnitude, RIA relative importance;
+        SparseGPT and MRP, whose Gram matrix is the identity, are magnitude with no update.
+        """
+        stats = cls(kinds, features, device)
+        for start in range(0, features, 256):
+            rows_TI = torch.zeros(min(256, features - start), features, device=device)
+            rows_TI[:, start:].fill_diagonal_(features**0.5)
+            stats.update(rows_TI)
+        return stats
+
+    def without_knowledge(self, white: Statistics) -> Statistics:
+        """``white`` in place of all but the sample, which measures what was done."""
+        stats = Statistics((), 0)
+        stats._by_kind = {**white._by_kind, TokenSample: self[TokenSample]}
+        stats.known = False
+        return stats
 
     def __getitem__(self, kind: type[S]) -> S:
         if kind not in self._by_kind:
@@ -139,7 +178,7 @@ class _Reordered(Statistics):
 
     def __init__(self, stored: Statistics, order_I: Tensor) -> None:
         super().__init__((), 0)
-        self._stored, self._order_I = stored, order_I
+        self._stored, self._order_I, self.known = stored, order_I, stored.known
 
     def __getitem__(self, kind: type[S]) -> S:
         if kind not in self._by_kind:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .blocks import Block, check_finite, check_outside, find_blocks, find_linears
+from .experts import one_by_one
 from .probe import probe_block
 from .replay import Hidden, Recording, Trace, check_replay, record, trace
 from .weights import InMemory, Weights
@@ -35,16 +36,18 @@ def inspect(
     check_outside(model, modules)
     linears = {name: find_linears(name, module) for name, module in modules.items()}
     ids = ids[:1, :PROBE_TOKENS].to(_device(model))
-    with weights.passing(list(modules)):
-        traced = trace(model, modules, ids)
-    recording = record(model, modules, [ids], traced)
-    blocks = []
-    for index, (name, module) in enumerate(modules.items()):
-        with weights.at_hand(name):
-            check_finite(linears[name])
-            check_replay(index, name, module, recording, traced)
-            call, hidden = traced.calls[index], traced.inputs[index]
-            blocks.append(probe_block(index, name, module, linears[name], call, hidden, weights))
+    with one_by_one(model):
+        with weights.passing(list(modules)):
+            traced = trace(model, modules, ids)
+        recording = record(model, modules, [ids], traced)
+        blocks = []
+        for index, (name, module) in enumerate(modules.items()):
+            with weights.at_hand(name):
+                check_finite(linears[name])
+                check_replay(index, name, module, recording, traced)
+                call, hidden = traced.calls[index], traced.inputs[index]
+                block = probe_block(index, name, module, linears[name], call, hidden, weights)
+                blocks.append(block)
     return blocks, traced
 
 

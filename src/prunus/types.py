@@ -215,3 +215,20 @@ class LayerReport:
     """The same error with the dense values of the kept weights."""
     seconds: float
     notes: Mapping[str, Any] = field(default_factory=dict)
+    expert: int | None = None
+    """Which matrix of a 3-D parameter it is: the number at the end of its name."""
+
+    @property
+    def parameter(self) -> str:
+        """The name of the parameter that holds its weight, or of all experts' weights."""
+        return parameter_of(self.name, self.expert)
+
+    @property
+    def kind(self) -> str:
+        """The last word of its name, the same in all blocks and for all experts."""
+        return self.parameter.removesuffix(".weight").rsplit(".", 1)[-1]
+
+
+def parameter_of(layer: str, expert: int | None) -> str:
+    """The full name of the parameter that holds a layer's weight."""
+    return f"{layer}.weight" if expert is None else layer.removesuffix(f".{expert}")

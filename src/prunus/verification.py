@@ -15,16 +15,17 @@ from torch import Tensor
 
 from .blocks import find_blocks
 from .channels import Channels
-from .checkpoint import check_shards, load_weights, read_tensors
+from .checkpoint import check_shards, load_weights
 from .errors import CheckpointError
 from .methods import QUANTIZE
 from .patterns import NM, Unstructured, parse_pattern, removed
 from .permutation.interior import Interior
 from .permutation.orders import Orders
 from .quantization import Grid
-from .quantization.packing import grid_of, read_unpacked
+from .quantization.packing import grid_of
 from .report.pruning_report import PruningReport, read_report
 from .spill import Scratch
+from .stored import Stored, read_layers
 from .structured import verification as structured
 from .survey import any_tokens, inspect
 from .types import LayerReport, Pattern
@@ -106,23 +107,24 @@ def verify(
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no checkpoint: it has no config.json.")
     found = Verification()
-    tensors = check_shards(folder)
+    check_shards(folder)
     report = read_report(folder)
     if report.structured is not None:
-        structured.check(folder, tensors, report, source or pattern, found)
+        structured.check(folder, check_shards(folder), report, source or pattern, found)
         if reload and report.structured.stock:
             _check_reload(folder, found, trust_remote_code, False)
         elif reload:
             structured.check_reload(folder, report, trust_remote_code, found)
         return found
-    grid = _check_config(folder, report, found)
-    stored = read_tensors(tensors) if grid is None else read_unpacked(tensors, grid)
+    packed = _check_config(folder, report, found)
     orders = Orders.read(folder)
-    _check_layers(report, stored, orders, parse_pattern(pattern) if pattern else None, found)
+    demanded = parse_pattern(pattern) if pattern else None
+    stored = read_layers(folder, report, trust_remote_code, packed)
+    _check_layers(report, stored, orders, demanded, found)
     if source is not None:
         _check_against(folder, source, report, orders, found, trust_remote_code)
     if reload:
-        _check_reload(folder, found, trust_remote_code, grid is not None)
+        _check_reload(folder, found, trust_remote_code, packed is not None)
     return found
 
 
@@ -151,34 +153,25 @@ def _check_config(folder: Path, report: PruningReport, found: Verification) -> G
 
 def _check_layers(
     report: PruningReport,
-    tensors: Iterable[tuple[str, Tensor]],
+    tensors: Iterable[Stored],
     orders: Orders,
     demanded: Pattern | None,
     found: Verification,
 ) -> None:
     zeros = weights = 0
-    layers = {f"{layer.name}.weight": layer for layer in report.layers}
-    for name, tensor in tensors:
+    missing = {layer.name: layer.parameter for layer in report.layers}
+    for name, tensor, layers in tensors:
         if not bool(tensor.isfinite().all()):
             found.problems.append(f"{name} holds NaN or inf.")
-        layer = layers.pop(name, None)
-        if layer is None:
-            continue
-        weight_OI = tensor.T if layer.transposed else tensor
-        count = int((weight_OI == 0).sum())
-        zeros, weights = zeros + count, weights + weight_OI.numel()
-        found.problems += _layer_problems(name, weight_OI, count, layer)
-        if tuple(weight_OI.shape) == layer.shape:
-            weight_OI, pattern, shown = _as_ordered(weight_OI, layer, orders, demanded)
-            if demanded is not None and str(demanded) != shown:
-                found.problems.append(
-                    f"{name} has {shown}; in the stored order, which hardware reads, it has not."
-                )
-            found.patterns[shown] = found.patterns.get(shown, 0) + 1
-            found.problems += _pattern_problems(name, weight_OI, pattern, layer)
+        for layer, weight_OI in layers:
+            missing.pop(layer.name)
+            count = int((weight_OI == 0).sum())
+            zeros, weights = zeros + count, weights + weight_OI.numel()
+            _check_layer(layer, weight_OI, count, orders, demanded, found)
             if report.grid is not None and not layer.notes.get("scale_exponent"):
-                found.problems += _grid_problems(name, tensor, layer, report.grid)
-    found.problems += [f"{name} is in the report but not in the checkpoint." for name in layers]
+                found.problems += _grid_problems(name, weight_OI, report.grid)
+    names = dict.fromkeys(missing.values())
+    found.problems += [f"{name} is in the report but not in the checkpoint." for name in names]
     found.sparsity = zeros / weights if weights else 0.0
     if weights != report.coverage.pruned_weights:
         found.problems.append(
@@ -192,6 +185,27 @@ def _check_layers(
     found.checks += ["finite weights", "zeros per comparison group", "report against tensors"]
     if report.grid is not None:
         found.checks.append(f"no more than {2**report.grid.bits} values in a group")
+
+
+def _check_layer(
+    layer: LayerReport,
+    weight_OI: Tensor,
+    zeros: int,
+    orders: Orders,
+    demanded: Pattern | None,
+    found: Verification,
+) -> None:
+    name = layer.parameter if layer.expert is None else layer.name
+    found.problems += _layer_problems(name, weight_OI, zeros, layer)
+    if tuple(weight_OI.shape) != layer.shape:
+        return
+    weight_OI, pattern, shown = _as_ordered(weight_OI, layer, orders, demanded)
+    if demanded is not None and str(demanded) != shown:
+        found.problems.append(
+            f"{name} has {shown}; in the stored order, which hardware reads, it has not."
+        )
+    found.patterns[shown] = found.patterns.get(shown, 0) + 1
+    found.problems += _pattern_problems(name, weight_OI, pattern, layer)
 
 
 def _as_ordered(
@@ -254,9 +268,8 @@ def _pattern_problems(
     return problems
 
 
-def _grid_problems(name: str, tensor: Tensor, layer: LayerReport, grid: Grid) -> list[str]:
+def _grid_problems(name: str, weight_OI: Tensor, grid: Grid) -> list[str]:
     """No group of stored inputs may have more values than the grid has points."""
-    weight_OI = tensor.T if layer.transposed else tensor
     most = max(
         int((group_ON.sort(1).values.diff(dim=1) != 0).sum(1).max()) + 1
         for group_ON in weight_OI.split(grid.group or weight_OI.shape[1], 1)
@@ -289,7 +302,9 @@ def _check_against(
         if orders.residual is not None:
             channels.fold_residual(orders.residual)
         interiors = channels.interiors
-    pruned = {f"{layer.name}.weight": layer.updated for layer in report.layers}
+    pruned: dict[str, bool] = {}
+    for layer in report.layers:
+        pruned[layer.parameter] = layer.updated or pruned.get(layer.parameter, False)
     touched, moved, others = [], [], 0
     for name, tensor, was in _pairs(new, old, orders, interiors):
         others += name not in pruned

@@ -12,6 +12,8 @@ from accelerate.hooks import remove_hook_from_submodules
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .spill import Scratch
+
 Axes = Sequence[tuple[str, int]]
 """Names of parameters, each with the axis that its channels lie on."""
 
@@ -77,17 +79,19 @@ class Streamed:
 
     model: PreTrainedModel
     files: Mapping[str, Tensor]
-    keep: object = None
+    keep: Scratch | None = None
     _orders: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, blocks: Sequence[str], keep: object = None) -> Streamed:
+    def of(
+        cls, model: PreTrainedModel, blocks: Sequence[str], keep: Scratch | None = None
+    ) -> Streamed:
         """From a model that transformers loaded with ``device_map={"": "disk"}``.
 
         Args:
             model: with hooks that would load each module for each forward; they are taken off.
             blocks: names of the modules that come and go.
-            keep: whatever must live as long as the model does, such as a temporary folder.
+            keep: the folder of what transformers converted, such as experts stored one by one.
         """
         hook: Any = next(
             m._hf_hook
@@ -103,6 +107,11 @@ class Streamed:
                 _put(model, name, streamed.read(name))
         model.tie_weights()
         return streamed
+
+    @property
+    def converted_bytes(self) -> int:
+        """Of the copies that transformers made of what it keeps in another layout."""
+        return sum(x.stat().st_size for x in self.keep.path.iterdir()) if self.keep else 0
 
     def read(self, name: str) -> Tensor:
         """A tensor of the model, from its file, in the order of channels that holds by now."""

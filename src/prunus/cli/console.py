@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from logging import CRITICAL, getLogger
 from signal import SIGTERM, signal
@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 
 from ..errors import PrunusError
 
@@ -91,6 +92,14 @@ def print_line(text: str = "") -> None:
     typer.echo(text)
 
 
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A part of the result, to stdout."""
+    table = Table(*columns, box=None)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
 # Where each step of a block begins and how long it takes, as shares of the block's time.
 STEPS = {
     "order": (0.0, 1.0),
@@ -152,8 +161,8 @@ class PruningBar:
         """A layer is done."""
         self._last = report
         if self._task is not None:
-            name = report.name.rsplit(".", 1)[-1]  # the count before it says which block
-            self._bars.update(self._task, now=escape(f"{name} {_state(report)}"))
+            # the count before it says which block
+            self._bars.update(self._task, now=escape(f"{report.kind} {_state(report)}"))
 
     def done(self) -> None:
         """All blocks are done."""

@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from .._version import __version__
-from . import demo, evaluate, methods, plan, prune, quantize, simulate, verify
+from . import (
+    bench,
+    demo,
+    evaluate,
+    export,
+    methods,
+    plan,
+    prune,
+    quantize,
+    simulate,
+    verify,
+)
 
 app = typer.Typer(
     help="Prune pretrained language models without retraining.",
@@ -21,6 +32,8 @@ app.command("quantize", epilog=quantize.EXAMPLES)(quantize.run)
 app.command("plan", epilog=plan.EXAMPLES)(plan.run)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.run)
 app.command("verify", epilog=verify.EXAMPLES)(verify.run)
+app.command("bench", epilog=bench.EXAMPLES)(bench.run)
+app.command("export", epilog=export.EXAMPLES)(export.run)
 app.command("simulate", epilog=simulate.EXAMPLES)(simulate.run)
 app.command("methods")(methods.run)
 app.command("demo")(demo.run)

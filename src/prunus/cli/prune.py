@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import PruningBar, command, print_json, print_line
+from .console import PruningBar, command, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from ..report import PruningReport
@@ -108,6 +108,13 @@ def run(
             help="Gather statistics anew after q/k/v, o, gate/up, down: slower.",
         ),
     ] = None,
+    min_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="An expert with fewer is pruned by its weights alone.  [default: 128; twice its "
+            "inputs where the method reads the Gram matrix]"
+        ),
+    ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the method: score.power=0.4")
     ] = None,
@@ -167,6 +174,7 @@ def run(
     """Prune MODEL and write a checkpoint that plain transformers loads."""
     given = dict(locals())
     from ..api import prune
+    from ..report.experts import COLUMNS
 
     arguments = request(given)
     with PruningBar() as bar:
@@ -180,6 +188,9 @@ def run(
         return
     print_line(f"{output}: {report.sparsity:.2%} of {len(report.layers)} layers are zero")
     print_line(f"  covers {report.coverage}")
+    if report.experts:
+        print_line("  tokens that experts were given, block by block; routers stay dense:")
+        print_table(COLUMNS, [block.cells for block in report.experts])
     print_line(f"  {report.seconds:.0f} s; verified: pattern, zeros, reload in a fresh process")
     print_stored(report, output)
 

@@ -79,7 +79,7 @@ def find_interiors(block: Block, call: Call, hidden: Tensor) -> dict[str, Interi
         if reader.role == "down":
             made = [layer for layer in block.layers if layer.feeds == reader.site]
             found[reader.site] = neurons(reader, made)
-        elif reader.role == "o":
+        elif reader.role == "o" and reader.expert is None:
             values = find_values(block, reader, call, hidden)
             if values is not None:
                 groups = _shared(values.row_I, values.heads)

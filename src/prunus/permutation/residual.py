@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..blocks import Block
+from ..experts import Expert, one_by_one
 from ..probe import cut_forward, reached
 from ..replay import Trace
 from ..weights import Axes, Weights
@@ -63,16 +64,24 @@ def _outside(module: nn.Module, channels: int) -> Iterator[tuple[nn.Parameter, i
 
 
 def _inside(block: Block, traced: Trace, channels: int) -> Iterator[tuple[nn.Parameter, int]]:
-    """Readers by their columns, writers by their rows and biases, norms on the stream."""
+    """Readers by their columns, writers by their rows and biases, routers, norms on the stream."""
+    held = set()
     for layer in block.layers:
-        weight: nn.Parameter = layer.module.weight  # type: ignore[assignment]
-        bias = getattr(layer.module, "bias", None)
+        module, first = layer.module, 0
+        if isinstance(module, Expert):
+            weight, bias, first = module.stack.tensor, module.stack.bias, 1
+        else:
+            weight, bias = module.weight, getattr(module, "bias", None)  # type: ignore[assignment]
+        held |= {id(weight), id(bias)}
         if layer.site not in block.interior:
-            yield weight, 0 if layer.transposed else 1
+            yield weight, first + (0 if layer.transposed else 1)
         if layer.feeds is None:
-            yield weight, 1 if layer.transposed else 0
+            yield weight, first + (1 if layer.transposed else 0)
             if bias is not None:
-                yield bias, 0
+                yield bias, first
+    for parameter in block.module.parameters():
+        if parameter.ndim == 2 and parameter.shape[1] == channels and id(parameter) not in held:
+            yield parameter, 1
     yield from ((vector, 0) for vector in _vectors(block, traced, channels))
 
 
@@ -95,10 +104,11 @@ def _vectors(block: Block, traced: Trace, channels: int) -> list[nn.Parameter]:
                 stack.callback(module.register_forward_pre_hook(note).remove)
         by_hand = [layer.name for layer in block.layers if layer.by_hand]
         call, hidden = traced.calls[block.index], traced.inputs[block.index]
+        stack.enter_context(one_by_one(block.weights.model))
         hidden, _, _, outputs = cut_forward(block.module, linears, call, hidden, by_hand=by_hand)
-    writers = [outputs[layer.name] for layer in block.layers if layer.feeds is None]
+    writers = [x.name for x in block.layers if x.feeds is None and x.name in outputs]
     found = list(owners.get(block.module, ()))
     for module, activation in read.items():
-        if any(reached(activation, [hidden, *writers])):
+        if any(reached(activation, [hidden, *(outputs[name] for name in writers)])):
             found += owners[module]
     return found

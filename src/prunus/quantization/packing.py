@@ -37,6 +37,11 @@ def check(layers: Sequence[Layer], grid: Grid) -> None:
                 f"{layer.name} is a Conv1D, which stores (inputs, outputs); compressed-tensors "
                 "packs nn.Linear alone. Leave --pack out."
             )
+        if layer.expert is not None:
+            raise InputError(
+                f"{layer.name} is one of many experts in one tensor, which compressed-tensors does "
+                "not pack. Leave --pack out."
+            )
         if grid.bits == 4 and layer.shape[0] <= 8:
             raise InputError(
                 f"{layer.name} has {layer.shape[0]} outputs; compressed-tensors 0.20 cannot read "

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 
 from ..methods import ALL, QUANTIZE
 from ..types import LayerReport
+from .experts import COLUMNS, ExpertTokens
 from .pruning_report import PruningReport
 from .structured_card import smaller_card
 
@@ -57,7 +58,7 @@ model = AutoModelForCausalLM.from_pretrained("this folder")
 
 Relative output error: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ on sampled calibration tokens; the mean over blocks.
 
-{_layer_table(report.layers)}{_orders(report.layers)}
+{_layer_table(report.layers)}{_orders(report.layers)}{_experts(report.experts)}
 
 ## Recipe
 
@@ -105,10 +106,26 @@ def _orders(layers: Sequence[LayerReport]) -> str:
     return "".join(f"\n\n{text}" for text in said)
 
 
+def _experts(experts: Sequence[ExpertTokens]) -> str:
+    """What each block's experts saw."""
+    if not experts:
+        return ""
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *(block.cells for block in experts)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"""
+
+## Experts
+
+Each was pruned with the statistics of the calibration tokens that were routed to it, and where
+those were too few by its weights alone. How many they were, block by block; routers are dense.
+
+{table}"""
+
+
 def _layer_table(layers: Sequence[LayerReport]) -> str:
     kinds: dict[str, list[LayerReport]] = {}
     for layer in layers:
-        kinds.setdefault(layer.name.rsplit(".", 1)[-1], []).append(layer)
+        kinds.setdefault(layer.kind, []).append(layer)
     rows = ["| layer | shape | pattern | sparsity | output error |", "|---|---|---|---|---|"]
     for kind, same in kinds.items():
         errors = [r.relative_output_error for r in same if r.relative_output_error is not None]

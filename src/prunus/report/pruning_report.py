@@ -21,6 +21,7 @@ from ..calibration import Protocol
 from ..errors import CheckpointError, UnsupportedModelError
 from ..quantization import Grid
 from ..types import LayerReport
+from .experts import ExpertTokens
 from .structured_report import StructuredReport
 
 FILE = "pruning_report.json"
@@ -98,6 +99,7 @@ class PruningReport:
         protocol: the calibration; None: none was used.
         seconds: the whole run, without loading and saving.
         layers: one entry per layer.
+        experts: how many tokens each saw, block by block, where there are any.
         structured: what became of heads and neurons; None: single weights were pruned.
         learning: where shares were learned, for each unit its blocks, steps, seconds, and the loss
             (1: that of the uniform mask) in the mean over 16 steps each.
@@ -116,6 +118,7 @@ class PruningReport:
     protocol: Protocol | None
     seconds: float
     layers: list[LayerReport]
+    experts: list[ExpertTokens] = field(default_factory=list)
     structured: StructuredReport | None = None
     allocation: str = "Uniform()"
     learning: list[dict[str, Any]] = field(default_factory=list)
@@ -145,6 +148,7 @@ class PruningReport:
             "layers": len(self.layers),
             "grid": str(self.grid) if self.grid else None,
             "packed": self.packed,
+            **({"experts": [asdict(x) for x in self.experts]} if self.experts else {}),
             "calibration_sha256": self.protocol.sha256 if self.protocol else None,
             **(self.structured.summary() if self.structured else {}),
         }

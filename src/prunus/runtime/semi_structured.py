@@ -25,9 +25,16 @@ def to_semi_structured(model: PreTrainedModel, layers: Sequence[LayerReport]) ->
 
     Raises:
         PatternError: a layer that torch would not take, with its name.
-        InputError: no layer is 2:4, or the model is not on a CUDA device.
+        InputError: no layer is 2:4, or some are experts, or the model is not on a CUDA device.
     """
-    names = [x.name for x in layers if x.pattern == "2:4" and x.notes.get("order") != "free"]
+    chosen = [x for x in layers if x.pattern == "2:4" and x.notes.get("order") != "free"]
+    names = [x.name for x in chosen]
+    experts = [x.name for x in chosen if x.expert is not None]
+    if experts:
+        raise InputError(
+            f"sparse='2:4': {len(experts)} of the layers, such as {experts[0]}, are experts: parts "
+            "of one tensor, which torch has no semi-structured form for. Leave sparse out."
+        )
     if not names:
         raise InputError("sparse='2:4': the report of this checkpoint names no layer as 2:4.")
     for name in names:

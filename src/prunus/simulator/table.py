@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import check_shards, read_tensors
 from ..report.pruning_report import read_report
+from ..stored import read_layers
 from .vitcod import Cycles, ViTCoD
 
 
@@ -18,13 +18,10 @@ def simulate(folder: str | Path, as_published: bool = False) -> list[dict[str, A
     """
     folder = Path(folder)
     model = ViTCoD(as_published=as_published)
-    layers = {f"{layer.name}.weight": layer for layer in read_report(folder).layers}
     found: dict[str, list[Cycles]] = {}
-    for name, tensor in read_tensors(check_shards(folder)):
-        layer = layers.get(name)
-        if layer is not None:
-            mask_OI = (tensor.T if layer.transposed else tensor) != 0
-            found.setdefault(layer.name.rsplit(".", 1)[-1], []).append(model(mask_OI))
+    for _, _, layers in read_layers(folder, read_report(folder)):
+        for layer, weight_OI in layers:
+            found.setdefault(layer.kind, []).append(model(weight_OI != 0))
     return [_row(kind, cycles) for kind, cycles in found.items()]
 
 

@@ -1,0 +1,99 @@
+"""Experts as layers: each matrix of a 3-D parameter is called like a linear layer of its own.
+
+transformers keeps the experts of a block in parameters (E, O, I) or (E, I, O) and multiplies with
+one matrix after the other, each with the tokens that were routed to that expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.nn.modules.conv import _ConvNd
+from transformers import PreTrainedModel
+
+
+@dataclass(eq=False)
+class Stack:
+    """A parameter that holds a matrix for each expert.
+
+    Attributes:
+        name: of the parameter in its block.
+        owner: the module that has it.
+        leaf: its name there.
+        transposed: whether it is (E, I, O); None until one of its matrices has been multiplied,
+            which is what tells.
+    """
+
+    name: str
+    owner: nn.Module
+    leaf: str
+    transposed: bool | None = None
+
+    @property
+    def tensor(self) -> nn.Parameter:
+        """What the module holds now: a streamed weight comes and goes."""
+        parameter = self.owner._parameters[self.leaf]
+        assert parameter is not None
+        return parameter
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """(E, O), where there is one by the name that transformers gives it."""
+        return self.owner._parameters.get(f"{self.leaf}_bias")
+
+
+class Expert(nn.Module):
+    """One matrix of a stack, as a linear layer that hooks can watch: see ``by_hand``."""
+
+    def __init__(self, stack: Stack, index: int) -> None:
+        super().__init__()
+        self.stack, self.index = stack, index
+
+    @property
+    def weight(self) -> Tensor:
+        """A view as it is stored."""
+        return self.stack.tensor.detach()[self.index]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """A view of its row of the biases."""
+        bias = self.stack.bias
+        return None if bias is None else bias.detach()[self.index]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is stored as (I, O)."""
+        return bool(self.stack.transposed)
+
+    def forward(self, inputs_TI: Tensor) -> Tensor:
+        """The product alone: whoever multiplies by hand adds the bias by hand."""
+        return linear(inputs_TI, self.weight.T if self.transposed else self.weight)
+
+
+def find_stacks(path: str, module: nn.Module) -> list[Stack]:
+    """The module's own 3-D parameters, which may hold experts; convolutions' kernels do not."""
+    if isinstance(module, _ConvNd):
+        return []
+    return [
+        Stack(f"{path}.{leaf}" if path else leaf, module, leaf)
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and min(parameter.shape[1:]) > 1
+    ]
+
+
+@contextmanager
+def one_by_one(model: PreTrainedModel) -> Iterator[None]:
+    """Forwards in which one expert is multiplied after the other, by transformers' own switch."""
+    if not model._can_set_experts_implementation():
+        yield
+        return
+    before = model.get_experts_implementation()
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)

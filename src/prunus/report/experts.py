@@ -1,0 +1,57 @@
+"""What every expert saw, one line for each block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from ..types import LayerReport
+
+
+@dataclass(frozen=True)
+class ExpertTokens:
+    """Calibration tokens that were routed to the experts of one module.
+
+    Attributes:
+        name: of the module.
+        tokens: by expert.
+        by_weights_alone: the experts that were given too few to be pruned by them.
+    """
+
+    name: str
+    tokens: list[int]
+    by_weights_alone: list[int]
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerReport]) -> list[ExpertTokens]:
+        """From the notes of the layers; nothing where no expert saw text."""
+        seen: dict[str, dict[int, LayerReport]] = {}
+        for layer in layers:
+            if layer.expert is not None and "tokens" in layer.notes:
+                seen.setdefault(layer.parameter.rpartition(".")[0], {})[layer.expert] = layer
+        return [
+            cls(
+                name,
+                [int(layer.notes["tokens"]) for _, layer in sorted(experts.items())],
+                [i for i, x in sorted(experts.items()) if x.notes.get("by_weights_alone")],
+            )
+            for name, experts in seen.items()
+        ]
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Of a table with the columns of ``COLUMNS``."""
+        alone = self.by_weights_alone
+        some = ", ".join(map(str, alone[:4])) + (" …" if len(alone) > 4 else "")
+        return (
+            self.name,
+            str(len(self.tokens)),
+            f"{min(self.tokens):,}",
+            f"{median(self.tokens):,.0f}",
+            f"{max(self.tokens):,}",
+            f"{len(alone)} ({some})" if alone else "none",
+        )
+
+
+COLUMNS = ("experts", "count", "fewest", "median", "most", "by weights alone")

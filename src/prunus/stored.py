@@ -1,0 +1,63 @@
+"""A pruned checkpoint as it lies on disk, beside its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from .blocks import find_blocks
+from .checkpoint import check_shards, load_weights, read_tensors
+from .errors import CheckpointError
+from .quantization import Grid
+from .quantization.packing import read_unpacked
+from .report.pruning_report import PruningReport
+from .types import LayerReport
+
+Stored = tuple[str, Tensor, list[tuple[LayerReport, Tensor]]]
+
+
+def read_layers(
+    folder: Path,
+    report: PruningReport,
+    trust_remote_code: bool = False,
+    packed: Grid | None = None,
+) -> Iterator[Stored]:
+    """Every tensor with its name and the layers in it, each with its weight (O, I).
+
+    First all tensors of the files. What the model has under another name or in another layout, such
+    as experts that lie there one by one, comes after that through transformers' own mapping, a
+    block at a time. Layers that are nowhere are left out. ``packed`` is the grid of a checkpoint
+    that holds integers.
+    """
+    layers: dict[str, list[LayerReport]] = {}
+    for layer in report.layers:
+        layers.setdefault(layer.parameter, []).append(layer)
+    shards = check_shards(folder)
+    tensors = read_tensors(shards) if packed is None else read_unpacked(shards, packed)
+    for name, tensor in tensors:
+        yield name, tensor, [_of(layer, tensor) for layer in layers.pop(name, [])]
+    if not layers:
+        return
+    try:
+        weights = load_weights(folder, trust_remote_code=trust_remote_code, stream=True)
+    except CheckpointError:  # tensors are missing: the layers that are left are in none
+        return
+    for block in find_blocks(weights.model):
+        if any(name.startswith(f"{block}.") for name in layers):
+            with weights.at_hand(block) as module:
+                for key, tensor in module.state_dict().items():
+                    name = f"{block}.{key}"
+                    if name in layers:
+                        yield name, tensor, [_of(layer, tensor) for layer in layers[name]]
+
+
+def _of(layer: LayerReport, tensor: Tensor) -> tuple[LayerReport, Tensor]:
+    if layer.expert is not None and (tensor.ndim != 3 or layer.expert >= len(tensor)):
+        raise CheckpointError(
+            f"{layer.parameter} is {tuple(tensor.shape)} and has no expert {layer.expert}, which "
+            "the report names. The checkpoint is damaged."
+        )
+    matrix = tensor if layer.expert is None else tensor[layer.expert]
+    return layer, matrix.T if layer.transposed else matrix
