@@ -286,6 +286,25 @@ def test_widths_that_no_config_says_are_rebuilt(family, method, blocks, tmp_path
     assert "prunus.load" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_every_width_and_bias_reaches_llama_cpps_format(tmp_path, trusting):
+    gguf = pytest.importorskip("gguf")
+    from prunus.export.gguf import write_gguf
+
+    model, tokenizer = load_tiny("llama")
+    out = tmp_path / "out"
+    prunus.prune(model, method="flap", output=out, tokenizer=tokenizer, **RUN)
+    write_gguf(out, tmp_path / "out.gguf")
+    reader = gguf.GGUFReader(tmp_path / "out.gguf")
+    widths = read_widths(out)
+    neurons = reader.fields["deci.feed_forward_length"].contents()
+    assert neurons == [width["intermediate"] for width in widths]
+    assert len(set(neurons)) > 1
+    found = {tensor.name: tensor.data for tensor in reader.tensors}
+    down = model.model.layers[0].mlp.down_proj
+    assert torch.equal(torch.tensor(found["blk.0.ffn_down.weight"]), down.weight)
+    assert torch.equal(torch.tensor(found["blk.0.ffn_down.bias"]), down.bias)
+
+
 def test_half_precision_is_kept(tmp_path, trusting):
     fields = {"method": "flap", "dtype": "bfloat16", "output": tmp_path / "out", **RUN}
     model = prunus.prune(MODELS / "llama", **fields).model
