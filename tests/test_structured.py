@@ -119,6 +119,12 @@ def test_what_writes_nothing_goes_without_a_trace(family):
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_modules_are_found_where_the_caller_has_gradients_off():
+    with torch.no_grad():
+        found = [(module.unit, module.units) for _, module, *_ in look(build("llama"))]
+    assert found == [("heads", 2), ("neurons", 96)] * 3
+
+
 def test_a_rehearsal_leaves_no_trace(family):
     model = build(family)
     before = copy.deepcopy(model.state_dict())

@@ -54,7 +54,7 @@ def adaptive(
     and MLP, early and late blocks compare; a unit is worth the mean of its channels. Units go from
     the lowest on, as long as they fit into the budget; at least one of each module stays.
 
-    Reference: An et al. 2024 (AAAI), FLAP, arXiv:2312.11983, section 3.3.
+    Reference: An et al. 2024 (AAAI), FLAP, arXiv:2312.11983: its adaptive search, "AL-AM".
     """
     budget = share * removable(modules)
     counts = {(module.block, module.unit): 0 for module in modules}

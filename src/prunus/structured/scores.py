@@ -101,7 +101,7 @@ class WandaSp:
     What differs from FLAP's script: the root mean square over tokens for the L2 norm (one factor),
     the sum over outputs for the mean (another).
 
-    Reference: "Wanda-sp" in An et al. 2024 (AAAI), FLAP, arXiv:2312.11983, section 4.
+    Reference: "Wanda-sp" in An et al. 2024 (AAAI), FLAP, arXiv:2312.11983: a baseline there.
     """
 
     first: ClassVar[Needs] = ()
@@ -123,7 +123,7 @@ class Flap:
     What differs from their code: the variance. Theirs updates the mean in place before it takes the
     old one for Welford's product, so it sums ``(x − mean_new)²``, and its first sample adds 0.
 
-    Reference: An et al. 2024 (AAAI), FLAP, arXiv:2312.11983, equation 5.
+    Reference: An et al. 2024 (AAAI), FLAP, arXiv:2312.11983: the metric WIFV.
     """
 
     squared_attention: bool = False
@@ -147,7 +147,7 @@ class Taylor:
     ``by="element"``: ``Σ |w · ∂L/∂w|`` over the unit's weights; ``"vector"``: ``Σ |Σ w · ∂L/∂w|``,
     with the inner sum over one row of the first level, or one column of the second.
 
-    Reference: Ma et al. 2023 (NeurIPS), LLM-Pruner, arXiv:2305.11627, equation 3; their
+    Reference: Ma et al. 2023 (NeurIPS), LLM-Pruner, arXiv:2305.11627; their
     ``param_first`` and ``vectorize``.
     """
 
