@@ -12,8 +12,8 @@ from prunus.allocation import BESA, OWL
 from prunus.allocation.besa import Budget
 from prunus.allocation.budget import choose_patterns, exact_counts, spread
 from prunus.allocation.shares import Ranks, Shares, flattest
-from prunus.engine import gathered
 from prunus.errors import CalibrationError, InputError, PatternError, UnknownNameError
+from prunus.gathering import gathered
 from prunus.learning import Unit
 from prunus.methods import build_allocation, build_method
 from prunus.observer import Silent

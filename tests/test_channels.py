@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 import prunus
 from conftest import MODELS, load_tiny
 from prunus.channels import Channels
-from prunus.engine import residual_order
+from prunus.dense import residual_order
 from prunus.errors import CheckpointError, InputError, UnsupportedModelError
 from prunus.methods import build_method
 from prunus.observer import Silent

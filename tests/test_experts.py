@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 import prunus
 from conftest import MODELS
 from prunus.blocks import find_linears
-from prunus.engine import gathered
 from prunus.errors import InputError, UnsupportedModelError
+from prunus.gathering import gathered
 from prunus.gram import Gram
 from prunus.learning import _with
 from prunus.methods import METHODS, build_method

@@ -298,6 +298,24 @@ def test_an_error_before_the_first_block_is_done_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["nan"]
 
 
+def test_folders_above_the_output_go_with_a_failed_run_if_it_made_them(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    output = tmp_path / "there" / "new" / "er" / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("prunus.engine._prune", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prunus.prune(MODELS / "llama", method="magnitude", output=output)
+    assert os.listdir(tmp_path / "there") == []
+    model, tokenizer = load_tiny("llama")
+    with monkeypatch.context() as patched:
+        patched.setattr("prunus.result.write_model", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prunus.prune(model, method="magnitude", tokenizer=tokenizer, output=output)
+    assert os.listdir(tmp_path / "there") == []
+    end(output, 1, "prune", method="wanda", **FAST)  # a block is done: there is what to keep
+    assert os.listdir(output.parent) == [".out.unfinished"]
+
+
 @pytest.mark.parametrize("line", [None, "", '{"fingerprint": {"recip'])
 def test_a_run_that_was_killed_at_birth_is_none(line, tmp_path):
     unfinished(tmp_path / "out").mkdir()
@@ -380,6 +398,60 @@ def test_spilled_activations_are_the_same_and_go(tmp_path):
     same(tmp_path / "held", tmp_path / "out")
     assert set(seen) == {3}
     assert os.listdir(tmp_path / "spill") == []
+
+
+def test_what_a_killed_process_spilled_goes_with_the_next_run(tmp_path):
+    code = (
+        "import sys, torch; from pathlib import Path; from prunus.spill import Spilled\n"
+        "spilled = Spilled(Path(sys.argv[1])); spilled.append(torch.ones(3))\n"
+        "print('spilled', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as killed, subprocess.Popen(command, **pipes) as alive:
+        for process in (killed, alive):
+            assert process.stdout.readline() == b"spilled\n"
+        killed.kill()
+        killed.wait()
+        assert len(list(tmp_path.glob("prunus.*/0.safetensors"))) == 2
+        (tmp_path / "prunus.notes").mkdir()  # somebody else's
+        held = Spilled(tmp_path)
+        held.append(torch.ones(3))
+        assert len(list(tmp_path.glob("prunus.*/0.safetensors"))) == 2
+        assert float(held[0].sum()) == 3
+        alive.stdin.close()
+    del held
+    assert os.listdir(tmp_path) == ["prunus.notes"]
+
+
+def without_tokenizer(source, target):
+    shutil.copytree(MODELS / source, target, ignore=shutil.ignore_patterns("tokenizer*"))
+    return target
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_run_that_reads_no_text_needs_no_tokenizer(family, tmp_path):
+    """GPT-2's comes into being without files, empty."""
+    model, watcher = without_tokenizer(family, tmp_path / "model"), Ends(-1, "")
+    result = prunus.prune(model, method="magnitude", output=tmp_path / "a", observer=watcher)
+    assert f"{model} has no tokenizer, so the output gets none" in watcher.said
+    assert result.verification.ok
+    assert not list((tmp_path / "a").glob("*tok*"))
+    given = {"method": "wanda", "tokens_ST": IDS}
+    assert prunus.prune(model, output=tmp_path / "b", **given).verification.ok
+    with pytest.raises(CheckpointError, match="has no tokenizer that can be loaded"):
+        prunus.prune(model, method="wanda", output=tmp_path / "c", **FAST)
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_copied(tmp_path):
+    model, watcher = without_tokenizer("llama", tmp_path / "model"), Ends(-1, "")
+    (model / "tokenizer.json").write_text("{}")
+    (model / "tokenizer.model").write_bytes(b"\x00pieces")
+    prunus.prune(model, method="magnitude", output=tmp_path / "out", observer=watcher)
+    [said] = [x for x in watcher.said if x.startswith("the tokenizer cannot be loaded")]
+    assert said.endswith("copied as they are: tokenizer.json, tokenizer.model")
+    for name in ("tokenizer.json", "tokenizer.model"):
+        assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
 
 
 def test_a_list_on_disk(tmp_path):

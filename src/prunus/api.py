@@ -30,9 +30,9 @@ from .checkpoint import (
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
 from .inputs import in_memory, inputs, pick_device
-from .journal import Journal
 from .methods import ALL, QUANTIZE
 from .observer import Observer, Silent
+from .parallel import ALONE, Team
 from .permutation.orders import Orders
 from .planning import Plan, forecast
 from .recipe import Recipe
@@ -41,7 +41,7 @@ from .report.pruning_report import known_zeros, read_report
 from .result import Result, prune_journaled, write
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
-from .structured.entry import prune_structured
+from .structured.entry import check_alone, prune_structured
 from .types import BlockPruner
 
 
@@ -56,6 +56,7 @@ def prune(
     tokens_ST: Tensor | None = None,
     trust_remote_code: bool = False,
     observer: Observer | None = None,
+    team: Team = ALONE,
     **fields: Any,
 ) -> Result:
     """Prune a causal language model without retraining.
@@ -76,45 +77,49 @@ def prune(
         tokens_ST: calibration token ids (samples, tokens) instead of text.
         trust_remote_code: run code that comes with the checkpoint.
         observer: told of every step.
+        team: the processes that do this together, each with the same arguments:
+            ``with Team.join() as team`` under ``torchrun``. The first writes, and alone has the
+            verification and, after a resume, all orders.
         **fields: the fields of ``Recipe``: method, sparsity, pattern, calibration, samples …
 
     Raises:
         InputError: anything that cannot be used, with the cure. No file is written then.
         NumericalError: NaN or inf, with the layer or block. A model in memory may be pruned in
             part when it comes.
+        TeamError: another process failed, or is gone.
     """
-    if output is not None:
-        output = Path(output).expanduser().absolute()
-        check_output(output)
     path = model if isinstance(model, str | Path) else None
-    recipe = _recipe(recipe, fields)
+    with team.agreed():
+        recipe = _recipe(recipe, fields)
+        if output is not None:
+            output = Path(output).expanduser().absolute()
+            check_output(output)
+        if recipe.structured:
+            check_alone(recipe, team.size, resume or spill is not None)
+        elif resume and (path is None or output is None):
+            raise InputError("resume=True is for a model given as a path, with an output.")
     if recipe.structured:
-        if resume or spill is not None:
-            raise InputError(
-                f"{recipe.method} changes the widths of a model that is in memory as a whole, so "
-                "there is nothing to resume or spill. Leave --resume and --spill out."
-            )
         return prune_structured(
             model, recipe, output, tokenizer, tokens_ST, trust_remote_code, observer or Silent()
         )
-    if resume and (path is None or output is None):
-        raise InputError("resume=True is for a model given as a path, with an output.")
     written = output is not None
-    run, tokenizer = _prepared(
-        model, recipe, {}, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
-    )
+    with team.agreed():
+        run, tokenizer = _prepared(
+            model, recipe, {}, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
+        )
+    run.shared(team)
     if path is None or output is None:
         if run.recipe.pack:
             raise InputError("pack is for a model given as a path, with an output.")
         result = Result(*run.prune(), output, held=run.weights.model)
-        if output is None:
-            return result
-        verification = write(result, tokenizer, run.recipe, run.observer, trust_remote_code)
-        return replace(result, verification=verification)
+        with team.agreed():
+            if output is not None and team.first:
+                proof = write(result, tokenizer, run.recipe, run.observer, trust_remote_code)
+                result = replace(result, verification=proof)
+        return result
     if run.recipe.pack:
         check_names(run.weights.model, run.plan)
-    journal = Journal.open(output, run.fingerprint(path), resume, run.observer.say)
-    return prune_journaled(run, journal, output, tokenizer, trust_remote_code)
+    return prune_journaled(run, path, output, resume, tokenizer, trust_remote_code)
 
 
 def plan(

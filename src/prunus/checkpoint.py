@@ -10,8 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -29,6 +29,10 @@ from .spill import Scratch
 from .structured.widths import read_widths, rebuilt
 from .weights import InMemory, Streamed, Weights
 
+TOKENIZER = (  # files that some tokenizer has
+    "tokenizer*", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "added_tokens.json",
+    "special_tokens_map.json", "chat_template*",
+)  # fmt: skip
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -225,14 +229,47 @@ def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -
                 source.location, trust_remote_code=trust_remote_code, **source.arguments
             )
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             source.location, trust_remote_code=trust_remote_code, **source.arguments
         )
+        if not getattr(tokenizer, "vocab_size", 1):  # of some families, where there are no files
+            raise ValueError("its vocabulary is empty")
+        return tokenizer
     except Exception as error:  # as below
         raise CheckpointError(
             f"{checkpoint} has no tokenizer that can be loaded ({_first_line(error)}). Copy "
             "tokenizer.json and tokenizer_config.json of the model into the folder."
         ) from None
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer that is only to be handed on."""
+
+    files: tuple[Path, ...]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Copy them."""
+        for file in self.files:
+            shutil.copyfile(file, folder / file.name)
+
+
+def tokenizer_to_copy(
+    checkpoint: str | Path, trust_remote_code: bool, say: Callable[[str], None]
+) -> Any:
+    """The tokenizer; its files where it cannot be loaded; None where there are none."""
+    try:
+        return load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    except CheckpointError:
+        source, files = find(checkpoint), set[Path]()
+        if source.local and not source.gguf_file:
+            files = {x for kind in TOKENIZER for x in Path(source.location).glob(kind)}
+    if not files:
+        say(f"{checkpoint} has no tokenizer, so the output gets none")
+        return None
+    names = ", ".join(sorted(file.name for file in files))
+    say(f"the tokenizer cannot be loaded, so its files are copied as they are: {names}")
+    return TokenizerFiles(tuple(sorted(files)))
 
 
 @contextmanager
@@ -298,15 +335,16 @@ def new_file(output: str | Path) -> Iterator[Path]:
 @contextmanager
 def _renamed(output: Path, name: str = "") -> Iterator[Path]:
     _refuse_existing(output)
-    folder = _temporary(output)
-    try:
-        yield folder / name
-        _refuse_existing(output)
-        (folder / name).rename(output)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{output} could not be written: {error}.") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with no_new_parents(output):
+        folder = _temporary(output)
+        try:
+            yield folder / name
+            _refuse_existing(output)
+            (folder / name).rename(output)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{output} could not be written: {error}.") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output(output: str | Path) -> None:
@@ -318,6 +356,18 @@ def check_output(output: str | Path) -> None:
         Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=near)).rmdir()
     except OSError as error:
         raise CheckpointError(f"{output} cannot be written: {error}.") from None
+
+
+@contextmanager
+def no_new_parents(output: Path) -> Iterator[None]:
+    """Folders above ``output`` that come inside and are empty at the end go again."""
+    missing = [folder for folder in output.parents if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # it is not empty, or was never made
+                folder.rmdir()
 
 
 def _refuse_existing(output: Path) -> None:

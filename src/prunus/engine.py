@@ -11,27 +11,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .allocation.owl import OWL
 from .blocks import Block, Layer
 from .channels import Channels
 from .errors import NumericalError, PrunusError
-from .journal import Journal
+from .gathering import on, recorded
+from .journal import REPORTS, Journal
 from .observer import Observer
-from .permutation.ordering import Ordering, thinned, together
+from .parallel import ALONE, Team
 from .replay import Recording
-from .routing import fed, routed
+from .routing import routed
 from .stats import Statistics, TokenSample
 from .types import (
     BlockPruner,
     LayerReport,
     Learner,
-    Needs,
     Plan,
     Pruned,
     Share,
@@ -53,6 +52,7 @@ def prune_blocks(
     channels: Channels | None = None,
     learner: Learner | None = None,
     journal: Journal | None = None,
+    team: Team = ALONE,
 ) -> list[LayerReport]:
     """Prune the planned layers in place, each block on the outputs of the pruned ones before it.
 
@@ -69,6 +69,8 @@ def prune_blocks(
         channels: where the pruner wants an ordering of them.
         learner: finds the shares of each block's layers in place of the plan's.
         journal: takes every block when it is pruned, and gives those of an earlier run back.
+        team: the processes that do this together, each with its own recording. The first alone
+            has a journal; its weights are everybody's.
 
     Raises:
         NumericalError: NaN or inf in an activation or in a new weight.
@@ -81,15 +83,18 @@ def prune_blocks(
     for block in blocks[: last + 1]:
         with on(device, block):
             shares, rule = learner(block) if learner is not None else (plan, pruner)
-            done = journal.restore(block, channels) if journal is not None else None
+            done = _restored(block, channels, journal, team)
             if done is None:
                 done = []
                 packed: dict[str, Tensor] = {}
                 for stage in _stages(block, shares, true_sequential):
-                    stats = _stats(block, len(blocks), recording, pruner.needs, device, observer)
+                    stats = recorded(
+                        block, len(blocks), recording, pruner.needs, device, observer, team
+                    )
                     observer.block(block.index, len(blocks), block.name, "prune")
                     with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
                         done += _prune(block, stats, rule, stage, observer, notes, packed)
+                    _align(block, team)
                 if journal is not None:
                     journal.write(block, done, channels, packed)
             reports += done
@@ -100,108 +105,25 @@ def prune_blocks(
     return reports
 
 
-@contextmanager
-def on(device: torch.device, block: Block) -> Iterator[None]:
-    """The block's weights at hand and on the device; then back where they were."""
-    with block.at_hand():
-        home = next(block.module.parameters()).device
-        block.module.to(device)
-        try:
-            yield
-        finally:
-            block.module.to(home)
+def _restored(
+    block: Block, channels: Channels | None, journal: Journal | None, team: Team
+) -> list[LayerReport] | None:
+    """An earlier run's reports, and its weights in the block; None where it is still to do."""
+    done = None
+    with team.agreed():
+        if journal is not None:
+            done = journal.restore(block, channels)
+    told = team.told(None if done is None else REPORTS.dump_python(done))
+    if told is None:
+        return None
+    _align(block, team)
+    return REPORTS.validate_python(told)
 
 
-def _stats(
-    block: Block,
-    blocks: int,
-    recording: Recording | None,
-    needs: Needs,
-    device: torch.device,
-    observer: Observer,
-    step: str = "record",
-) -> Mapping[str, Statistics]:
-    """Of every site of the block; where there is no text, nothing for every site."""
-    observer.block(block.index, blocks, block.name, step)
-    if recording is None:
-        return _Weightless(device)
-    return gathered(block, recording, needs, device, observer, advance=step == "order")
-
-
-@torch.no_grad()
-def dense_pass(
-    blocks: Sequence[Block],
-    last: int,
-    recording: Recording | None,
-    needs: Needs,
-    *,
-    device: torch.device,
-    observer: Observer,
-) -> Iterator[tuple[Block, Mapping[str, Statistics]]]:
-    """Every block up to ``last``, dense and at hand, with its statistics.
-
-    Consumes the recording.
-    """
-    for block in blocks[: last + 1]:
-        with on(device, block):
-            yield (
-                block,
-                _stats(block, len(blocks), recording, needs, device, observer, "order"),
-            )
-
-
-@torch.no_grad()
-def outliers(
-    blocks: Sequence[Block],
-    recording: Recording | None,
-    owl: OWL,
-    plan: Plan,
-    *,
-    device: torch.device,
-    observer: Observer,
-) -> dict[int, float]:
-    """The share of outliers in each block that has a plan, by index. Consumes the recording."""
-    found = {}
-    last = max((block.index for block in blocks if block.planned(plan)), default=-1)
-    for block, stats in dense_pass(
-        blocks, last, recording, owl.needs, device=device, observer=observer
-    ):
-        layers = block.planned(plan)
-        if layers:
-            scores = [owl.score(layer.weight_OI, stats[layer.site]) for layer in layers]
-            found[block.index] = owl.outliers(scores)
-    return found
-
-
-@torch.no_grad()
-def residual_order(
-    blocks: Sequence[Block],
-    recording: Recording | None,
-    ordering: Ordering,
-    plan: Plan,
-    *,
-    device: torch.device,
-    observer: Observer,
-) -> Tensor:
-    """The one order of the residual stream, from a pass over the dense blocks.
-
-    Of the scores of all planned layers that read the stream ``ordering.rows`` rows are held.
-    Consumes the recording.
-    """
-    readers = {
-        block.index: [x for x in block.planned(plan) if x.site not in block.interior]
-        for block in blocks
-    }
-    last = max((index for index, layers in readers.items() if layers), default=-1)
-    share = max(ordering.rows // max(sum(map(len, readers.values())), 1), 1)
-    scores: list[Tensor] = []
-    for block, stats in dense_pass(
-        blocks, last, recording, ordering.score.needs, device=device, observer=observer
-    ):
-        for layer in readers[block.index]:
-            score_OI = ordering.score(layer.weight_OI, stats[layer.site])
-            scores.append(thinned(together([score_OI]), share))
-    return ordering.permutation(torch.cat(scores), ordering.pattern, ordering.pattern.sparsity)
+def _align(block: Block, team: Team) -> None:
+    """The first process's weights, in every process."""
+    for tensor in block.module.state_dict().values():
+        team.broadcast_(tensor)
 
 
 @contextmanager
@@ -233,53 +155,6 @@ def _stages(block: Block, plan: Plan, true_sequential: bool) -> list[Plan]:
         site = parameter_of(layer.site, layer.expert)
         stages.setdefault(site, {})[layer.name] = plan[layer.name]
     return list(stages.values())
-
-
-class _Weightless(dict[str, Statistics]):
-    """Empty statistics for every site: reading one says that this run had no text."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
-
-    def __missing__(self, site: str) -> Statistics:
-        return Statistics((), 0, self.device)
-
-
-def gathered(
-    block: Block,
-    recording: Recording,
-    needs: Needs,
-    device: torch.device,
-    observer: Observer,
-    advance: bool = False,
-) -> Mapping[str, Statistics]:
-    """Run the recorded calls through the block; summarise each site's input once.
-
-    With ``advance`` the outputs become the inputs of the next block.
-    """
-    kinds = tuple(dict.fromkeys((*needs, TokenSample)))
-    stats = {site: Statistics(kinds, layer.shape[1], device) for site, layer in block.sites.items()}
-
-    def into(statistics: Statistics) -> Any:
-        return lambda _, args: statistics.update(args[0])
-
-    with ExitStack() as stack:
-        for site, layer in block.sites.items():
-            handle = layer.module.register_forward_pre_hook(into(stats[site]))
-            stack.callback(handle.remove)
-        stack.enter_context(block.watched())
-        for sample, call in enumerate(recording.calls[block.index]):
-            output = call(block.module, recording.hidden[sample].to(device))
-            if not bool(output.isfinite().all()):
-                raise NumericalError(
-                    f"{block.name} puts out NaN or inf on calibration sample {sample}. "
-                    "Use a wider dtype (--dtype float32), or check the checkpoint."
-                )
-            if advance:
-                recording.hidden[sample] = output.to(recording.hidden[sample].device)
-            observer.sample(sample + 1, len(recording.hidden))
-    return fed(block, stats, needs, recording.min_tokens)
 
 
 def _prune(

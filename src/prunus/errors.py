@@ -8,7 +8,8 @@
     │   ├── CheckpointError               a checkpoint that cannot be read or written
     │   └── UnsupportedModelError         a model whose structure prunus cannot handle yet
     ├── NumericalError                    NaN or inf in weights, activations or scores
-    └── MissingStatisticError             a part read a statistic that its ``needs`` do not name
+    ├── MissingStatisticError             a part read a statistic that its ``needs`` do not name
+    └── TeamError                         another process of the run failed, or is gone
 
 The command line prints the message of any of them as one line and exits with code 2.
 """
@@ -59,3 +60,15 @@ class NumericalError(PrunusError):
 
 class MissingStatisticError(PrunusError):
     """A statistic was read that nobody asked to gather."""
+
+
+class TeamError(PrunusError):
+    """Another process of a run under ``torchrun`` failed or is gone.
+
+    Attributes:
+        said: whether that process says so itself.
+    """
+
+    def __init__(self, message: str, said: bool = False) -> None:
+        super().__init__(message)
+        self.said = said

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import CalibrationError, NumericalError
+from .parallel import Team
 
 RAISES = 8  # times that the damp may be raised tenfold: from 0.01 to far more than the Gram itself
 
@@ -38,6 +39,12 @@ class Gram:
         inputs_TI = inputs_TI.float()
         self.sum_II.addmm_(inputs_TI.T, inputs_TI)
         self.tokens += len(inputs_TI)
+        self._damped.clear()
+
+    def merge(self, team: Team) -> None:
+        """Sums of the sums and of the counts."""
+        team.sum_(self.sum_II)
+        self.tokens = int(team.total(self.tokens)[0])
         self._damped.clear()
 
     def reordered(self, order_I: Tensor) -> Gram:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from .calibration import Protocol
 from .calibration.tokens import GIVEN, calibration_tokens, given_tokens
-from .checkpoint import load_tokenizer, load_weights
+from .checkpoint import load_tokenizer, load_weights, tokenizer_to_copy
 from .errors import InputError, UnknownNameError
 from .observer import Observer
 from .recipe import Recipe
@@ -31,8 +31,10 @@ def inputs(
     weights: Weights
     if isinstance(model, str | Path):
         observer.say(f"loading {model}")
-        if tokenizer is None and (stream or recipe.calibration not in ("none", GIVEN)):
+        if tokenizer is None and recipe.calibration not in ("none", GIVEN):
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        elif tokenizer is None and stream:
+            tokenizer = tokenizer_to_copy(model, trust_remote_code, observer.say)
         # Text that the model writes takes hundreds of forwards: not from disk.
         stream = stream and recipe.calibration != "self" and not recipe.structured
         weights = load_weights(

@@ -20,8 +20,8 @@ from torch.func import functional_call
 from .allocation.besa import BESA, WINDOW, Budget, Learned
 from .allocation.budget import settle, total
 from .blocks import Block, Layer
-from .engine import gathered, on
 from .errors import NumericalError
+from .gathering import gathered, on
 from .journal import Journal
 from .observer import Observer
 from .pruners import OnGrid

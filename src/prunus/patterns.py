@@ -207,6 +207,13 @@ def parse_pattern(text: str) -> Pattern:
     return NM(int(match[1]), int(match[2]), match[3] or "input")  # type: ignore[arg-type]
 
 
+def rows_compete(pattern: Pattern) -> bool:
+    """Whether the mask of a row depends on the scores of others."""
+    if isinstance(pattern, NM):
+        return pattern.along == "output"
+    return not isinstance(pattern, Unstructured) or pattern.group != "row"
+
+
 def check_sparsity(sparsity: Share) -> None:
     """Raise PatternError unless ``sparsity`` is a fraction."""
     ends = (sparsity.min(), sparsity.max()) if isinstance(sparsity, Tensor) else (sparsity,) * 2

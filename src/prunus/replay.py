@@ -76,11 +76,13 @@ class Recording:
         hidden: per sample, the input of the next block, in the model's dtype.
         calls: per block and sample, the rest of the call; equal tensors are held once.
         min_tokens: an expert that is given fewer of them counts as given none; see ``routing``.
+        first: the number of its first sample; other processes have those before it.
     """
 
     hidden: Hidden
     calls: list[list[Call]]
     min_tokens: int | None = None
+    first: int = 0
 
     def advance(
         self,

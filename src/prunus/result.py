@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from .assembly import assemble
-from .checkpoint import load_model, new_folder, write_model
+from .checkpoint import load_model, new_folder, no_new_parents, write_model
 from .errors import InputError
 from .journal import Journal
 from .observer import Observer
@@ -57,17 +59,46 @@ class Result:
 
 
 def prune_journaled(
-    run: Run, journal: Journal, output: Path, tokenizer: Any, trust_remote_code: bool
+    run: Run,
+    checkpoint: str | Path,
+    output: Path,
+    resume: bool,
+    tokenizer: Any,
+    trust_remote_code: bool,
 ) -> Result:
-    """Prune block by block onto the disk; the checkpoint gets its name when it is verified."""
-    try:
+    """Prune block by block onto the disk; the checkpoint gets its name when it is verified.
+
+    Under ``torchrun`` the first process has the journal, and the others wait for it at the end.
+    """
+    with no_new_parents(output), _journal(run, checkpoint, output, resume) as journal:
         report, orders = run.prune(journal)
-        with journal.finished(output) as folder:
-            run.observer.say(f"writing {output}")
-            texts = _texts(report, orders, run.recipe)
-            packed = run.recipe.grid() if run.recipe.pack else None
-            assemble(folder, journal, run.weights, run.blocks, tokenizer, texts, packed)
-            verification = _verified(folder, run.observer, trust_remote_code)
+        verification = None
+        with run.team.agreed():
+            if journal is not None:
+                with journal.finished(output) as folder:
+                    run.observer.say(f"writing {output}")
+                    texts = _texts(report, orders, run.recipe)
+                    packed = run.recipe.grid() if run.recipe.pack else None
+                    assemble(folder, journal, run.weights, run.blocks, tokenizer, texts, packed)
+                    verification = _verified(folder, run.observer, trust_remote_code)
+    held = run.weights.model if isinstance(run.weights, InMemory) else None
+    return Result(report, orders, output, verification, held, trust_remote_code)
+
+
+@contextmanager
+def _journal(
+    run: Run, checkpoint: str | Path, output: Path, resume: bool
+) -> Iterator[Journal | None]:
+    """The first process's; what is done when the run ends early stays, if it is something."""
+    journal = None
+    with run.team.agreed():
+        if run.team.first:
+            journal = Journal.open(output, run.fingerprint(checkpoint), resume, run.observer.say)
+    if journal is None:
+        yield None
+        return
+    try:
+        yield journal
     except BaseException:
         if journal.blocks or journal.residual is not None:
             done = f"{len(journal.blocks)} of {len(run.blocks)} blocks"
@@ -77,8 +108,6 @@ def prune_journaled(
         raise
     finally:
         journal.close()
-    held = run.weights.model if isinstance(run.weights, InMemory) else None
-    return Result(report, orders, output, verification, held, trust_remote_code)
 
 
 def write(

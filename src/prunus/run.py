@@ -19,11 +19,13 @@ from .blocks import Block, Layer
 from .calibration import Protocol
 from .channels import Channels
 from .checkpoint import check_shards, find
-from .engine import outliers, prune_blocks, residual_order
+from .dense import outliers, residual_order
+from .engine import prune_blocks
 from .errors import InputError
 from .journal import Journal, sha256
 from .learning import Learner
 from .observer import Observer
+from .parallel import ALONE, Team
 from .patterns import NM
 from .permutation.orders import Orders
 from .recipe import Recipe
@@ -58,6 +60,7 @@ class Run:
         traced: a short forward of it.
         plan: sparsity by layer, before the allocation has looked at any text.
         coverage: which share of the model that is.
+        team: the processes that do it together.
     """
 
     weights: Weights
@@ -74,6 +77,7 @@ class Run:
     traced: Trace
     plan: Plan
     coverage: Coverage
+    team: Team = ALONE
 
     @classmethod
     def of(
@@ -111,6 +115,33 @@ class Run:
             blocks, traced, plan, coverage,
         )  # fmt: skip
 
+    def shared(self, team: Team) -> None:
+        """Do it with others, who have the same to do.
+
+        Raises:
+            InputError: they do not, or there are fewer samples than processes.
+        """
+        self.team, self.device = team, team.device(self.device)
+        todo = {
+            **_choices(self.recipe),
+            "calibration sha256": self.protocol.sha256 if self.protocol else None,
+        }
+        told = team.told(todo)
+        with team.agreed():
+            if team.size > 1 and isinstance(self.allocation, BESA):
+                raise InputError("besa learns in one process; run it without torchrun.")
+            for key in todo:
+                if todo[key] != told[key]:
+                    raise InputError(
+                        f"{key} is {todo[key]!r} here and {told[key]!r} in process 0. Give all "
+                        "processes the same arguments and files."
+                    )
+            if self.ids_ST is not None and len(self.ids_ST) < team.size:
+                raise InputError(
+                    f"{team.size} processes need a calibration sample each, at least; --samples "
+                    f"is {len(self.ids_ST)}. Give more, or start fewer processes."
+                )
+
     def prune(self, journal: Journal | None = None) -> tuple[PruningReport, Orders]:
         """Do it; with a journal, from where an earlier run ended."""
         begun = time.perf_counter()
@@ -132,6 +163,7 @@ class Run:
             channels=channels,
             learner=learner,
             journal=journal,
+            team=self.team,
         )
         report = PruningReport(
             model=self.name,
@@ -149,16 +181,18 @@ class Run:
             learning=learner.curves if learner is not None else [],
             grid=self.recipe.grid(),
             packed=self.recipe.pack,
+            processes=self.team.size,
         )
         return report, channels.orders if channels else Orders()
 
     def recording(self, samples: int | None = None) -> Recording | None:
-        """The calibration samples, or the first of them, at the first block."""
+        """This process's calibration samples, or the first of them, at the first block."""
         if self.ids_ST is None:
             return None
         hidden = Spilled(self.spill) if self.spill else None
-        ids_ST = self.ids_ST[:samples]
-        recording = start(self.weights.model, self.blocks, self.traced, ids_ST, hidden)
+        own = self.team.share(len(self.ids_ST[:samples]))
+        recording = start(self.weights.model, self.blocks, self.traced, self.ids_ST[own], hidden)
+        recording.first = own.start
         recording.min_tokens = self.recipe.min_tokens
         return recording
 
@@ -175,13 +209,14 @@ class Run:
         channels, ordering = self.channels(), self.pruner.ordering
         if channels is not None and ordering is not None and channels.residual is not None:
             order_I = journal.residual if journal is not None else None
-            if order_I is None:
-                where: Any = {"device": self.device, "observer": self.observer}
+            if not self.team.told(order_I is not None):
+                where: Any = {"device": self.device, "observer": self.observer, "team": self.team}
                 recording = self.recording()
                 order_I = residual_order(self.blocks, recording, ordering, self.plan, **where)
                 if journal is not None:
                     journal.order_residual(order_I)
-            channels.fold_residual(order_I)
+            told = self.team.told(None if order_I is None else order_I.tolist())
+            channels.fold_residual(torch.tensor(told))
         return channels
 
     def learner(
@@ -212,9 +247,10 @@ class Run:
         """The plan; with OWL after a dense pass, unless an earlier run has made it."""
         if not isinstance(self.allocation, OWL):
             return self.plan
-        found = journal.outliers if journal is not None else None
+        told = self.team.told(journal.outliers if journal is not None else None)
+        found = None if told is None else {int(block): share for block, share in told.items()}
         if found is None:
-            where: Any = {"device": self.device, "observer": self.observer}
+            where: Any = {"device": self.device, "observer": self.observer, "team": self.team}
             found = outliers(self.blocks, self.recording(), self.allocation, self.plan, **where)
             if journal is not None:
                 journal.note_outliers(found)
@@ -224,13 +260,13 @@ class Run:
 
     def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
         """All that decides what comes out, flat, for a later run to compare."""
-        recipe = self.recipe.model_dump()
         return {
             **_files(checkpoint, self.weights),
-            **{f"recipe {k}": v for k, v in recipe.items() if k not in ELSEWHERE},
+            **_choices(self.recipe),
             "calibration sha256": self.protocol.sha256 if self.protocol else None,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "number of processes": self.team.size,
             "prunus": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -247,6 +283,10 @@ def _check_free(pattern: Pattern, allocation: Allocation, layer: Layer, plan: Pl
             "to allocate. Give an unstructured pattern, or several to choose from "
             "(--pattern 1:4,2:4,3:4 --sparsity 0.5), or --allocation uniform."
         )
+
+
+def _choices(recipe: Recipe) -> dict[str, Any]:
+    return {f"recipe {k}": v for k, v in recipe.model_dump().items() if k not in ELSEWHERE}
 
 
 def _files(checkpoint: str | Path, weights: Weights) -> dict[str, str]:

@@ -7,6 +7,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -14,13 +15,48 @@ from torch import Tensor
 
 from .errors import CheckpointError
 
+LOCK = "in-use"
+
 
 class Scratch:
-    """A folder that is removed when nobody holds this any more."""
+    """A folder that is removed when nobody holds this any more; at the latest by the next one.
+
+    A lock says whether its process lives, where the system knows such locks. A process that was
+    killed leaves its folder, unlocked: whoever makes one beside it removes it.
+    """
 
     def __init__(self, where: Path | None = None) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="prunus.", dir=where))
-        weakref.finalize(self, shutil.rmtree, self.path, True)
+        where = where or Path(tempfile.gettempdir())
+        for left in where.glob(f"prunus.*/{LOCK}"):
+            if (lock := _locked(left)) is not None:
+                _remove(left.parent, lock)
+        new = Path(tempfile.mkdtemp(prefix=".prunus.", dir=where))
+        (new / LOCK).touch()
+        lock = _locked(new / LOCK)
+        self.path = new.rename(where / new.name[1:])  # seen by others from now on, and locked
+        weakref.finalize(self, _remove, self.path, lock)
+
+
+def _remove(folder: Path, lock: IO[bytes] | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        lock.close()
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """The file, open and locked; None where somebody else holds it or nobody can."""
+    try:
+        import fcntl
+
+        file = open(path, "rb")
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 class Spilled:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import CalibrationError, MissingStatisticError
+from .parallel import ALONE, Team
 
 
 class Statistic(Protocol):
@@ -32,6 +33,10 @@ class Statistic(Protocol):
 
     def update(self, inputs_TI: Tensor) -> None:
         """Fold more tokens in."""
+        ...
+
+    def merge(self, team: Team) -> None:
+        """Make it the summary of all processes' tokens, the same bits on each."""
         ...
 
 
@@ -54,6 +59,11 @@ class ColumnNorm:
         """Add the squares of more tokens; half-precision inputs are squared in float32."""
         self.sum_of_squares_I += inputs_TI.float().square().sum(0)
         self.tokens += len(inputs_TI)
+
+    def merge(self, team: Team) -> None:
+        """Sums of the sums and of the counts."""
+        team.sum_(self.sum_of_squares_I)
+        self.tokens = int(team.total(self.tokens)[0])
 
     def reordered(self, order_I: Tensor) -> ColumnNorm:
         """The same of ``X[:, order_I]``."""
@@ -90,8 +100,25 @@ class TokenSample:
         self._rows.append(rows_TI.clone())  # a clone: the block may reuse its buffer
         self._held += len(rows_TI)
         while self._held >= 2 * self.target:
-            kept_TI = torch.cat(self._rows)[::2]
-            self._rows, self._held, self._stride = [kept_TI], len(kept_TI), 2 * self._stride
+            self._halve()
+
+    def _halve(self) -> None:
+        kept_TI = torch.cat(self._rows)[::2]
+        self._rows, self._held, self._stride = [kept_TI], len(kept_TI), 2 * self._stride
+
+    def merge(self, team: Team) -> None:
+        """All at the longest stride, in a row; then every other one goes, as above.
+
+        One process's sample of all tokens, if every process's share of them is a whole number of
+        strides; else some tokens beside those.
+        """
+        strides = team.gather(torch.tensor([self._stride]))
+        while self._stride < int(strides.max()):
+            self._halve()
+        self._rows = [team.gather(self.inputs_TI)]
+        self._held, self._seen = len(self._rows[0]), int(team.total(self._seen)[0])
+        while self._held >= 2 * self.target:
+            self._halve()
 
     def reordered(self, order_I: Tensor) -> TokenSample:
         """The same of ``X[:, order_I]``."""
@@ -115,9 +142,11 @@ class Statistics:
     """The statistics of one site, looked up by their type: ``stats[ColumnNorm].rms_I``.
 
     Attributes:
+        team: the processes that have them all, and share the rows of what is solved with them.
         known: False where they are ``white`` for want of tokens.
     """
 
+    team: Team = ALONE
     known = True
 
     def __init__(
@@ -132,6 +161,13 @@ class Statistics:
         inputs_TI = inputs.flatten(0, -2)
         for statistic in self._by_kind.values():
             statistic.update(inputs_TI)
+
+    def merge(self, team: Team) -> None:
+        """Make them those of all processes' tokens."""
+        if team.size > 1:
+            for statistic in self._by_kind.values():
+                statistic.merge(team)
+        self.team = team
 
     @classmethod
     def white(
@@ -154,7 +190,7 @@ class Statistics:
         """``white`` in place of all but the sample, which measures what was done."""
         stats = Statistics((), 0)
         stats._by_kind = {**white._by_kind, TokenSample: self[TokenSample]}
-        stats.known = False
+        stats.known, stats.team = False, self.team
         return stats
 
     def __getitem__(self, kind: type[S]) -> S:
@@ -178,7 +214,8 @@ class _Reordered(Statistics):
 
     def __init__(self, stored: Statistics, order_I: Tensor) -> None:
         super().__init__((), 0)
-        self._stored, self._order_I, self.known = stored, order_I, stored.known
+        self._stored, self._order_I = stored, order_I
+        self.known, self.team = stored.known, stored.team
 
     def __getitem__(self, kind: type[S]) -> S:
         if kind not in self._by_kind:

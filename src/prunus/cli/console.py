@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from logging import CRITICAL, getLogger
-from signal import SIGTERM, signal
+from signal import SIG_IGN, SIGTERM, signal
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import typer
@@ -18,12 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from ..errors import PrunusError
+from ..errors import PrunusError, TeamError
 
 if TYPE_CHECKING:
     from ..types import LayerReport
 
 P = ParamSpec("P")
+
+TERMINATED = 128 + SIGTERM  # exit code
 
 # Results go to stdout, everything else here: `prunus … --json | jq` always works.
 console = Console(stderr=True, highlight=False)
@@ -43,7 +46,16 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         try:
             function(*args, **kwargs)
         except PrunusError as error:
+            if isinstance(error, TeamError) and error.said:
+                raise typer.Exit(2) from None
             _fail(str(error))
+        except SystemExit as ended:
+            if ended.code != TERMINATED or not _in_a_team():
+                raise
+            _fail(
+                "ended by SIGTERM: another process of the run has died, or torchrun itself was "
+                "ended. Blocks that are done are kept: start all processes again with --resume."
+            )
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -56,8 +68,15 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def _fail(message: str) -> NoReturn:
+    if _in_a_team():
+        signal(SIGTERM, SIG_IGN)  # torchrun's, which must not come between
     console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(2) from None
+
+
+def _in_a_team() -> bool:
+    """Whether ``torchrun`` started other processes beside this one."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -68,7 +87,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _stop(number: int, frame: object) -> NoReturn:
     """Terminated: leave as Ctrl-C would, so that temporary folders are removed."""
-    sys.exit(128 + number)
+    sys.exit(TERMINATED)
 
 
 def escape(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -174,11 +175,18 @@ def run(
     """Prune MODEL and write a checkpoint that plain transformers loads."""
     given = dict(locals())
     from ..api import prune
+    from ..observer import Silent
+    from ..parallel import Team
     from ..report.experts import COLUMNS
 
-    arguments = request(given)
-    with PruningBar() as bar:
-        result = prune(observer=bar, **arguments)
+    with ExitStack() as stack:
+        team = stack.enter_context(Team.join())
+        bar = stack.enter_context(PruningBar()) if team.first else Silent()
+        with team.agreed():
+            arguments = request(given)
+        result = prune(observer=bar, team=team, **arguments)
+    if not team.first:
+        return
     report = result.report
     if json:
         print_json({"output": str(output), **report.summary()})

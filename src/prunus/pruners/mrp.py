@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError, PatternError
 from ..gram import Damped, Gram
+from ..parallel import Team
 from ..patterns import NM, Unstructured
 from ..scores import OBS
 from ..stats import Statistics
@@ -77,18 +78,20 @@ class MRP:
             )
 
     def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: Share) -> Pruned:
-        system = stats[Gram].damped(self.damp)
+        system, team = stats[Gram].damped(self.damp), stats.team.splitting(len(weight_OI))
         weight_OI = weight_OI.float()
         inputs = weight_OI.shape[1]
         block = min(whole_groups(self.pattern, self.block_size or inputs), inputs)
         decide = (
-            by_score(OBS(self.diagonal, self.damp), system, self.pattern, sparsity)
+            by_score(OBS(self.diagonal, self.damp), system, self.pattern, sparsity, team)
             if self.mask == "S"
             else partial(best_subsets, system, cast(NM, self.pattern))  # see __post_init__
         )
         if self.compensation == "S":
             return swept(weight_OI, stats, decide, block, self.damp, self.pattern, self.refinement)
-        mask_OI, start_OI = self._steered(weight_OI, system, decide, block)
+        own_RI = weight_OI[team.share(len(weight_OI))]
+        steered = self._steered(own_RI, system, decide, block, team)
+        mask_OI, start_OI = map(team.gather, steered)
         refined: Mapping[str, Any] = {}
         if self.refinement is not None:
             mask_OI, refined = self.refinement(weight_OI, mask_OI, stats, self.pattern)
@@ -97,12 +100,12 @@ class MRP:
         return Pruned(new_OI, mask_OI, notes={**refined, **notes})
 
     def _steered(
-        self, weight_OI: Tensor, system: Damped, decide: Decide, block: int
+        self, weight_OI: Tensor, system: Damped, decide: Decide, block: int, team: Team
     ) -> tuple[Tensor, Tensor]:
         """The mask, and weights that are compensated for all of it but its last block."""
         inputs = weight_OI.shape[1]
         mask_OI = torch.ones_like(weight_OI, dtype=torch.bool)
-        multipliers = Multipliers(weight_OI, system, self.between)
+        multipliers = Multipliers(weight_OI, system, self.between, team=team)
         for lo in range(0, inputs, block):
             hi = min(lo + block, inputs)
             mask_OI[:, lo:hi] = decide(lo, hi, multipliers.weights(lo, hi))

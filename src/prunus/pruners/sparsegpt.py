@@ -9,7 +9,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..gram import Damped, Gram
-from ..patterns import Unstructured, removed
+from ..parallel import Team
+from ..patterns import Unstructured, removed, rows_compete
 from ..scores import OBS
 from ..stats import Statistics
 from ..types import Needs, Pattern, Pruned, Refinement, Share
@@ -43,8 +44,8 @@ class SparseGPT:
     needs: ClassVar[Needs] = (Gram,)
 
     def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: Share) -> Pruned:
-        system = stats[Gram].damped(self.damp)
-        decide = by_score(OBS("trailing", self.damp), system, self.pattern, sparsity)
+        system, team = stats[Gram].damped(self.damp), stats.team.splitting(len(weight_OI))
+        decide = by_score(OBS("trailing", self.damp), system, self.pattern, sparsity, team)
         block = min(whole_groups(self.pattern, self.block_size), weight_OI.shape[1])
         return swept(weight_OI, stats, decide, block, self.damp, self.pattern, self.refinement)
 
@@ -59,10 +60,12 @@ def swept(
     refinement: Refinement | None,
 ) -> Pruned:
     """The sweep that decides on the way; with a refinement a second one, on the refined mask."""
-    system = stats[Gram].damped(damp)
-    new_OI, mask_OI = sweep(
-        weight_OI, system.upper_II, decide, block_size=block_size, step=pattern.group_size
+    system, team = stats[Gram].damped(damp), stats.team.splitting(len(weight_OI))
+    own = team.share(len(weight_OI))
+    new_RI, mask_RI = sweep(
+        weight_OI[own], system.upper_II, decide, block_size=block_size, step=pattern.group_size
     )
+    new_OI, mask_OI = team.gather(new_RI), team.gather(mask_RI)
     if refinement is None:
         return Pruned(new_OI, mask_OI, notes=system.notes(damp))
     mask_OI, refined = refinement(weight_OI, mask_OI, stats, pattern)
@@ -70,12 +73,17 @@ def swept(
     return Pruned(new_OI, mask_OI, notes={**refined, **notes})
 
 
-def by_score(score: OBS, system: Damped, pattern: Pattern, sparsity: Share) -> Decide:
-    """The pattern's mask of the columns' OBS scores."""
+def by_score(score: OBS, system: Damped, pattern: Pattern, sparsity: Share, team: Team) -> Decide:
+    """The pattern's mask of the columns' OBS scores; the team has the layer's other rows."""
 
-    def decide(lo: int, hi: int, weight_OB: Tensor) -> Tensor:
-        score_OB = score.scored(weight_OB, system, slice(lo, hi))
-        return pattern.mask(score_OB, block_sparsity(pattern, sparsity, len(weight_OB), lo, hi))
+    def decide(lo: int, hi: int, weight_RB: Tensor) -> Tensor:
+        score_OB = score.scored(weight_RB, system, slice(lo, hi))
+        if not rows_compete(pattern):
+            return pattern.mask(score_OB, block_sparsity(pattern, sparsity, 1, lo, hi))
+        score_OB = team.gather(score_OB)
+        rows = len(score_OB)
+        mask_OB = pattern.mask(score_OB, block_sparsity(pattern, sparsity, rows, lo, hi))
+        return mask_OB[team.share(rows)]
 
     return decide
 

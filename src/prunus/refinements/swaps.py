@@ -57,11 +57,16 @@ class Swaps:
         cells = Cells.of(pattern, (weight_OI.shape[0], weight_OI.shape[1]))
         run = exchange_dense if self.against == "dense" else exchange_compensated
         rows = max(WEIGHTS // weight_OI.shape[1] // cells.rows, 1) * cells.rows
+        team = stats.team.splitting(len(weight_OI), rows)  # in the same batches as one alone
+        own = team.share(len(weight_OI), rows)
+        split = (tensor_OI[own].split(rows) for tensor_OI in (weight_OI, mask_OI))
         parts = [
             run(weight_RI, mask_RI, system, cells, self.rounds)
-            for weight_RI, mask_RI in zip(weight_OI.split(rows), mask_OI.split(rows), strict=True)
+            for weight_RI, mask_RI in zip(*split, strict=True)
         ]
-        new_OI, before_O, after_O = (torch.cat(same) for same in zip(*parts, strict=True))
+        new_OI, before_O, after_O = (
+            team.gather(torch.cat(same)) for same in zip(*parts, strict=True)
+        )
         worse_U = cells.sum(after_O) > cells.sum(before_O)
         new_OI = torch.where(cells.spread(worse_U), mask_OI, new_OI)
         after_O = torch.where(cells.spread(worse_U)[:, 0], before_O, after_O)

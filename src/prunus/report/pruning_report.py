@@ -105,6 +105,7 @@ class PruningReport:
             (1: that of the uniform mask) in the mean over 16 steps each.
         grid: of the kept weights; None: they are not quantised.
         packed: whether the checkpoint holds integers.
+        processes: that did it together.
         versions: of the software that matters.
     """
 
@@ -124,6 +125,7 @@ class PruningReport:
     learning: list[dict[str, Any]] = field(default_factory=list)
     grid: Grid | None = None
     packed: bool = False
+    processes: int = 1
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "prunus": __version__,

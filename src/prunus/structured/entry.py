@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..calibration.tokens import GIVEN
-from ..errors import CalibrationError
+from ..errors import CalibrationError, InputError
 from ..inputs import inputs, pick_device
 from ..observer import Observer
 from ..permutation.orders import Orders
@@ -18,6 +18,20 @@ from ..recipe import Recipe
 from ..result import Result, write
 from .methods import STRUCTURED
 from .run import Request, StructuredRun
+
+
+def check_alone(recipe: Recipe, processes: int, staged: bool) -> None:
+    """Raise InputError for what a run with the whole model in one memory cannot do."""
+    if staged:
+        raise InputError(
+            f"{recipe.method} changes the widths of a model that is in memory as a whole, so "
+            "there is nothing to resume or spill. Leave --resume and --spill out."
+        )
+    if processes > 1:
+        raise InputError(
+            f"{recipe.method} removes heads and neurons, which one process does alone; there are "
+            f"{processes}. Start it without torchrun."
+        )
 
 
 def prune_structured(

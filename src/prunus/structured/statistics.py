@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..parallel import Team
 
 
 class ChannelMoments:
@@ -22,6 +23,12 @@ class ChannelMoments:
         self.sum_I += inputs_TI.sum(0)
         self.squares_I += inputs_TI.square().sum(0)
         self.tokens += len(inputs_TI)
+
+    def merge(self, team: Team) -> None:
+        """Sums of all processes' tokens."""
+        team.sum_(self.sum_I)
+        team.sum_(self.squares_I)
+        self.tokens = int(team.total(self.tokens)[0])
 
     @property
     def mean_I(self) -> Tensor:
@@ -59,6 +66,10 @@ class Moments:
         self.sum_AA[:-1, -1] += sum_I
         self.sum_AA[-1, :-1] += sum_I
         self.sum_AA[-1, -1] += len(inputs_TI)
+
+    def merge(self, team: Team) -> None:
+        """Sums of all processes' tokens."""
+        team.sum_(self.sum_AA)
 
     @property
     def tokens(self) -> int:

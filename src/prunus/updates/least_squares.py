@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..gram import Damped, Gram
+from ..parallel import ALONE, Team
 from ..stats import Statistics
 from ..types import Needs
 
@@ -64,19 +65,22 @@ class LeastSquares:
         start_OI: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """The new weights (float32), and the certificate and iterations for the report."""
-        system = stats[Gram].damped(self.damp)
-        weight_OI = weight_OI.float()
+        system, team = stats[Gram].damped(self.damp), stats.team.splitting(len(weight_OI))
+        own = team.share(len(weight_OI))
+        weight_RI, mask_RI = weight_OI[own].float(), mask_OI[own]
+        start_RI = None if start_OI is None else start_OI[own]
         notes: dict[str, Any] = dict(system.notes(self.damp))
         if self.method == "cg":
-            new_OI, gap, iterations = conjugate_gradients(
-                weight_OI, mask_OI, system, self.tolerance, self.iterations, start_OI
+            new_RI, gap, iterations = conjugate_gradients(
+                weight_RI, mask_RI, system, self.tolerance, self.iterations, start_RI, team
             )
             if gap <= self.tolerance:
-                return new_OI, {**notes, "gap": gap, "iterations": iterations}
+                return team.gather(new_RI), {**notes, "gap": gap, "iterations": iterations}
             notes["direct_after_iterations"] = iterations
-        new_OI = direct(weight_OI, mask_OI, system)
-        gap = certificate(new_OI, weight_OI, mask_OI, system)
-        return new_OI, {**notes, "gap": gap if isfinite(gap) else None}  # JSON has no infinity
+        new_RI = direct(weight_RI, mask_RI, system)
+        gap = certificate(new_RI, weight_RI, mask_RI, system, team)
+        notes["gap"] = gap if isfinite(gap) else None  # JSON has no infinity
+        return team.gather(new_RI), notes
 
 
 def conjugate_gradients(
@@ -86,17 +90,20 @@ def conjugate_gradients(
     tolerance: float,
     iterations: int,
     start_OI: Tensor | None = None,
+    team: Team = ALONE,
 ) -> tuple[Tensor, float, int]:
     """All rows at once; two products, with H and with its inverse, per iteration.
+
+    Whoever has the layer's other rows stops at the same iteration: the team adds up the losses.
 
     Returns the weights, their certified relative gap as measured at the end, and the iterations.
     """
     new_OI = (weight_OI if start_OI is None else start_OI) * mask_OI
     gap, spent = float("inf"), 0
     while spent < iterations:
-        descent = descend(new_OI, weight_OI, mask_OI, system, tolerance, iterations - spent)
+        descent = descend(new_OI, weight_OI, mask_OI, system, tolerance, iterations - spent, team)
         spent += descent.iterations
-        before, gap = gap, certificate(new_OI, weight_OI, mask_OI, system)
+        before, gap = gap, certificate(new_OI, weight_OI, mask_OI, system, team)
         if gap <= tolerance or gap > before / 2:  # not again where rounding has stopped it
             break
     return new_OI, gap, spent
@@ -118,6 +125,7 @@ def descend(
     system: Damped,
     tolerance: float,
     iterations: int,
+    team: Team = ALONE,
 ) -> Descent:
     """Move ``new_OI``, 0 off the mask, in place until the running certificate says enough.
 
@@ -138,7 +146,8 @@ def descend(
         residual_OI = pull_OI * kept_OI
         scaled_OI = (residual_OI @ system.inverse_II).mul_(kept_OI)
         power_O = torch.linalg.vecdot(residual_OI, scaled_OI)
-        loss, excess = (float(x_O.double().sum()) for x_O in (loss_O, 0.5 * power_O))
+        sums = (float(x_O.double().sum()) for x_O in (loss_O, 0.5 * power_O))
+        loss, excess = team.total(*sums)
         if excess <= tolerance * (loss - excess) or iteration == iterations:
             break
         ratio_O = power_O * 0 if before_O is None else power_O / before_O.clamp_min(tiny)
@@ -152,13 +161,16 @@ def descend(
     return Descent(iteration, loss_O, 0.5 * power_O, pull_OI)
 
 
-def certificate(new_OI: Tensor, weight_OI: Tensor, mask_OI: Tensor, system: Damped) -> float:
+def certificate(
+    new_OI: Tensor, weight_OI: Tensor, mask_OI: Tensor, system: Damped, team: Team = ALONE
+) -> float:
     """The certified relative gap of the whole layer's loss; see the top of the file."""
     moved_OI = new_OI - weight_OI
     gradient_OI = moved_OI @ system.matrix_II
     loss = 0.5 * float((moved_OI * gradient_OI).sum(dtype=torch.float64))
     excess_OI = (gradient_OI * mask_OI) @ system.upper_II.T
     excess = 0.5 * float(excess_OI.square().sum(dtype=torch.float64))
+    loss, excess = team.total(loss, excess)
     if excess == 0:
         return 0.0
     return excess / (loss - excess) if loss > excess else float("inf")

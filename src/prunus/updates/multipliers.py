@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..gram import Damped
+from ..parallel import ALONE, Team
 
 
 class Multipliers:
@@ -22,13 +23,19 @@ class Multipliers:
         tolerance: where a solve ends: squared residual over the pruned weights' own, both in the
             norm of the preconditioner, 1 / diag(H⁻¹).
         iterations: the most that one solve may take.
+        team: the processes that have the layer's other rows; they stop at the same iteration.
     """
 
     def __init__(
-        self, weight_OI: Tensor, system: Damped, tolerance: float, iterations: int = 50
+        self,
+        weight_OI: Tensor,
+        system: Damped,
+        tolerance: float,
+        iterations: int = 50,
+        team: Team = ALONE,
     ) -> None:
         self.weight_OI, self.inverse_II = weight_OI, system.inverse_II
-        self.tolerance, self.iterations = tolerance, iterations
+        self.tolerance, self.iterations, self.team = tolerance, iterations, team
         self.multiplier_OI = torch.zeros_like(weight_OI)
         self.solved = 0  # columns
 
@@ -45,13 +52,14 @@ class Multipliers:
         inverse_HH = self.inverse_II[:columns, :columns]
         diagonal_H = inverse_HH.diagonal()
         tiny = torch.finfo(self.weight_OI.dtype).tiny
-        enough = self.tolerance * float((weight_OH.square() * pruned_OH / diagonal_H).sum())
+        size = float((weight_OH.square() * pruned_OH / diagonal_H).sum())
+        enough = self.tolerance * self.team.total(size)[0]
         residual_OH = (weight_OH - multiplier_OH @ inverse_HH).mul_(pruned_OH)
         direction_OH, before_O1 = torch.zeros_like(residual_OH), None
         for _ in range(self.iterations):
             scaled_OH = residual_OH / diagonal_H
             power_O1 = torch.linalg.vecdot(residual_OH, scaled_OH)[:, None]
-            if float(power_O1.sum()) <= enough:
+            if self.team.total(float(power_O1.sum()))[0] <= enough:
                 return
             ratio_O1 = 0 if before_O1 is None else power_O1 / before_O1.clamp_min(tiny)
             direction_OH.mul_(ratio_O1).add_(scaled_OH)

@@ -43,14 +43,15 @@ class SparseGPTSweep:
         self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics
     ) -> tuple[Tensor, dict[str, Any]]:
         """The new weights, and notes for the report."""
-        system = stats[Gram].damped(self.damp)
-        weight_OI, _ = sweep(
-            weight_OI,
+        system, team = stats[Gram].damped(self.damp), stats.team.splitting(len(weight_OI))
+        own = team.share(len(weight_OI))
+        new_RI, _ = sweep(
+            weight_OI[own],
             system.upper_II,
-            lambda lo, hi, weight_OB: mask_OI[:, lo:hi],
+            lambda lo, hi, weight_RB: mask_OI[own, lo:hi],
             block_size=self.block_size,
         )
-        return weight_OI, dict(system.notes(self.damp))
+        return team.gather(new_RI), dict(system.notes(self.damp))
 
 
 def sweep(
