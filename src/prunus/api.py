@@ -13,12 +13,10 @@ from transformers import PreTrainedModel
 
 from .allocation import Allocation, Uniform
 from .assembly import check_names
-from .calibration import Protocol, read_documents
+from .calibration import read_documents
 from .calibration.tokens import (
     GIVEN,
-    calibration_tokens,
     checked,
-    given_tokens,
     needed,
     tokenize,
     window_length,
@@ -28,11 +26,10 @@ from .checkpoint import (
     check_output,
     load_model,
     load_tokenizer,
-    load_weights,
-    tokenizer_to_copy,
 )
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
+from .inputs import in_memory, inputs, pick_device
 from .methods import ALL, QUANTIZE
 from .observer import Observer, Silent
 from .parallel import ALONE, Team
@@ -44,8 +41,8 @@ from .report.pruning_report import known_zeros, read_report
 from .result import Result, prune_journaled, write
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
+from .structured.entry import check_alone, prune_structured
 from .types import BlockPruner
-from .weights import InMemory, Weights
 
 
 def prune(
@@ -93,14 +90,22 @@ def prune(
     """
     path = model if isinstance(model, str | Path) else None
     with team.agreed():
+        recipe = _recipe(recipe, fields)
         if output is not None:
             output = Path(output).expanduser().absolute()
             check_output(output)
-        if resume and (path is None or output is None):
+        if recipe.structured:
+            check_alone(recipe, team.size, resume or spill is not None)
+        elif resume and (path is None or output is None):
             raise InputError("resume=True is for a model given as a path, with an output.")
-        written = output is not None
+    if recipe.structured:
+        return prune_structured(
+            model, recipe, output, tokenizer, tokens_ST, trust_remote_code, observer or Silent()
+        )
+    written = output is not None
+    with team.agreed():
         run, tokenizer = _prepared(
-            model, recipe, fields, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
+            model, recipe, {}, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
         )
     run.shared(team)
     if path is None or output is None:
@@ -138,8 +143,14 @@ def plan(
     """
     if output is not None:
         check_output(Path(output).expanduser())
+    recipe = _recipe(recipe, fields)
+    if recipe.structured:
+        raise InputError(
+            f"`prunus plan` is for methods that remove single weights; {recipe.method} removes "
+            "heads and neurons. It holds the model in memory, and its calibration activations."
+        )
     run, _ = _prepared(
-        model, recipe, fields, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
+        model, recipe, {}, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
     )
     return forecast(run)
 
@@ -159,27 +170,8 @@ def _prepared(
     observer = observer or Silent()
     recipe, pruner, allocation = _resolved(recipe, fields, tokens_ST is not None)
     device = pick_device(recipe.device)  # raises before the model is loaded
-    weights: Weights
-    if isinstance(model, str | Path):
-        observer.say(f"loading {model}")
-        reads_text = recipe.calibration not in ("none", GIVEN)
-        if tokenizer is None and reads_text:
-            tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-        elif tokenizer is None and written:
-            tokenizer = tokenizer_to_copy(model, trust_remote_code, observer.say)
-        # Text that the model writes takes hundreds of forwards: not from disk.
-        stream = written and recipe.calibration != "self"
-        weights = load_weights(
-            model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
-        )
-    else:
-        _in_memory(model, recipe.dtype)
-        model.eval()
-        weights = InMemory(model)
-    tokens = (
-        given_tokens(tokens_ST, weights.model)
-        if tokens_ST is not None
-        else _tokens(weights.model, tokenizer, recipe, observer)
+    weights, tokens, tokenizer = inputs(
+        model, recipe, written, tokenizer, tokens_ST, trust_remote_code, observer
     )
     path = model if isinstance(model, str | Path) else weights.model.config.name_or_path
     name, folder = str(path or "in memory"), Path(spill).expanduser() if spill else None
@@ -275,7 +267,7 @@ def evaluate(
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust_remote_code)
         model = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
     else:
-        _in_memory(model, dtype)
+        in_memory(model, dtype)
     ids = tokenize(needed(tokenizer), documents.joined())
     ids_T = checked(torch.tensor(ids, dtype=torch.int64), model)
     length = window_length(model, length)
@@ -327,54 +319,9 @@ def load(
     return model
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"])
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"]) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: this torch sees no CUDA device. Use --device cpu.")
-    return device
-
-
 def _recipe(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recipe:
     if recipe is None:
         return Recipe.of(**fields)
     if isinstance(recipe, Recipe):
         return recipe.replaced(**fields)
     return Recipe.read(recipe, **fields)
-
-
-def _in_memory(model: Any, dtype: str) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise InputError(
-            "A model in memory is a transformers PreTrainedModel, unwrapped; got "
-            f"{type(model).__name__}. Or give a folder, a hub id or a GGUF."
-        )
-    if any(hasattr(module, "input_order") for module in model.modules()):
-        raise InputError(
-            "This model reads some inputs through indices (prunus.load of a gathered checkpoint); "
-            "they would be lost. Give the checkpoint's folder instead."
-        )
-    if dtype != "auto":
-        raise InputError(f"dtype={dtype} is for models that are loaded; convert this one first.")
-
-
-def _tokens(
-    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, observer: Observer
-) -> tuple[Tensor | None, Protocol | None]:
-    return calibration_tokens(
-        model,
-        tokenizer,
-        source=recipe.calibration or "none",
-        samples=recipe.samples,
-        length=recipe.length,
-        seed=recipe.seed,
-        data_dir=recipe.data_dir,
-        say=observer.say,
-    )

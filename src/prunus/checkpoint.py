@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from .blocks import find_blocks
 from .errors import CheckpointError, UnknownNameError
 from .spill import Scratch
+from .structured.widths import read_widths, rebuilt
 from .weights import InMemory, Streamed, Weights
 
 TOKENIZER = (  # files that some tokenizer has
@@ -166,7 +167,9 @@ def load_weights(
     Raises:
         CheckpointError: as ``load_model``.
     """
-    if not stream or find(checkpoint).gguf_file or _is_quantised(checkpoint, trust_remote_code):
+    source = find(checkpoint)
+    widths = source.local and read_widths(source.location) is not None
+    if not stream or source.gguf_file or widths or _is_quantised(checkpoint, trust_remote_code):
         return InMemory(load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code))
     converted = Scratch()  # for what transformers keeps in another layout
     getLogger("accelerate.big_modeling").setLevel(ERROR)  # "offloaded": that is what we want
@@ -180,6 +183,14 @@ def _loaded(
 ) -> PreTrainedModel:
     checked_dtype(dtype)
     source = find(checkpoint)
+    widths = read_widths(source.location) if source.local else None
+    if widths is not None:
+        wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+        folder = Path(source.location)
+        with _explained(checkpoint):
+            made = rebuilt(folder, widths, check_shards(folder), wanted, trust_remote_code)
+        made.eval()
+        return made
     loaded: Any  # a pair, which the stubs do not know
     with _explained(checkpoint):
         loaded = AutoModelForCausalLM.from_pretrained(

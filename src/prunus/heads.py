@@ -3,7 +3,8 @@
 By looking, not from a config. The first token attends to itself alone: with the rows' own numbers
 as its values, the output projection reads those numbers. And with values of 1 at the first token
 and 0 at all others it reads the weight that each head gives to the first token: another head,
-another weight.
+another weight. What q and k put out is random meanwhile, so that no two heads attend alike, not
+even where a model has the same head twice.
 """
 
 from __future__ import annotations
@@ -101,19 +102,26 @@ def _read(
     hidden: Tensor,
     change: Callable[[Tensor], None],
 ) -> Tensor:
-    """What ``reader`` is given, (T, I), when ``layer``'s output (T, O) has been changed."""
-    seen: list[Tensor] = []
+    """What ``reader`` is given, (T, I), when ``layer``'s output (T, O) has been changed.
 
-    def changed(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        output = output.clone()
-        change(output.view(-1, output.shape[-1]))
+    All else that the layers before it put out is random.
+    """
+    seen: list[Tensor] = []
+    generator = torch.Generator().manual_seed(0)
+
+    def changed(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        output = torch.randn(output.shape, generator=generator).to(output)
+        if module is layer.module:
+            change(output.view(-1, output.shape[-1]))
         return output
 
     def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         seen.append(args[0].flatten(0, -2).clone())
 
     with ExitStack() as stack:
-        stack.callback(layer.module.register_forward_hook(changed).remove)
+        for maker in block.layers:
+            if maker.feeds == reader.site:
+                stack.callback(maker.module.register_forward_hook(changed).remove)
         stack.callback(reader.module.register_forward_pre_hook(note).remove)
         call(block.module, hidden.clone())
     return seen[0]

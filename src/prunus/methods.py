@@ -20,6 +20,8 @@ from .quantization import Grid
 from .quantization.methods import with_grid
 from .refinements import Swaps
 from .scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
+from .structured.methods import STRUCTURED, StructuredMethod, data_free
+from .structured.pruner import UnitPruner
 from .types import BlockPruner, LayerPruner, Pattern, Permutation, Score, Update
 from .updates import Keep, LeastSquares, SparseGPTSweep
 
@@ -41,6 +43,11 @@ class Method:
     build: Callable[[Pattern | None], BlockPruner]
     differs: str
     allocation: str = "uniform"
+
+    @property
+    def parts(self) -> str:
+        """The composition, spelled out."""
+        return repr(self.build(None))
 
     @property
     def needs(self) -> str:
@@ -158,6 +165,8 @@ ALL: Mapping[str, Method] = {
     ),
 }
 
+ROWS: Mapping[str, Method | StructuredMethod] = {**METHODS, **STRUCTURED}
+
 
 def build_method(
     name: str,
@@ -180,7 +189,7 @@ def build_method(
         InputError: a setting that names no field, or a value of another type.
     """
     if name not in ALL:
-        raise UnknownNameError("method", name, METHODS)
+        raise UnknownNameError("method", name, ROWS)
     pruner = ALL[name].build(pattern)
     if update is not None:
         pruner = _on_parts(name, pruner, partial(_updated, name, update))
@@ -228,6 +237,27 @@ def build_allocation(
     for path, value in (settings or {}).items():
         found = _set(found, path, path.split(".")[1:], value)
     return found
+
+
+def build_structured(
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    allocation: str | None = None,
+    recovery: str | None = None,
+    mlp_only: bool = False,
+    text: bool = True,
+) -> UnitPruner:
+    """The pruner of a structured row, with some fields set; without ``text`` the data-free one.
+
+    >>> build_structured("goa", {"heads.threshold": 0.2}, recovery="after")
+    """
+    pruner = STRUCTURED[name].pruner if text else data_free(STRUCTURED[name].pruner)
+    for path, value in (settings or {}).items():
+        pruner = _set(pruner, path, path.split("."), value)
+    if mlp_only:
+        pruner = replace(pruner, target="neurons")
+    allocation, recovery = allocation or pruner.allocation, recovery or pruner.recovery
+    return replace(pruner, allocation=allocation, recovery=recovery)
 
 
 def _with_settings(pruner: BlockPruner, settings: Mapping[str, Any]) -> BlockPruner:

@@ -37,6 +37,7 @@ from .weights import Weights
 T = TypeVar("T")
 
 
+@torch.enable_grad()
 def probe_block(
     index: int,
     name: str,

@@ -12,10 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .allocation import Allocation
 from .checkpoint import Dtype
 from .errors import InputError
-from .methods import QUANTIZE, build_allocation, build_method
+from .methods import QUANTIZE, build_allocation, build_method, build_structured
 from .patterns import NM, check_sparsity, parse_pattern
 from .quantization import Grid
+from .structured.methods import STRUCTURED
+from .structured.pruner import UnitPruner
+from .structured.run import DEFAULT
 from .types import BlockPruner
+
+WEIGHTS_ONLY = (
+    *("pattern", "update", "refine", "permutation", "search", "true_sequential"),
+    *("bits", "group", "quantize", "pack"),
+)
+STRUCTURED_ONLY = ("blocks", "parameters", "recovery")
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,7 +58,7 @@ class Recipe(BaseModel):
     refine: str | None = Field(None, description="none, swaps")
     permutation: str | None = Field(None, description="none, fold, gather, free")
     search: str | None = Field(None, description="assignment, heuristic, greedy")
-    allocation: str | None = Field(None, description="uniform, owl, besa; default: the method's")
+    allocation: str | None = Field(None, description="uniform, owl, besa; adaptive (heads)")
     bits: int | None = Field(None, description="2 to 8: put what is kept on an integer grid")
     group: int | None = Field(None, description="inputs that share a grid, default 128; 0: a row")
     quantize: Literal["before", "after"] | None = Field(
@@ -62,6 +71,9 @@ class Recipe(BaseModel):
     )
     mlp_only: bool = Field(False, description="leave attention dense")
     skip_blocks: str | None = Field(None, description="A:B, blocks left dense")
+    blocks: str | None = Field(None, description="A:B, blocks to prune; structured methods")
+    parameters: int | None = Field(None, description="how many to remove; structured methods")
+    recovery: str | None = Field(None, description="none, before, after, both; structured methods")
     calibration: str | None = Field(
         None, description="text SOURCE, or none; default: builtin where the method needs text"
     )
@@ -136,6 +148,7 @@ class Recipe(BaseModel):
         An N:M pattern brings its own sparsity, otherwise it is one half. (``quantize`` removes
         nothing unless a pattern says what is 0 already.)
         """
+        self._refuse(STRUCTURED_ONLY, f"{self.method} removes single weights, not heads or neurons")
         pattern = parse_pattern(self.pattern) if self.pattern is not None else None
         sparsity = self.sparsity
         if sparsity is None:
@@ -174,6 +187,36 @@ class Recipe(BaseModel):
             return None
         group = 128 if self.group is None else self.group
         return Grid(self.bits, group or None)
+
+    @property
+    def structured(self) -> bool:
+        """Whether the method removes whole heads and neurons."""
+        return self.method in STRUCTURED
+
+    def build_units(self) -> tuple[UnitPruner, float]:
+        """The pruner of a structured method, and the share of parameters that it removes."""
+        whole = f"{self.method} removes whole heads and neurons"
+        self._refuse(WEIGHTS_ONLY, whole)
+        self._refuse(("skip_blocks",), f"{whole}, in the blocks that blocks=A:B names")
+        if self.sparsity is not None and self.parameters is not None:
+            raise InputError("sparsity and parameters both say how much goes: give one of them.")
+        sparsity = DEFAULT if self.sparsity is None else self.sparsity
+        if not 0 < sparsity < 1:
+            raise InputError(
+                f"sparsity {sparsity} would leave nothing, or all; {whole}: give a share between "
+                "0 and 1."
+            )
+        text = self.calibration != "none"
+        pruner = build_structured(
+            self.method, self.settings, self.allocation, self.recovery, self.mlp_only, text
+        )
+        return pruner, sparsity
+
+    def _refuse(self, names: tuple[str, ...], why: str) -> None:
+        for name in names:
+            if getattr(self, name) not in (None, False):
+                option = name.replace("_", "-")
+                raise InputError(f"{why}, so --{option} does not apply. Leave it out.")
 
 
 def _alone(pattern: str | None) -> bool:

@@ -22,6 +22,8 @@ from .recipe import Recipe
 from .report import PruningReport, model_card
 from .report.pruning_report import FILE as REPORT
 from .run import Run
+from .structured.widths import FILE as WIDTHS
+from .structured.widths import Widths, to_json
 from .verification import Verification, verify
 from .weights import InMemory
 
@@ -37,6 +39,7 @@ class Result:
         verification: what ``verify`` found in it.
         held: the model, where it is in memory.
         trust_remote_code: whether code that the checkpoint brings may run.
+        widths: of every block, where the model's config cannot say them.
     """
 
     report: PruningReport
@@ -45,6 +48,7 @@ class Result:
     verification: Verification | None = None
     held: PreTrainedModel | None = None
     trust_remote_code: bool = False
+    widths: Widths | None = None
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -118,6 +122,8 @@ def write(
     with new_folder(output) as folder:
         observer.say(f"writing {output}")
         texts = _texts(result.report, result.orders, recipe)
+        if result.widths:
+            texts[WIDTHS] = to_json(result.widths)
         write_model(folder, result.model, tokenizer, texts)
         return _verified(folder, observer, trust_remote_code)
 

@@ -26,6 +26,7 @@ from .quantization.packing import grid_of
 from .report.pruning_report import PruningReport, read_report
 from .spill import Scratch
 from .stored import Stored, read_layers
+from .structured import verification as structured
 from .survey import any_tokens, inspect
 from .types import LayerReport, Pattern
 from .weights import Weights
@@ -108,6 +109,13 @@ def verify(
     found = Verification()
     check_shards(folder)
     report = read_report(folder)
+    if report.structured is not None:
+        structured.check(folder, check_shards(folder), report, source or pattern, found)
+        if reload and report.structured.stock:
+            _check_reload(folder, found, trust_remote_code, False)
+        elif reload:
+            structured.check_reload(folder, report, trust_remote_code, found)
+        return found
     packed = _check_config(folder, report, found)
     orders = Orders.read(folder)
     demanded = parse_pattern(pattern) if pattern else None

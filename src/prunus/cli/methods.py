@@ -14,7 +14,7 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """The paper table: name, paper, parts, needs, differences from the authors' code."""
-    from ..methods import METHODS
+    from ..methods import ROWS
 
     if json:
         print_json(
@@ -22,18 +22,18 @@ def run(
                 name: {
                     "paper": method.paper,
                     "url": method.url,
-                    "parts": repr(method.build(None)),
+                    "parts": method.parts,
                     "allocation": method.allocation,
                     "needs": method.needs,
                     "differs": method.differs,
                 }
-                for name, method in METHODS.items()
+                for name, method in ROWS.items()
             }
         )
         return
-    for name, method in METHODS.items():
+    for name, method in ROWS.items():
         print_line(f"{name}\n  paper    {method.paper}\n           {method.url}")
-        print_line(f"  parts    {method.build(None)!r}\n  needs    {method.needs}")
+        print_line(f"  parts    {method.parts}\n  needs    {method.needs}")
         if method.allocation != "uniform":
             print_line(f"  budget   --allocation {method.allocation}")
         print_line(f"  differs  {method.differs}\n")

@@ -13,6 +13,7 @@ from .console import PruningBar, command, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from ..report import PruningReport
+    from ..report.structured_report import StructuredReport
 
 EXAMPLES = """
 **Examples**
@@ -26,6 +27,8 @@ EXAMPLES = """
 `prunus prune model.gguf --method dass --mlp-only --calibration text.jsonl --output pruned`
 
 `prunus prune ./model --method mrp-sm --refine swaps --output best` (the lowest loss, slower)
+
+`prunus prune ./model --method goa --sparsity 0.2 --blocks 4:26 --recovery after --output smaller`
 
 `prunus prune ./model --method besa --sparsity 0.6 --update least-squares --output learned`
 
@@ -41,7 +44,11 @@ def run(
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint; must not exist.")],
     method: Annotated[str | None, typer.Option(help="See `prunus methods`.")] = None,
     sparsity: Annotated[
-        float | None, typer.Option(help="Fraction of weights to remove, 0 to 1.  [default: 0.5]")
+        float | None,
+        typer.Option(
+            help="Fraction of weights to remove, 0 to 1; of the parameters in heads and neurons "
+            "where those go.  [default: 0.5; heads and neurons 0.2]"
+        ),
     ] = None,
     pattern: Annotated[
         str | None,
@@ -72,7 +79,8 @@ def run(
     allocation: Annotated[
         str | None,
         typer.Option(
-            help="uniform, owl (by outliers) or besa (learned): how much of each layer goes.  "
+            help="uniform, owl (by outliers) or besa (learned): how much of each layer goes. "
+            "Heads and neurons: uniform, or adaptive (the lowest standardised scores of all).  "
             "[default: the method's]"
         ),
     ] = None,
@@ -116,6 +124,19 @@ def run(
     ] = None,
     skip_blocks: Annotated[
         str | None, typer.Option(help="A:B leaves blocks A to B-1 dense.")
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Heads and neurons: A:B prunes blocks A to B-1 alone.")
+    ] = None,
+    parameters: Annotated[
+        int | None, typer.Option(help="Heads and neurons: how many parameters to remove.")
+    ] = None,
+    recovery: Annotated[
+        str | None,
+        typer.Option(
+            help="Heads and neurons: none, before, after or both: least squares around the "
+            "removal.  [default: none]"
+        ),
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe.yaml; options beside it replace its fields.")
@@ -170,6 +191,9 @@ def run(
     if json:
         print_json({"output": str(output), **report.summary()})
         return
+    if report.structured is not None:
+        _smaller(output, report.structured, report.seconds)
+        return
     print_line(f"{output}: {report.sparsity:.2%} of {len(report.layers)} layers are zero")
     print_line(f"  covers {report.coverage}")
     if report.experts:
@@ -188,6 +212,16 @@ def print_stored(report: PruningReport, output: Path) -> None:
         print_line(f"  Stored as ordinary numbers, on grids of {report.grid}: as large as before.")
     else:
         print_line("  Stored as ordinary numbers: as large and as fast as the dense model.")
+    print_line(f"  Quality: prunus eval {output} --text your.txt")
+
+
+def _smaller(output: Path, report: StructuredReport, seconds: float) -> None:
+    before, after = report.parameters
+    print_line(f"{output}: {before:,} parameters became {after:,} ({1 - after / before:.1%} fewer)")
+    print_line(f"  {report.share:.1%} of those in the heads and neurons of the blocks asked for")
+    print_line(f"  {seconds:.0f} s; verified: shapes, finite weights, reload in a fresh process")
+    loads = "AutoModelForCausalLM" if report.stock else "prunus.load (widths differ by block)"
+    print_line(f"  Loads with {loads}.")
     print_line(f"  Quality: prunus eval {output} --text your.txt")
 
 

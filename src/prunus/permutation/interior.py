@@ -78,7 +78,7 @@ def find_interiors(block: Block, call: Call, hidden: Tensor) -> dict[str, Interi
     for reader in block.layers:
         if reader.role == "down":
             made = [layer for layer in block.layers if layer.feeds == reader.site]
-            found[reader.site] = _neurons(reader, made)
+            found[reader.site] = neurons(reader, made)
         elif reader.role == "o" and reader.expert is None:
             values = find_values(block, reader, call, hidden)
             if values is not None:
@@ -87,7 +87,7 @@ def find_interiors(block: Block, call: Call, hidden: Tensor) -> dict[str, Interi
     return found
 
 
-def _neurons(reader: Layer, made: list[Layer]) -> Interior:
+def neurons(reader: Layer, made: list[Layer]) -> Interior:
     """Neuron i is row i of every part of the layers before."""
     sources = tuple(
         (layer, torch.arange(layer.shape[0])[rows]) for layer in made for rows in layer.parts

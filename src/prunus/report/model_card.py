@@ -11,10 +11,13 @@ from ..methods import ALL, QUANTIZE
 from ..types import LayerReport
 from .experts import COLUMNS, ExpertTokens
 from .pruning_report import PruningReport
+from .structured_card import smaller_card
 
 
 def model_card(report: PruningReport, recipe_yaml: str) -> str:
     """A card with the facts of the run, the exact recipe and how to load the model."""
+    if report.structured is not None:
+        return smaller_card(report, report.structured, recipe_yaml)
     data = ModelCardData(
         base_model=report.model
         if "/" in report.model and not Path(report.model).exists()

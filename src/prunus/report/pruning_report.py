@@ -22,6 +22,7 @@ from ..errors import CheckpointError, UnsupportedModelError
 from ..quantization import Grid
 from ..types import LayerReport
 from .experts import ExpertTokens
+from .structured_report import StructuredReport
 
 FILE = "pruning_report.json"
 
@@ -99,6 +100,7 @@ class PruningReport:
         seconds: the whole run, without loading and saving.
         layers: one entry per layer.
         experts: how many tokens each saw, block by block, where there are any.
+        structured: what became of heads and neurons; None: single weights were pruned.
         learning: where shares were learned, for each unit its blocks, steps, seconds, and the loss
             (1: that of the uniform mask) in the mean over 16 steps each.
         grid: of the kept weights; None: they are not quantised.
@@ -118,6 +120,7 @@ class PruningReport:
     seconds: float
     layers: list[LayerReport]
     experts: list[ExpertTokens] = field(default_factory=list)
+    structured: StructuredReport | None = None
     allocation: str = "Uniform()"
     learning: list[dict[str, Any]] = field(default_factory=list)
     grid: Grid | None = None
@@ -149,6 +152,7 @@ class PruningReport:
             "packed": self.packed,
             **({"experts": [asdict(x) for x in self.experts]} if self.experts else {}),
             "calibration_sha256": self.protocol.sha256 if self.protocol else None,
+            **(self.structured.summary() if self.structured else {}),
         }
 
 

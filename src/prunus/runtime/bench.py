@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from ..api import pick_device
 from ..checkpoint import Dtype, find
 from ..errors import CheckpointError, InputError
+from ..inputs import pick_device
 from ..report.pruning_report import FILE as REPORT
 from ..report.pruning_report import read_report
 

@@ -1,0 +1,98 @@
+"""What a run starts from: a model, calibration tokens, a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .calibration import Protocol
+from .calibration.tokens import GIVEN, calibration_tokens, given_tokens
+from .checkpoint import load_tokenizer, load_weights, tokenizer_to_copy
+from .errors import InputError, UnknownNameError
+from .observer import Observer
+from .recipe import Recipe
+from .weights import InMemory, Weights
+
+
+def inputs(
+    model: str | Path | PreTrainedModel,
+    recipe: Recipe,
+    stream: bool,
+    tokenizer: Any,
+    tokens_ST: Tensor | None,
+    trust_remote_code: bool,
+    observer: Observer,
+) -> tuple[Weights, tuple[Tensor | None, Protocol | None], Any]:
+    """The weights, the calibration tokens, and the tokenizer if one is needed."""
+    weights: Weights
+    if isinstance(model, str | Path):
+        observer.say(f"loading {model}")
+        if tokenizer is None and recipe.calibration not in ("none", GIVEN):
+            tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        elif tokenizer is None and stream:
+            tokenizer = tokenizer_to_copy(model, trust_remote_code, observer.say)
+        # Text that the model writes takes hundreds of forwards: not from disk.
+        stream = stream and recipe.calibration != "self" and not recipe.structured
+        weights = load_weights(
+            model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
+        )
+    else:
+        in_memory(model, recipe.dtype)
+        model.eval()
+        weights = InMemory(model)
+    tokens = (
+        given_tokens(tokens_ST, weights.model)
+        if tokens_ST is not None
+        else _tokens(weights.model, tokenizer, recipe, observer)
+    )
+    return weights, tokens, tokenizer
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"]) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: this torch sees no CUDA device. Use --device cpu.")
+    return device
+
+
+def in_memory(model: Any, dtype: str) -> None:
+    """Raise InputError if this is no model in memory that can be worked on as it is."""
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(
+            "A model in memory is a transformers PreTrainedModel, unwrapped; got "
+            f"{type(model).__name__}. Or give a folder, a hub id or a GGUF."
+        )
+    if any(hasattr(module, "input_order") for module in model.modules()):
+        raise InputError(
+            "This model reads some inputs through indices (prunus.load of a gathered checkpoint); "
+            "they would be lost. Give the checkpoint's folder instead."
+        )
+    if dtype != "auto":
+        raise InputError(f"dtype={dtype} is for models that are loaded; convert this one first.")
+
+
+def _tokens(
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, observer: Observer
+) -> tuple[Tensor | None, Protocol | None]:
+    return calibration_tokens(
+        model,
+        tokenizer,
+        source=recipe.calibration or "none",
+        samples=recipe.samples,
+        length=recipe.length,
+        seed=recipe.seed,
+        data_dir=recipe.data_dir,
+        say=observer.say,
+    )

@@ -1,0 +1,68 @@
+"""The README.md beside a checkpoint with fewer heads and neurons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from ..structured.methods import STRUCTURED
+from .pruning_report import PruningReport
+from .structured_report import StructuredReport
+
+STOCK = """```python
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("this folder")
+```"""
+WIDTHS = """Its blocks have different widths (or a bias that the family does not have), which no
+config says: **plain transformers cannot load it** and stops at the first shape that differs.
+`widths.json` has the widths, and prunus puts the model together:
+
+```python
+import prunus
+model = prunus.load("this folder")
+```"""
+
+
+def _removed(structured: StructuredReport) -> str:
+    said = f"{structured.removed:,} of the {structured.removable:,} parameters in heads and neurons"
+    return f"{said} of the blocks asked for, {structured.share:.2%}"
+
+
+def smaller_card(report: PruningReport, structured: StructuredReport, recipe_yaml: str) -> str:
+    """The README.md of a model with fewer heads and neurons."""
+    own = "/" in report.model and not Path(report.model).exists()
+    data = ModelCardData(
+        base_model=report.model if own else None,
+        library_name="transformers" if structured.stock else "prunus",
+        pipeline_tag="text-generation",
+        tags=["prunus", "pruned", "smaller", report.method],
+    )
+    method, (before, after) = STRUCTURED[report.method], structured.parameters
+    return f"""---
+{data.to_yaml()}
+---
+
+# {report.model}, smaller
+
+{before:,} parameters became {after:,}: whole heads and neurons were removed, without retraining, by
+prunus {report.versions["prunus"]} with `{report.method}` ({method.paper}, <{method.url}>). It is a
+dense model: smaller in memory and faster on any machine.
+
+| | |
+|---|---|
+| method | `{report.pruner}` |
+| removed | {_removed(structured)} |
+| calibration | {report.protocol or "none"} |
+
+{STOCK if structured.stock else WIDTHS}
+
+## Blocks
+
+{structured.table()}
+
+## Recipe
+
+```yaml
+{recipe_yaml}```
+"""

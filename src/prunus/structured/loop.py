@@ -1,0 +1,166 @@
+"""The loop of structured runs: one module after the other, attention before the MLP that reads it.
+
+It is not the engine's. That one prunes weights within widths that stay, and can stop after any
+block; here a block has two steps, some methods see the dense model as a whole first, and recovery
+runs a dense stream beside the pruned one. The recording, the statistics and the layers are shared.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..blocks import Block
+from ..replay import Recording
+from ..types import LayerReport
+from .allocation import Counts, Key
+from .gathering import Context
+from .modules import Depth2, moved
+from .recovery import joined
+from .scores import lowest
+from .statistics import ChannelMoments
+from .step import DenseStream, Step
+
+
+@dataclass
+class Seen:
+    """What a look at the model gave.
+
+    Attributes:
+        scores: (U, N) of every module.
+        means: of the second level's inputs, where a bias is to compensate.
+        divergences: between heads, by block.
+        numbers: what surgery changed beside tensors, by block: attributes by their path in it.
+    """
+
+    scores: dict[Key, Tensor] = field(default_factory=dict)
+    means: dict[Key, Tensor] = field(default_factory=dict)
+    divergences: dict[int, Tensor] = field(default_factory=dict)
+    numbers: dict[int, dict[str, int]] = field(default_factory=dict)
+
+    def look(self, step: Step) -> None:
+        """Score the module as it is now."""
+        gathered, _ = step.context.gather(step.block, step.module, step.recording)
+        key = step.module.block, step.module.unit
+        self.scores[key] = step.context.scored(step.block, step.module, gathered)
+        if gathered.divergence_HH is not None:
+            self.divergences[step.module.block] = gathered.divergence_HH
+        if step.context.pruner.compensation:
+            self.means[key] = gathered.second[ChannelMoments].mean_I
+
+
+@torch.no_grad()
+def look(
+    context: Context,
+    blocks: Sequence[Block],
+    modules: Sequence[Depth2],
+    recording: Recording | None,
+) -> Seen:
+    """Scores of every module of the dense model. Consumes the recording."""
+    seen = Seen()
+    for block, mine in _through(context, blocks, modules, recording):
+        for module in mine:
+            seen.look(Step(context, block, module, recording))
+    return seen
+
+
+@torch.no_grad()
+def prune_units(
+    context: Context,
+    blocks: Sequence[Block],
+    modules: Sequence[Depth2],
+    counts: Counts,
+    recording: Recording | None,
+    dense: Seen | None,
+) -> tuple[list[LayerReport], Seen]:
+    """Remove the least worthy units of each module, in place.
+
+    Args:
+        context: of the run.
+        blocks: all blocks of the model.
+        modules: those to prune, in order; of no use afterwards.
+        counts: how many units of each go.
+        recording: the samples at the first block, consumed; None: nothing is to be measured.
+        dense: what a look at the dense model gave; None: scores are taken on the way.
+
+    Returns:
+        A report for each layer, and what was seen.
+    """
+    pruner = context.pruner
+    seen = Seen() if dense is None else dense
+    beside = DenseStream.beside(recording) if recording is not None and pruner.before else None
+    reports: list[LayerReport] = []
+    for block, mine in _through(context, blocks, modules, recording, beside):
+        for module in mine:
+            step = Step(context, block, module, recording)
+            reports += _prune(step, counts, seen, dense is None, beside if reports else None)
+            for report in reports[-len(module.layers) :]:
+                context.observer.layer(report)
+    context.observer.done()
+    return reports, seen
+
+
+def _prune(
+    step: Step, counts: Counts, seen: Seen, anew: bool, dense: DenseStream | None
+) -> list[LayerReport]:
+    """``dense`` is None before anything has been removed: there is nothing to recover then."""
+    begun, module, context = time.perf_counter(), step.module, step.context
+    key = module.block, module.unit
+    shapes = [layer.shape for layer in module.layers]
+    notes = {} if dense is None else {"recovery": step.recover(dense)}
+    old_OA = joined(module.reader.weight_OI, module.reader.bias_O)
+    gathered, halves = context.gather(step.block, module, step.recording)
+    if anew:
+        seen.scores[key] = context.scored(step.block, module, gathered)
+        if gathered.divergence_HH is not None:
+            seen.divergences[module.block] = gathered.divergence_HH
+        if context.pruner.compensation:
+            seen.means[key] = gathered.second[ChannelMoments].mean_I
+    keep_U = lowest(seen.scores[key], counts[key]).to(context.device)
+    updated = counts[key] > 0 and (context.pruner.after or context.pruner.compensation)
+    if updated and context.pruner.after:
+        notes["repair"] = step.repair(keep_U, halves)
+    elif updated:
+        step.compensate(keep_U, seen.means[key].to(context.device))
+    error = step.error(gathered, keep_U, old_OA)
+    seen.numbers.setdefault(module.block, {}).update(step.remove(keep_U))
+    return step.reports(shapes, keep_U.cpu(), error, updated, begun, notes)
+
+
+def _through(
+    context: Context,
+    blocks: Sequence[Block],
+    modules: Sequence[Depth2],
+    recording: Recording | None,
+    beside: DenseStream | None = None,
+) -> Iterator[tuple[Block, list[Depth2]]]:
+    """Every block up to the last with a module, at hand; then the samples go through it."""
+    last = max(module.block for module in modules)
+    for block in blocks[: last + 1]:
+        with on(context.device, block):
+            if beside is not None:
+                beside.block = copy.deepcopy(block.module)
+            yield block, [moved(m, context.device) for m in modules if m.block == block.index]
+            if recording is not None and block.index < last:
+                context.observer.block(block.index, len(blocks), block.name, "advance")
+                observed = context.observer.sample
+                recording.advance(block.index, block.module, context.device, observed)
+                if beside is not None:
+                    beside.recording.advance(block.index, beside.block, context.device)
+
+
+@contextmanager
+def on(device: torch.device, block: Block) -> Iterator[None]:
+    """The block on the device; then back where it was."""
+    home = next(block.module.parameters()).device
+    block.module.to(device)
+    try:
+        yield
+    finally:
+        block.module.to(home)

@@ -1,0 +1,286 @@
+"""A structured run, from the look at the model to the report."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..blocks import Block, Layer
+from ..calibration import Protocol
+from ..errors import InputError
+from ..observer import Observer
+from ..replay import Recording, Trace
+from ..report.pruning_report import Coverage, PruningReport
+from ..report.structured_report import BlockWidths, StructuredReport
+from ..survey import any_tokens, inspect, start
+from ..types import LayerReport
+from .allocation import Counts, adaptive, check, removable, share_of, uniform
+from .gathering import Context
+from .gradients import loss_gradients
+from .loop import Seen, look, prune_units
+from .modules import Depth2, find_modules
+from .pruner import UnitPruner
+from .scores import Redundancy
+from .surgery import rehearse
+from .watching import eager
+from .widths import Widths, stock_config
+
+DEFAULT = 0.2  # of the parameters in heads and neurons: the paper's first table
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a structured run.
+
+    Attributes:
+        name: of the model, for the report.
+        method: row of the table.
+        pruner: what that spells.
+        sparsity: share of the parameters in heads and neurons to remove.
+        parameters: how many instead.
+        blocks: "A:B", the blocks A to B − 1; None: all.
+        seed: of the run.
+    """
+
+    name: str
+    method: str
+    pruner: UnitPruner
+    sparsity: float = DEFAULT
+    parameters: int | None = None
+    blocks: str | None = None
+    seed: int = 0
+
+
+@dataclass
+class StructuredRun:
+    """A model in memory that has been looked at, and what is to be removed from it."""
+
+    model: PreTrainedModel
+    request: Request
+    ids_ST: Tensor | None
+    protocol: Protocol | None
+    device: torch.device
+    observer: Observer
+    blocks: list[Block]
+    traced: Trace
+    modules: list[Depth2]
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        request: Request,
+        tokens: tuple[Tensor | None, Protocol | None],
+        device: torch.device,
+        observer: Observer,
+    ) -> StructuredRun:
+        """Look at the model; rehearse the surgery on every block. Nothing is changed.
+
+        Raises:
+            UnsupportedModelError: a block that cannot be made smaller, with the reason.
+            InputError: a range outside of the model, too little text.
+        """
+        ids_ST, protocol = tokens
+        if request.pruner.recovery != "none" and (ids_ST is None or len(ids_ST) < 2):
+            raise InputError(
+                f"--recovery {request.pruner.recovery} holds a quarter of the calibration samples "
+                "out, so it needs at least two. Give more --samples."
+            )
+        blocks, traced = inspect(model, ids_ST if ids_ST is not None else any_tokens(model))
+        modules = []
+        for index in _range(request.blocks, len(blocks)):
+            call, hidden = traced.calls[index], traced.inputs[index]
+            found = find_modules(blocks[index], call, hidden, request.pruner.units)
+            for module in found:
+                rehearse(blocks[index], module, call, hidden)
+            modules += found
+        return cls(model, request, ids_ST, protocol, device, observer, blocks, traced, modules)
+
+    def prune(self) -> tuple[PruningReport, Widths]:
+        """Do it, in place. Returns the report, and the widths of every block."""
+        begun, pruner = time.perf_counter(), self.request.pruner
+        layers = [layer for module in self.modules for layer in module.layers]
+        coverage = Coverage.of(self.model, self.blocks, {layer.name for layer in layers})
+        before = [_count(block) for block in self.blocks]
+        whole = sum(p.numel() for p in self.model.parameters())
+        context = self._context(layers)
+        dense = self._look(context)
+        share, counts = self._counts(dense)
+        total = removable(self.modules)
+        gone = sum(counts[m.block, m.unit] * m.parameters for m in self.modules)
+        self.observer.say(
+            f"removing {gone:,} of the {total:,} parameters in {len(self.modules)} modules of "
+            f"heads and neurons, {gone / total:.1%}"
+        )
+        recording = self._recording() if pruner.sequential or pruner.recovery != "none" else None
+        known = None if pruner.sequential else dense
+        reports, seen = prune_units(context, self.blocks, self.modules, counts, recording, known)
+        widths = self._widths(counts, seen)
+        stock = stock_config(self.model, [block.name for block in self.blocks], widths)
+        if stock is not None:
+            _adopt(self.model.config, stock)
+        structured = StructuredReport(
+            parameters=(whole, sum(p.numel() for p in self.model.parameters())),
+            removable=total,
+            removed=gone,
+            stock=stock is not None,
+            blocks=self._blocks(before, widths, reports, seen),
+        )
+        report = PruningReport(
+            model=self.request.name,
+            method=self.request.method,
+            pruner=repr(pruner),
+            pattern=None,
+            requested=share,
+            sparsity=structured.share,
+            coverage=coverage,
+            protocol=self.protocol,
+            seconds=time.perf_counter() - begun,
+            layers=reports,
+            structured=structured,
+        )
+        return report, [] if stock is not None else widths
+
+    def _context(self, layers: Sequence[Layer]) -> Context:
+        gradients, ids_ST = None, self.ids_ST
+        if self.request.pruner.wants("gradients") and ids_ST is not None:
+            weights = sum(layer.weight_OI.numel() for layer in layers)
+            self.observer.say(
+                f"gradients of the whole model in memory: {weights:,} numbers beside the weights"
+            )
+            self.model.to(self.device)  # type: ignore[arg-type]
+            gradients = loss_gradients(self.model, layers, ids_ST)
+        return Context(
+            self.model, len(self.blocks), self.request.pruner, self.device, self.observer,
+            self.request.seed, gradients,
+        )  # fmt: skip
+
+    def _recording(self) -> Recording | None:
+        """The samples at the first block; with explicit masks where attention is looked at."""
+        if self.ids_ST is None:
+            return None
+        maps = self.request.pruner.wants("maps")
+        with eager(self.model) if maps else nullcontext():
+            return start(self.model, self.blocks, self.traced, self.ids_ST)
+
+    def _look(self, context: Context) -> Seen | None:
+        """At the dense model, where the method or the allocation wants that."""
+        pruner = self.request.pruner
+        if pruner.sequential and pruner.allocation == "uniform" and not self._threshold():
+            return None
+        scores = [pruner.score(unit) for unit in pruner.units]
+        reads = any(s.first or s.second or s.wants == "maps" for s in scores)
+        recording = self._recording() if reads or pruner.compensation else None
+        return look(context, self.blocks, self.modules, recording)
+
+    def _threshold(self) -> Redundancy | None:
+        heads = self.request.pruner.heads
+        given = isinstance(heads, Redundancy) and heads.threshold > 0
+        return heads if isinstance(heads, Redundancy) and given else None
+
+    def _counts(self, dense: Seen | None) -> tuple[float, Counts]:
+        """The share that is asked for, and how many units of each module go."""
+        request = self.request
+        share = request.sparsity
+        if request.parameters is not None:
+            share = share_of(self.modules, request.parameters)
+        redundancy = self._threshold()
+        if request.pruner.allocation == "adaptive":
+            if redundancy is not None:
+                raise InputError(
+                    "heads.threshold says how many heads go, and so does --allocation adaptive. "
+                    "Leave one of them out."
+                )
+            assert dense is not None
+            counts = adaptive(self.modules, dense.scores, share)
+        else:
+            heads = {}
+            if redundancy is not None and dense is not None:
+                found = dense.scores.items()
+                heads = {b: redundancy.count(s) for (b, unit), s in found if unit == "heads"}
+            counts = uniform(self.modules, share, heads)
+        if redundancy is None:
+            check(self.modules, counts, share)
+        return share, counts
+
+    def _widths(self, counts: Counts, seen: Seen) -> Widths:
+        config = self.model.config.get_text_config()
+        dense_heads = getattr(config, "num_attention_heads", None)
+        dense_kv = getattr(config, "num_key_value_heads", None) or dense_heads
+        left = {
+            module.block: module.left(module.units - counts[module.block, "heads"])
+            for module in self.modules
+            if module.unit == "heads"
+        }
+        widths = []
+        for block in self.blocks:
+            heads, kv_heads = left.get(block.index, (dense_heads, dense_kv))
+            readers = {layer.role: layer for layer in block.layers}
+            o, down = readers.get("o"), readers.get("down")
+            widths.append(
+                {
+                    "heads": heads,
+                    "kv_heads": kv_heads,
+                    "intermediate": down.shape[1] if down else None,
+                    "bias_o": o is not None and o.bias_O is not None,
+                    "bias_down": down is not None and down.bias_O is not None,
+                    "numbers": seen.numbers.get(block.index, {}),
+                }
+            )
+        return widths
+
+    def _blocks(
+        self, before: Sequence[int], widths: Widths, reports: Sequence[LayerReport], seen: Seen
+    ) -> list[BlockWidths]:
+        modules = {(module.block, module.unit): module for module in self.modules}
+        kept = {r.block: r.notes["kept"] for r in reports if r.pattern == "heads"}
+        found = []
+        for block, parameters, width in zip(self.blocks, before, widths, strict=True):
+            attention = modules.get((block.index, "heads"))
+            mlp = modules.get((block.index, "neurons"))
+            divergence_HH = seen.divergences.get(block.index)
+            rounded: Any = None
+            if divergence_HH is not None:
+                rounded = [[round(x, 4) for x in row] for row in divergence_HH.tolist()]
+            found.append(
+                BlockWidths(
+                    block=block.index,
+                    heads=(attention.heads, width["heads"]) if attention else None,
+                    kv_heads=(attention.kv_heads, width["kv_heads"]) if attention else None,
+                    neurons=(mlp.units, width["intermediate"]) if mlp else None,
+                    parameters=(parameters, _count(block)),
+                    kept_heads=kept.get(block.index),
+                    divergence=rounded,
+                )
+            )
+        return found
+
+
+def _count(block: Block) -> int:
+    return sum(parameter.numel() for parameter in block.module.parameters())
+
+
+def _adopt(config: Any, stock: Any) -> None:
+    """The model's own config, which its modules share, with the stock config's numbers."""
+    for name, value in stock.to_dict().items():
+        if hasattr(config, name) and getattr(config, name) != value:
+            setattr(config, name, value)
+
+
+def _range(text: str | None, blocks: int) -> range:
+    if text is None:
+        return range(blocks)
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None or not int(match[1]) < int(match[2]) <= blocks:
+        raise InputError(
+            f"--blocks is A:B with 0 <= A < B <= {blocks}, the number of blocks; got {text!r}."
+        )
+    return range(int(match[1]), int(match[2]))

@@ -1,0 +1,459 @@
+"""Heads and neurons really go: surgery, the loop, and checkpoints that load again."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import prunus
+from conftest import MODELS, load_tiny
+from prunus.cli.main import app
+from prunus.errors import CalibrationError, CheckpointError, InputError, UnsupportedModelError
+from prunus.report.pruning_report import read_report
+from prunus.structured.methods import STRUCTURED
+from prunus.structured.modules import find_modules
+from prunus.structured.surgery import rehearse, shrink
+from prunus.structured.widths import read_widths
+from prunus.survey import inspect
+from prunus.verification import verify
+
+WIDE = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+MLP = {**WIDE, "intermediate_size": 96}
+GQA = {**MLP, "num_key_value_heads": 2}
+GPT = {"n_embd": 64, "n_layer": 3, "n_head": 4}
+FAMILIES = {
+    "llama": GQA,
+    "mistral": GQA,
+    "qwen2": GQA,  # biases on q, k and v alone
+    "qwen3": {**GQA, "head_dim": 16},  # a norm within each head
+    "gemma": {**MLP, "num_key_value_heads": 1, "head_dim": 16},  # multi-query
+    "gpt2": GPT,  # one Conv1D for q, k, v, with a bias
+    "opt": {**WIDE, "ffn_dim": 96, "word_embed_proj_dim": 64},
+    "gpt_neox": MLP,  # q, k and v of each head one after the other
+    "falcon": WIDE,  # multi-query in one fused layer
+    "gptj": {**GPT, "rotary_dim": 8},  # parallel attention and MLP
+}
+IDS = torch.randint(0, 128, (4, 32), generator=torch.Generator().manual_seed(0))
+RUN = {"tokens_ST": IDS, "sparsity": 0.5}
+
+
+def build(family, settings=None):
+    """A random model whose heads differ, biases and all."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](vocab_size=128, **(settings or FAMILIES[family]))
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "embed" not in name and "wte" not in name:
+                parameter.mul_(5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.3)
+    return model
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def zero(module, keep_U):
+    """What ``shrink`` takes away, set to 0 instead."""
+    for layer, rows_UM in module.sources:
+        rows = rows_UM[~keep_U].flatten()
+        layer.weight_OI[rows] = 0
+        if layer.bias_O is not None:
+            layer.bias_O[rows] = 0
+    module.reader.weight_OI[:, module.columns_UN[~keep_U].flatten()] = 0
+
+
+def look(model):
+    blocks, traced = inspect(model, IDS[:1])
+    found = [
+        (block, module, traced.calls[block.index], traced.inputs[block.index])
+        for block in blocks
+        for module in find_modules(block, traced.calls[block.index], traced.inputs[block.index])
+    ]
+    return found
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request):
+    return request.param
+
+
+def test_masked_and_shrunk_logits_are_equal(family):
+    masked, shrunk = build(family), build(family)
+    dense = logits(masked)
+    generator = torch.Generator().manual_seed(1)
+    for (_, wide, *_), (block, module, *_) in zip(look(masked), look(shrunk), strict=True):
+        keep_U = torch.rand(module.units, generator=generator) < 0.6
+        keep_U[0], keep_U[-1] = True, False
+        zero(wide, keep_U)
+        gone = module.parameters * int((~keep_U).sum())
+        before = sum(p.numel() for p in shrunk.parameters())
+        shrink(block.module, block.name, module, keep_U)
+        assert before - sum(p.numel() for p in shrunk.parameters()) == gone
+    expected = logits(masked)
+    assert (expected - dense).abs().max() > 0.1
+    torch.testing.assert_close(logits(shrunk), expected, rtol=1e-4, atol=1e-4)
+    ids = shrunk.generate(IDS[:1], max_new_tokens=4, do_sample=False, pad_token_id=0)
+    again = masked.generate(IDS[:1], max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert torch.equal(ids, again)  # with a cache of keys and values
+
+
+def test_what_writes_nothing_goes_without_a_trace(family):
+    model = build(family)
+    for _, module, *_ in look(model):
+        module.reader.weight_OI[:, module.columns_UN[1]] = 0
+    expected = logits(model)
+    for block, module, *_ in look(model):
+        keep_U = torch.arange(module.units) != 1
+        shrink(block.module, block.name, module, keep_U)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_modules_are_found_where_the_caller_has_gradients_off():
+    with torch.no_grad():
+        found = [(module.unit, module.units) for _, module, *_ in look(build("llama"))]
+    assert found == [("heads", 2), ("neurons", 96)] * 3
+
+
+def test_a_rehearsal_leaves_no_trace(family):
+    model = build(family)
+    before = copy.deepcopy(model.state_dict())
+    text, expected = str(model), logits(model)
+    for block, module, call, hidden in look(model):
+        rehearse(block, module, call, hidden)
+    assert str(model) == text
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(logits(model), expected)
+
+
+def test_a_head_that_is_there_twice_is_found_and_goes():
+    model = build("llama", MLP)
+    width = 16
+    with torch.no_grad():
+        attention = model.model.layers[1].self_attn
+        for layer in (attention.q_proj, attention.k_proj):
+            layer.weight[2 * width : 3 * width] = layer.weight[:width]
+    fields = {"tokens_ST": IDS, "settings": {"target": "heads"}, "allocation": "adaptive"}
+    one = 4 * 64 * width
+    result = prunus.prune(model, method="goa", parameters=one, **fields)
+    blocks = result.report.structured.blocks
+    assert blocks[1].divergence[0][2] == 0
+    assert [block.heads for block in blocks] == [(4, 4), (4, 3), (4, 4)]
+    assert blocks[1].kept_heads == [1, 2, 3]
+
+
+@pytest.mark.parametrize("recovery", ["none", "before", "after", "both"])
+@pytest.mark.parametrize("method", STRUCTURED)
+def test_every_method_removes_what_was_asked(method, recovery):
+    model = build("llama")
+    settings = {"compensation": False} if recovery in ("after", "both") else {}
+    fields = {"method": method, "recovery": recovery, "settings": settings, **RUN}
+    report = prunus.prune(model, blocks="1:3", **fields).report
+    found = report.structured
+    assert found.removed == found.parameters[0] - found.parameters[1] + added(model)
+    assert 0 <= 0.5 - found.share <= 192 * 2 / found.removable
+    assert found.parameters[1] == sum(p.numel() for p in model.parameters())
+    assert [layer.block for layer in report.layers] == [1] * 7 + [2] * 7
+    assert bool(logits(model).isfinite().all())
+    again = build("llama")
+    prunus.prune(again, blocks="1:3", **fields)
+    assert torch.equal(logits(model), logits(again))  # law 1
+
+
+def added(model):
+    """Biases that compensation brought."""
+    return sum(p.numel() for n, p in model.named_parameters() if n.endswith("bias"))
+
+
+def test_the_second_module_sees_the_first_one_pruned():
+    """Wanda-sp's neurons are scored on what the smaller attention before them puts out."""
+    model = build("llama")
+    prunus.prune(model, method="wanda-sp", **RUN)
+    by_hand = build("llama")
+    for block in range(3):
+        for target in ("heads", "neurons"):
+            prunus.prune(
+                by_hand,
+                method="wanda-sp",
+                blocks=f"{block}:{block + 1}",
+                settings={"target": target},
+                tokens_ST=IDS,
+                sparsity=0.5,
+            )
+    torch.testing.assert_close(logits(by_hand), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_flaps_bias_takes_up_the_mean_of_what_went():
+    model = build("llama")
+    inputs = {}
+    reader = model.model.layers[0].mlp.down_proj
+    hook = reader.register_forward_pre_hook(lambda _, args: inputs.update(x=args[0]))
+    logits(model)
+    hook.remove()
+    weight = reader.weight.detach().clone()
+    fields = {"settings": {"target": "neurons"}, "allocation": "uniform", "blocks": "0:1", **RUN}
+    prunus.prune(model, method="flap", **fields)
+    kept = [int((weight.T == column).all(1).nonzero()) for column in reader.weight.detach().T]
+    gone = [i for i in range(96) if i not in kept]
+    mean_I = inputs["x"].flatten(0, 1).double().mean(0)
+    expected = weight[:, gone].double() @ mean_I[gone]
+    torch.testing.assert_close(reader.bias.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_recovery_and_repair_lower_the_error_and_report_it():
+    plain, tokenizer = load_tiny("llama")
+    both, _ = load_tiny("llama")
+    fields = {"method": "goa", "sparsity": 0.5, "samples": 32, "length": 128}
+    prunus.prune(plain, tokenizer=tokenizer, **fields)
+    report = prunus.prune(both, tokenizer=tokenizer, recovery="both", **fields).report
+    perplexities = [
+        prunus.evaluate(model, length=128, windows=20, tokenizer=tokenizer).perplexity
+        for model in (plain, both)
+    ]
+    assert perplexities[1] < 0.7 * perplexities[0]
+    for layer in report.layers:
+        notes = layer.notes["repair"]
+        assert notes["held_out_after"] <= notes["held_out_before"]
+        assert ("recovery" in layer.notes) == ((layer.name != "" and layer.notes["units"] != 2)
+                                               or layer.block > 0)  # fmt: skip
+
+
+FRESH = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+with torch.no_grad():
+    torch.save(model(input_ids=torch.load(sys.argv[2])).logits, sys.argv[3])
+assert "prunus" not in sys.modules
+"""
+
+
+@pytest.fixture
+def trusting(monkeypatch):
+    """No fresh process: two tests below start theirs."""
+    monkeypatch.setattr("prunus.structured.verification.reload", lambda *args: [])
+    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+
+
+def test_uniform_widths_load_in_plain_transformers_in_a_fresh_process(tmp_path, trusting):
+    model, tokenizer = load_tiny("llama")
+    result = prunus.prune(
+        model, method="goa", output=tmp_path / "out", tokenizer=tokenizer, recovery="after", **RUN
+    )
+    assert result.verification.ok
+    assert result.report.structured.stock
+    assert not (tmp_path / "out" / "widths.json").exists()
+    assert model.config.num_attention_heads == 2
+    torch.save(IDS, tmp_path / "ids.pt")
+    paths = [str(tmp_path / name) for name in ("out", "ids.pt", "logits.pt")]
+    subprocess.run([sys.executable, "-c", FRESH, *paths], check=True, capture_output=True)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
+    assert "AutoModelForCausalLM" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "blocks"),
+    [
+        ("llama", "flap", None),
+        ("llama", "goa", "1:3"),
+        ("gpt2", "flap", None),
+        ("opt", "goa", None),
+    ],
+)
+def test_widths_that_no_config_says_are_rebuilt(family, method, blocks, tmp_path, trusting):
+    model, tokenizer = load_tiny(family)
+    result = prunus.prune(
+        model, method=method, blocks=blocks, output=tmp_path / "out", tokenizer=tokenizer, **RUN
+    )
+    assert not result.report.structured.stock
+    widths = read_widths(tmp_path / "out")
+    assert len(widths) == len(result.report.structured.blocks)
+    keys = {"heads", "kv_heads", "intermediate", "bias_o", "bias_down", "numbers"}
+    assert all(set(width) == keys for width in widths)
+    assert widths[-1]["bias_down"] == (method == "flap" or family != "llama")
+    loaded = prunus.load(tmp_path / "out")
+    assert torch.equal(logits(loaded), logits(model))
+    ids = loaded.generate(IDS[:1], max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert ids.shape == (1, 36)
+    half = prunus.load(tmp_path / "out", dtype="bfloat16")
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    with pytest.raises(RuntimeError, match="mismatch"):  # loud, not wrong
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert "prunus.load" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_every_width_and_bias_reaches_llama_cpps_format(tmp_path, trusting):
+    gguf = pytest.importorskip("gguf")
+    from prunus.export.gguf import write_gguf
+
+    model, tokenizer = load_tiny("llama")
+    out = tmp_path / "out"
+    prunus.prune(model, method="flap", output=out, tokenizer=tokenizer, **RUN)
+    write_gguf(out, tmp_path / "out.gguf")
+    reader = gguf.GGUFReader(tmp_path / "out.gguf")
+    widths = read_widths(out)
+    neurons = reader.fields["deci.feed_forward_length"].contents()
+    assert neurons == [width["intermediate"] for width in widths]
+    assert len(set(neurons)) > 1
+    found = {tensor.name: tensor.data for tensor in reader.tensors}
+    down = model.model.layers[0].mlp.down_proj
+    assert torch.equal(torch.tensor(found["blk.0.ffn_down.weight"]), down.weight)
+    assert torch.equal(torch.tensor(found["blk.0.ffn_down.bias"]), down.bias)
+
+
+def test_half_precision_is_kept(tmp_path, trusting):
+    fields = {"method": "flap", "dtype": "bfloat16", "output": tmp_path / "out", **RUN}
+    model = prunus.prune(MODELS / "llama", **fields).model
+    loaded = prunus.load(tmp_path / "out")
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize(("family", "name"), [("gpt2", "n_inner"), ("opt", "ffn_dim")])
+def test_neurons_alone_fit_the_stock_config_of_gpt2_and_opt(family, name, tmp_path, trusting):
+    model, tokenizer = load_tiny(family)
+    fields = {"method": "l2", "mlp_only": True, "output": tmp_path / "out", **RUN}
+    assert prunus.prune(model, tokenizer=tokenizer, **fields).report.structured.stock
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(logits(loaded), logits(model))
+    assert getattr(model.config, name) == 96
+
+
+def test_verification_sees_what_is_wrong(tmp_path, trusting):
+    model, tokenizer = load_tiny("llama")
+    out = tmp_path / "out"
+    prunus.prune(model, method="flap", output=out, tokenizer=tokenizer, **RUN)
+    assert read_report(out).structured is not None
+    text = (out / "widths.json").read_text()
+    (out / "widths.json").rename(out / "gone.json")
+    problems = verify(out, reload=False).problems
+    assert any("widths.json is missing" in problem for problem in problems)
+    (out / "widths.json").write_text(text.replace('"format": 1', '"format": 2'))
+    with pytest.raises(CheckpointError, match="format 2"):
+        verify(out, reload=False)
+    (out / "widths.json").write_text(text)
+    report = json.loads((out / "pruning_report.json").read_text())
+    report["layers"][0]["notes"]["shape"][0] += 1
+    (out / "pruning_report.json").write_text(json.dumps(report))
+    assert any("not (" in problem for problem in verify(out, reload=False).problems)
+    with pytest.raises(InputError, match="Leave --source and --pattern out"):
+        verify(out, source=out, reload=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "goa", "pattern": "2:4"}, "--pattern does not apply"),
+        ({"method": "goa", "update": "keep"}, "--update does not apply"),
+        ({"method": "goa", "skip_blocks": "0:1"}, "blocks=A:B"),
+        ({"method": "wanda", "blocks": "0:1"}, "--blocks does not apply"),
+        ({"method": "wanda", "recovery": "after"}, "--recovery does not apply"),
+        ({"method": "l1", "sparsity": 0.0}, "between 0 and 1"),
+        ({"method": "l1", "sparsity": 1.0}, "between 0 and 1"),
+        ({"method": "l1", "sparsity": 0.2, "parameters": 5}, "give one of them"),
+        ({"method": "l1", "parameters": 10**9}, "--parameters"),
+        ({"method": "l1", "blocks": "2:9"}, "A:B with 0 <= A < B <= 3"),
+        ({"method": "l1", "blocks": "all"}, "A:B"),
+        ({"method": "l1", "sparsity": 0.0001}, "Nothing would be removed"),
+        ({"method": "l1", "allocation": "owl"}, "Unknown allocation 'owl'"),
+        ({"method": "l1", "recovery": "later"}, "Unknown recovery 'later'"),
+        ({"method": "flap", "recovery": "after"}, "compensation=false"),
+        ({"method": "l1", "settings": {"neurons.p": 1}}, "has no field 'p'"),
+        ({"method": "goa", "settings": {"heads.order": "row-major"}}, "for a threshold above 0"),
+        (
+            {"method": "goa", "allocation": "adaptive", "settings": {"heads.threshold": 0.1}},
+            "Leave one of them out",
+        ),
+        ({"method": "l1", "recovery": "after", "tokens_ST": IDS[:1]}, "at least two"),
+        ({"method": "prune-o-matic"}, "Unknown method"),
+    ],
+)
+def test_bad_requests_say_what_to_change(fields, message):
+    model = build("llama")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=message):
+        prunus.prune(model, **{"tokens_ST": IDS, **fields})
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_what_a_structured_run_cannot_do_says_so(tmp_path):
+    with pytest.raises(InputError, match="nothing to resume"):
+        prunus.prune("model", method="goa", output=tmp_path / "out", resume=True)
+    with pytest.raises(InputError, match="prunus plan"):
+        prunus.plan("model", method="goa")
+    with pytest.raises(CalibrationError, match="reads text"):
+        prunus.prune(build("llama"), method="flap", calibration="none")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("olmo2", GQA, "a norm across heads"),
+        ("phi3", {**GQA, "pad_token_id": 0}, "does not compute what it should"),
+        ("llama", {**GQA, "num_attention_heads": 1, "num_key_value_heads": 1}, "one must stay"),
+    ],
+)
+def test_attention_that_cannot_shrink_is_refused_and_its_neurons_are_not(family, settings, message):
+    model = build(family, settings)
+    expected = logits(model)
+    with pytest.raises(UnsupportedModelError, match=message):
+        prunus.prune(model, method="l1", **RUN)
+    assert torch.equal(logits(model), expected)
+    report = prunus.prune(model, method="l1", settings={"target": "neurons"}, **RUN).report
+    assert report.structured.blocks[0].neurons == (96, 48)
+
+
+def test_no_data_at_all():
+    model, tokenizer = load_tiny("llama")
+    report = prunus.prune(model, method="goa", calibration="none", sparsity=0.5).report
+    assert report.protocol is None
+    assert "identity=True" in report.pruner
+    model, _ = load_tiny("llama")
+    fields = {"method": "goa", "calibration": "self", "samples": 4, "length": 32, "sparsity": 0.3}
+    report = prunus.prune(model, tokenizer=tokenizer, **fields).report
+    assert report.protocol.source == "self"
+
+
+def test_a_threshold_says_how_many_heads_go():
+    counts = []
+    for threshold in (0.01, 10.0):
+        model = build("llama", MLP)
+        settings = {"heads.threshold": threshold}
+        report = prunus.prune(model, method="goa", settings=settings, **RUN).report
+        counts.append([block.heads[1] for block in report.structured.blocks])
+    assert counts[0] == [4, 4, 4]
+    assert counts[1] == [1, 1, 1]  # all but one are near another that stays
+
+
+def test_command_line(tmp_path, monkeypatch):
+    model, tokenizer = load_tiny("llama")
+    model.save_pretrained(tmp_path / "dense")
+    tokenizer.save_pretrained(tmp_path / "dense")
+    out = tmp_path / "out"
+    arguments = ["--method", "flap", "--blocks", "1:3", "--parameters", "20000"]
+    arguments += ["--samples", "8", "--length", "64", "--output", str(out), "--json"]
+    run = CliRunner().invoke(app, ["prune", str(tmp_path / "dense"), *arguments])
+    assert run.exit_code == 0, run.output
+    said = json.loads(run.stdout)
+    assert said["loads_in_transformers"] is False
+    monkeypatch.setattr("prunus.structured.verification.reload", lambda *args: [])
+    assert 0 <= 20000 - said["parameters_before"] + said["parameters"] + 2 * 64 * 4 < 1000
+    run = CliRunner().invoke(app, ["verify", str(out), "--json"])
+    assert run.exit_code == 0, run.output
+    run = CliRunner().invoke(app, ["eval", str(out), "--windows", "2", "--length", "64", "--json"])
+    assert json.loads(run.stdout)["perplexity"] > 1
+    again = ["--recipe", str(out / "recipe.yaml"), "--output", str(tmp_path / "again"), "--json"]
+    run = CliRunner().invoke(app, ["prune", str(tmp_path / "dense"), *again])
+    assert json.loads(run.stdout)["parameters"] == said["parameters"]
+    run = CliRunner().invoke(app, ["methods", "--json"])
+    assert set(STRUCTURED) < set(json.loads(run.stdout))
