@@ -60,7 +60,7 @@ def test_json_is_one_object_and_nothing_else(pruned, tmp_path):
     assert said["tasks"] == {}
     table = json.loads(run("methods", "--json").stdout)
     assert {"dass", "magnitude", "ri", "ria", "wanda", "sparsegpt", "mrp-mm"} <= set(table)
-    assert set(table["ria"]) == {"paper", "url", "parts", "needs", "differs"}
+    assert set(table["ria"]) == {"paper", "url", "parts", "allocation", "needs", "differs"}
 
 
 def test_eval_equals_the_library(pruned):
