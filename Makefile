@@ -11,7 +11,7 @@ demo: $(READY)   ## prune a real model (SmolLM2-135M), compare methods, leave th
 	$(BIN)/prunus demo --output prunus-demo
 
 test: $(READY)   ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff format --check .

@@ -15,8 +15,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus.checkpoint import find, load_model, load_tokenizer, new_folder
+from prunus.checkpoint import find, load_model, load_tokenizer
 from prunus.errors import CheckpointError, NumericalError, UnsupportedModelError
+from prunus.output import new_folder
 
 FAST = {"samples": 4, "length": 64}
 PLAIN = """

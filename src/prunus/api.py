@@ -21,17 +21,13 @@ from .calibration.tokens import (
     tokenize,
     window_length,
 )
-from .checkpoint import (
-    Dtype,
-    check_output,
-    load_model,
-    load_tokenizer,
-)
+from .checkpoint import Dtype, load_model, load_tokenizer
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
 from .inputs import in_memory, inputs, pick_device
 from .methods import ALL, QUANTIZE
 from .observer import Observer, Silent
+from .output import check_output
 from .parallel import ALONE, Team
 from .permutation.orders import Orders
 from .planning import Plan, forecast

@@ -17,9 +17,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
 
 from .blocks import Block
-from .checkpoint import write_texts
 from .errors import UnsupportedModelError
 from .journal import Journal, packed_beside, write_shard
+from .output import write_texts
 from .quantization import Grid
 from .quantization.packing import PACKED, config
 from .weights import Weights

@@ -15,10 +15,11 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from .api import evaluate, prune
-from .checkpoint import check_output, load_model, load_tokenizer
+from .checkpoint import load_model, load_tokenizer
 from .cli.console import console
 from .errors import InputError
 from .observer import Silent
+from .output import check_output
 from .recipe import Recipe
 from .result import write
 

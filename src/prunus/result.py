@@ -12,10 +12,11 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from .assembly import assemble
-from .checkpoint import load_model, new_folder, no_new_parents, write_model
+from .checkpoint import load_model
 from .errors import InputError
 from .journal import Journal
 from .observer import Observer
+from .output import new_folder, no_new_parents, write_model
 from .permutation.orders import FILE as ORDERS
 from .permutation.orders import Orders
 from .recipe import Recipe

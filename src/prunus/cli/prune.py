@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from ..report import PruningReport
     from ..report.structured_report import StructuredReport
 
+WEIGHTS = "Single weights"
+INTEGERS = "Integer grids"
+UNITS = "Heads and neurons"
+TEXT = "Calibration text"
+
 EXAMPLES = """
 **Examples**
 
@@ -59,22 +64,32 @@ def run(
     ] = None,
     update: Annotated[
         str | None,
-        typer.Option(help="keep, sparsegpt or least-squares: new values for the kept weights."),
+        typer.Option(
+            help="keep, sparsegpt or least-squares: new values for the kept weights.",
+            rich_help_panel=WEIGHTS,
+        ),
     ] = None,
     refine: Annotated[
         str | None,
-        typer.Option(help="none or swaps: exchange kept and pruned weights while it helps."),
+        typer.Option(
+            help="none or swaps: exchange kept and pruned weights while it helps.",
+            rich_help_panel=WEIGHTS,
+        ),
     ] = None,
     permutation: Annotated[
         str | None,
         typer.Option(
             help="none, fold, gather or free: N:M in an order of the inputs that keeps more. fold: "
             "in the stored weights, for hardware; gather: keeps more, needs prunus.load; free: the "
-            "papers' count, which nothing runs."
+            "papers' count, which nothing runs.",
+            rich_help_panel=WEIGHTS,
         ),
     ] = None,
     search: Annotated[
-        str | None, typer.Option(help="assignment, heuristic or greedy: how orders are found.")
+        str | None,
+        typer.Option(
+            help="assignment, heuristic or greedy: how orders are found.", rich_help_panel=WEIGHTS
+        ),
     ] = None,
     allocation: Annotated[
         str | None,
@@ -86,56 +101,76 @@ def run(
     ] = None,
     bits: Annotated[
         int | None,
-        typer.Option(help="2 to 8: put the kept weights on an integer grid; zeros stay exact."),
+        typer.Option(
+            help="2 to 8: put the kept weights on an integer grid; zeros stay exact.",
+            rich_help_panel=INTEGERS,
+        ),
     ] = None,
     group: Annotated[
-        int | None, typer.Option(help="Inputs that share a grid; 0: a whole row.  [default: 128]")
+        int | None,
+        typer.Option(
+            help="Inputs that share a grid; 0: a whole row.  [default: 128]",
+            rich_help_panel=INTEGERS,
+        ),
     ] = None,
     quantize: Annotated[
         str | None,
         typer.Option(
             help="before or after: the grid, then the mask, or the other way round. before with "
-            "--allocation besa learns clipping too."
+            "--allocation besa learns clipping too.",
+            rich_help_panel=INTEGERS,
         ),
     ] = None,
     pack: Annotated[
         bool | None,
-        typer.Option("--pack/--no-pack", help="Store integers; needs compressed-tensors to load."),
+        typer.Option(
+            "--pack/--no-pack",
+            help="Store integers; needs compressed-tensors to load.",
+            rich_help_panel=INTEGERS,
+        ),
     ] = None,
     true_sequential: Annotated[
         bool | None,
         typer.Option(
             "--true-sequential/--no-true-sequential",
             help="Gather statistics anew after q/k/v, o, gate/up, down: slower.",
+            rich_help_panel=WEIGHTS,
         ),
     ] = None,
     min_tokens: Annotated[
         int | None,
         typer.Option(
             help="An expert with fewer is pruned by its weights alone.  [default: 128; twice its "
-            "inputs where the method reads the Gram matrix]"
+            "inputs where the method reads the Gram matrix]",
+            rich_help_panel=WEIGHTS,
         ),
     ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the method: score.power=0.4")
     ] = None,
     mlp_only: Annotated[
-        bool | None, typer.Option("--mlp-only/--no-mlp-only", help="Leave attention dense.")
+        bool | None,
+        typer.Option(
+            "--mlp-only/--no-mlp-only", help="Leave attention dense.", rich_help_panel=WEIGHTS
+        ),
     ] = None,
     skip_blocks: Annotated[
-        str | None, typer.Option(help="A:B leaves blocks A to B-1 dense.")
+        str | None, typer.Option(help="A:B leaves blocks A to B-1 dense.", rich_help_panel=WEIGHTS)
     ] = None,
     blocks: Annotated[
-        str | None, typer.Option(help="Heads and neurons: A:B prunes blocks A to B-1 alone.")
+        str | None, typer.Option(help="A:B prunes blocks A to B-1 alone.", rich_help_panel=UNITS)
     ] = None,
     parameters: Annotated[
-        int | None, typer.Option(help="Heads and neurons: how many parameters to remove.")
+        int | None,
+        typer.Option(
+            help="How many parameters to remove, instead of a share.", rich_help_panel=UNITS
+        ),
     ] = None,
     recovery: Annotated[
         str | None,
         typer.Option(
-            help="Heads and neurons: none, before, after or both: least squares around the "
-            "removal.  [default: none]"
+            help="none, before, after or both: least squares around the removal.  [default: none]",
+            rich_help_panel=UNITS,
         ),
     ] = None,
     recipe: Annotated[
@@ -145,17 +180,23 @@ def run(
         str | None,
         typer.Option(
             help="Text: a .txt, .raw, .jsonl or .parquet file, a folder, c4, wikitext2, ptb, "
-            "lambada, self, builtin, none.  [default: builtin; none for data-free methods]"
+            "lambada, self, builtin, none.  [default: builtin; none for data-free methods]",
+            rich_help_panel=TEXT,
         ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where c4, wikitext2 … lie as files.")
+        Path | None, typer.Option(help="Where c4, wikitext2 … lie as files.", rich_help_panel=TEXT)
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Windows.  [default: 128]")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Windows.  [default: 128]", rich_help_panel=TEXT)
+    ] = None,
     length: Annotated[
-        int | None, typer.Option(help="Tokens per window.  [default: up to 2048]")
+        int | None,
+        typer.Option(help="Tokens per window.  [default: up to 2048]", rich_help_panel=TEXT),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the sampling.  [default: 0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the sampling.  [default: 0]", rich_help_panel=TEXT)
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="auto, float32, bfloat16, float16.  [default: the checkpoint's]"),

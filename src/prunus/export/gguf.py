@@ -27,8 +27,9 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ..checkpoint import Dtype, check_output, check_shards, find, new_file, read_tensors
+from ..checkpoint import Dtype, check_shards, find, read_tensors
 from ..errors import CheckpointError, InputError, NumericalError, UnsupportedModelError
+from ..output import check_output, new_file
 from .vocabulary import add_vocabulary
 from .widths import Family, Shape, Widths, check_shapes, read_widths, tensor_shapes
 

@@ -1,0 +1,115 @@
+"""Writes what is there whole or not at all: under a temporary name, renamed at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from .errors import CheckpointError
+
+
+@contextmanager
+def new_folder(output: str | Path) -> Iterator[Path]:
+    """A folder under a temporary name, renamed to ``output`` when all went well, else removed.
+
+    Raises:
+        CheckpointError: ``output`` exists, or cannot be made.
+    """
+    with _renamed(Path(output)) as folder:
+        yield folder
+
+
+@contextmanager
+def new_file(output: str | Path) -> Iterator[Path]:
+    """The same for a file, which the caller makes."""
+    with _renamed(Path(output), Path(output).name) as path:
+        yield path
+
+
+@contextmanager
+def _renamed(output: Path, name: str = "") -> Iterator[Path]:
+    _refuse_existing(output)
+    with no_new_parents(output):
+        folder = _temporary(output)
+        try:
+            yield folder / name
+            _refuse_existing(output)
+            (folder / name).rename(output)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{output} could not be written: {error}.") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_output(output: str | Path) -> None:
+    """Raise CheckpointError if ``output`` exists or cannot be made: before the work, not after."""
+    output = Path(output)
+    _refuse_existing(output)
+    try:  # rehearse in the nearest folder that is there
+        near = next(folder for folder in output.absolute().parents if folder.exists())
+        Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=near)).rmdir()
+    except OSError as error:
+        raise CheckpointError(f"{output} cannot be written: {error}.") from None
+
+
+@contextmanager
+def no_new_parents(output: Path) -> Iterator[None]:
+    """Folders above ``output`` that come inside and are empty at the end go again."""
+    missing = [folder for folder in output.parents if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # it is not empty, or was never made
+                folder.rmdir()
+
+
+def _refuse_existing(output: Path) -> None:
+    """Nothing is ever overwritten."""
+    try:
+        exists = os.path.lexists(output)
+    except OSError as error:
+        raise CheckpointError(f"{output} cannot be written: {error}.") from None
+    if exists:
+        raise CheckpointError(
+            f"{output} exists. Choose another --output, or remove it first; nothing is overwritten."
+        )
+
+
+def _temporary(output: Path) -> Path:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        folder.chmod(0o755)  # mkdtemp's 0700 is for secrets
+    except OSError as error:
+        raise CheckpointError(f"{output} cannot be written: {error}.") from None
+    return folder
+
+
+def write_model(
+    folder: Path, model: PreTrainedModel, tokenizer: Any, texts: Mapping[str, str]
+) -> None:
+    """Safetensors shards, config, generation config, tokenizer, and ``texts`` by file name."""
+    model.save_pretrained(folder, max_shard_size="5GB")
+    write_texts(folder, tokenizer, texts)
+
+
+def write_texts(folder: Path, tokenizer: Any, texts: Mapping[str, str]) -> None:
+    """The tokenizer, and ``texts`` by file name; every file for others to read."""
+    if tokenizer is not None:
+        try:
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # the Rust side raises a bare one
+            raise OSError(f"the tokenizer could not be written: {error}") from error
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for file in folder.rglob("*"):  # safetensors writes 0600, which no server's user could read
+        file.chmod(0o755 if file.is_dir() else 0o644)
