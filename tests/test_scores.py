@@ -46,7 +46,11 @@ FORMULAS = [
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("score", "formula"), FORMULAS, ids=lambda x: "" if callable(x) and not hasattr(x, "needs") else repr(x))
+@pytest.mark.parametrize(
+    ("score", "formula"),
+    FORMULAS,
+    ids=lambda x: "" if callable(x) and not hasattr(x, "needs") else repr(x),
+)
 def test_score_equals_the_formula(score, formula, dtype, layer):
     weight_OI, inputs_TI, stats = layer
     weight_OI = weight_OI.to(dtype)
