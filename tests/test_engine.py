@@ -12,6 +12,7 @@ from prunus.engine import prune_blocks
 from prunus.errors import CalibrationError, InputError, NumericalError, PatternError, PrunusError
 from prunus.methods import build_method
 from prunus.observer import Silent
+from prunus.patterns import Unstructured
 from prunus.pruners import Compose, EachLayer
 from prunus.replay import Recording
 from prunus.scores import Magnitude, Wanda
@@ -129,7 +130,7 @@ class Broken:
         self.how = how
 
     def pattern(self, layer):
-        return "broken"
+        return Unstructured("row")
 
     def check(self, block, plan):
         pass

@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..blocks import Block
+from ..gathering import on
 from ..replay import Recording
 from ..types import LayerReport
 from .allocation import Counts, Key
@@ -153,14 +153,3 @@ def _through(
                 recording.advance(block.index, block.module, context.device, observed)
                 if beside is not None:
                     beside.recording.advance(block.index, beside.block, context.device)
-
-
-@contextmanager
-def on(device: torch.device, block: Block) -> Iterator[None]:
-    """The block on the device; then back where it was."""
-    home = next(block.module.parameters()).device
-    block.module.to(device)
-    try:
-        yield
-    finally:
-        block.module.to(home)
