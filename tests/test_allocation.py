@@ -12,7 +12,13 @@ from prunus.allocation import BESA, OWL
 from prunus.allocation.besa import Budget
 from prunus.allocation.budget import choose_patterns, exact_counts, spread
 from prunus.allocation.shares import Ranks, Shares, flattest
-from prunus.errors import CalibrationError, InputError, PatternError, UnknownNameError
+from prunus.errors import (
+    CalibrationError,
+    InputError,
+    NumericalError,
+    PatternError,
+    UnknownNameError,
+)
 from prunus.gathering import gathered
 from prunus.learning import Unit
 from prunus.methods import build_allocation, build_method
@@ -249,6 +255,22 @@ def test_learning_lowers_the_loss_and_is_reported():
     assert "BESA(" in report.allocation
     json.loads(report.to_json())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 1.0])
+def test_nothing_is_learned_where_nothing_or_everything_goes(sparsity):
+    model, tokenizer = load_tiny("llama")
+    run = {"method": "besa", "tokenizer": tokenizer, **FEW}
+    report = prunus.prune(model, sparsity=sparsity, **run).report
+    assert report.learning == []
+    assert {layer.sparsity for layer in report.layers} == {sparsity}
+
+
+def test_a_loss_that_is_no_number_is_said(monkeypatch):
+    monkeypatch.setattr(BESA, "_error", lambda *args: torch.tensor(float("nan")))
+    model, tokenizer = load_tiny("llama")
+    with pytest.raises(NumericalError, match=r"model\.layers\.0: the loss became NaN or inf"):
+        prunus.prune(model, method="besa", tokenizer=tokenizer, **FEW)
 
 
 def test_learning_stops_when_the_shares_rest():

@@ -142,16 +142,18 @@ class Learner:
                     hidden = self.reference[i]
                     out = call(block.module, hidden.to(self.device))
                     self.reference[i] = out.to(hidden.device)
-        if layers and open_:
-            self._learn(unit, layers)
+        budgets = self._budgets(layers)
+        if open_ and any(0 < budget.share < 1 for budget in budgets):
+            self._learn(unit, layers, budgets)
         elif known is not None:
             self.curves.append(known["curve"])
             self.owed = known["owed"]
 
-    def _learn(self, unit: Sequence[Block], layers: Sequence[Layer]) -> None:
+    def _learn(
+        self, unit: Sequence[Block], layers: Sequence[Layer], budgets: Sequence[Budget]
+    ) -> None:
         begun = time.perf_counter()
         scores, targets = self._look(unit, layers)
-        budgets = self._budgets(layers)
         with torch.enable_grad():
             learned = self.allocation.learn(
                 {layer.name: layer.weight_OI for layer in layers},

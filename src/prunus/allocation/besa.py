@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -139,11 +140,11 @@ class BESA:
         """
         state = _State(self, weights, scores, budgets)
         with torch.no_grad():
-            first = range(min(replay.samples, WINDOW))
-            unit = sum(float(self._error(replay, i, state.masked())) for i in first) / len(first)
-        losses: list[float] = []
+            first, uniform = range(min(replay.samples, WINDOW)), state.masked()
+            unit = sum(float(self._error(replay, i, uniform)) for i in first) / len(first)
+        losses: list[float] = [] if math.isfinite(unit) else [unit]
         before = state.shares()
-        for step in range(self.steps if unit > 0 else 0):
+        for step in range(self.steps if unit > 0 and not losses else 0):
             error = self._error(replay, step % replay.samples, state.masked()) / unit
             state.descend(error + self.penalty * state.deviation(), 1 - step / self.steps)
             losses.append(float(error.detach()))
