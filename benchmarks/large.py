@@ -4,7 +4,7 @@
 
 Writes bfloat16 checkpoints of these numbers of blocks below FOLDER, a shard at a time (13.5 GB for
 32 blocks), prunes each by Wanda to 2:4 with 8 samples of 128 tokens in a process of its own, and
-prints that process's highest resident memory and its time.
+prints that process's highest resident memory and its time, beside what `prunus plan` said of them.
 """
 
 from __future__ import annotations
@@ -34,22 +34,20 @@ def main() -> None:
     parser.add_argument("--method", default="wanda")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints there")
     given = parser.parse_args()
-    print("| blocks | GB | peak GiB | minutes | sparsity |\n|---|---|---|---|---|", flush=True)
+    print("| blocks | GB | peak GiB | planned | minutes | planned | sparsity |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for blocks in given.blocks:
         model, output = given.folder / f"dense-{blocks}", given.folder / f"pruned-{blocks}"
         if not model.exists():
             write(model, blocks)
         size = sum(x.stat().st_size for x in model.glob("*.safetensors"))
-        command = [sys.executable, __file__, "--one", str(model), str(output), given.method]
-        begun = time.perf_counter()
-        run = subprocess.run(command, capture_output=True, text=True)
-        minutes = (time.perf_counter() - begun) / 60
-        if run.returncode:
-            sys.exit(run.stderr)
-        found = json.loads(run.stdout.splitlines()[-1])
+        plan, found = (
+            alone(what, str(model), str(output), given.method) for what in ("--plan", "--one")
+        )
         print(
-            f"| {blocks} | {size / 1e9:.1f} | {found['peak'] / 2**30:.2f} | {minutes:.1f} "
-            f"| {found['sparsity']:.4f} |",
+            f"| {blocks} | {size / 1e9:.1f} | {found['peak'] / 2**30:.2f} "
+            f"| {plan['peak'] / 2**30:.2f} | {found['seconds'] / 60:.1f} "
+            f"| {plan['seconds'] / 60:.1f} | {found['sparsity']:.4f} |",
             flush=True,
         )
         shutil.rmtree(output)
@@ -57,14 +55,30 @@ def main() -> None:
             shutil.rmtree(model)
 
 
-def one(model: str, output: str, method: str) -> None:
-    """A run, in this process: its highest resident memory is the run's alone."""
+def alone(*arguments: str) -> dict[str, float]:
+    """In a process of its own, whose highest resident memory is nobody else's."""
+    run = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(run.stderr)
+    found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+def one(what: str, model: str, output: str, method: str) -> None:
+    """A run or its plan, in this process."""
     import prunus
 
     ids_ST = torch.randint(0, WORDS, (8, 128), generator=torch.Generator().manual_seed(0))
-    result = prunus.prune(model, method=method, pattern="2:4", tokens_ST=ids_ST, output=output)
+    given = {"method": method, "pattern": "2:4", "tokens_ST": ids_ST, "output": output}
+    begun = time.perf_counter()
+    if what == "--plan":
+        plan = prunus.plan(model, **given)
+        print(json.dumps({"peak": plan.peak_bytes, "seconds": plan.seconds}))
+        return
+    sparsity = prunus.prune(model, **given).report.sparsity
+    seconds = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"peak": peak, "sparsity": result.report.sparsity}))
+    print(json.dumps({"peak": peak, "seconds": seconds, "sparsity": sparsity}))
 
 
 def write(folder: Path, blocks: int) -> None:
@@ -105,7 +119,7 @@ def write(folder: Path, blocks: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        one(*sys.argv[2:])
+    if sys.argv[1:2] in (["--one"], ["--plan"]):
+        one(*sys.argv[1:])
     else:
         main()
