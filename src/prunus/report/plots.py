@@ -61,5 +61,6 @@ def sparsity_found(layers: Sequence[LayerReport], path: str | Path, title: str =
     mean = sum(x.sparsity * n for x, n in zip(layers, weights, strict=True)) / sum(weights)
     panel.axhline(mean, color="grey", linewidth=0.8, linestyle=":")
     panel.set(xlabel="block", ylabel="sparsity", title=title)
+    panel.locator_params(axis="x", integer=True)
     panel.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(str(path), dpi=150)

@@ -109,5 +109,6 @@ def removed_share(reports: Mapping[str, StructuredReport], path: str | Path) -> 
         shares = [block.removed for block in report.blocks]
         panel.step(range(len(shares)), shares, where="mid", label=name)
     panel.set(xlabel="block", ylabel="parameters removed", ylim=(0, None))
+    panel.locator_params(axis="x", integer=True)
     panel.legend(frameon=False, fontsize=9)
     figure.savefig(str(path), dpi=150)
