@@ -101,7 +101,7 @@ def prune(
     written = output is not None
     with team.agreed():
         run, tokenizer = _prepared(
-            model, recipe, {}, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
+            model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
         )
     run.shared(team)
     if path is None or output is None:
@@ -146,15 +146,14 @@ def plan(
             "heads and neurons. It holds the model in memory, and its calibration activations."
         )
     run, _ = _prepared(
-        model, recipe, {}, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
+        model, recipe, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
     )
     return forecast(run)
 
 
 def _prepared(
     model: str | Path | PreTrainedModel,
-    recipe: Recipe | str | Path | None,
-    fields: dict[str, Any],
+    recipe: Recipe,
     written: bool,
     spill: str | Path | None,
     tokenizer: Any,
@@ -164,7 +163,7 @@ def _prepared(
 ) -> tuple[Run, Any]:
     """All that comes before the first change: a run, and the tokenizer if one is needed."""
     observer = observer or Silent()
-    recipe, pruner, allocation = _resolved(recipe, fields, tokens_ST is not None)
+    recipe, pruner, allocation = _resolved(recipe, tokens_ST is not None)
     device = pick_device(recipe.device)  # raises before the model is loaded
     weights, tokens, tokenizer = inputs(
         model, recipe, written, tokenizer, tokens_ST, trust_remote_code, observer
@@ -175,11 +174,8 @@ def _prepared(
     return run, tokenizer
 
 
-def _resolved(
-    recipe: Recipe | str | Path | None, fields: dict[str, Any], tokens_given: bool
-) -> tuple[Recipe, BlockPruner, Allocation]:
+def _resolved(recipe: Recipe, tokens_given: bool) -> tuple[Recipe, BlockPruner, Allocation]:
     """The recipe with its defaults filled in, and what it spells."""
-    recipe = _recipe(recipe, fields)
     pruner, allocation, sparsity = recipe.build()
     reads = bool(pruner.needs) or not isinstance(allocation, Uniform)
     source = recipe.calibration or ("builtin" if reads else "none")

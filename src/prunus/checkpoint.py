@@ -186,7 +186,8 @@ def _loaded(
         wanted = dtype if dtype == "auto" else getattr(torch, dtype)
         folder = Path(source.location)
         with _explained(checkpoint):
-            made = rebuilt(folder, widths, check_shards(folder), wanted, trust_remote_code)
+            tensors = read_tensors(check_shards(folder))
+            made = rebuilt(folder, widths, tensors, wanted, trust_remote_code)
         made.eval()
         return made
     loaded: Any  # a pair, which the stubs do not know

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,6 +42,7 @@ class Journal:
         residual: the order of the residual stream, where one was folded.
         blocks: by index, what the journal says of a block.
         outliers: of each block, where they were counted.
+        learned: by the first block of a unit, what was noted of its shares.
         held: the open file that keeps other processes away.
     """
 
@@ -49,6 +50,7 @@ class Journal:
     residual: Tensor | None
     blocks: dict[int, dict[str, Any]]
     outliers: dict[int, float] | None = None
+    learned: dict[int, dict[str, Any]] = field(default_factory=dict)
     held: IO[bytes] | None = None
 
     @classmethod
@@ -91,7 +93,8 @@ class Journal:
         blocks = {x["block"]: x for x in lines if "block" in x}
         counted = next((x["outliers"] for x in lines if "outliers" in x), None)
         outliers = None if counted is None else {int(k): v for k, v in counted.items()}
-        journal = cls(folder, order_I, blocks, outliers)
+        learned = {x["learned"]: x for x in lines if "learned" in x}
+        journal = cls(folder, order_I, blocks, outliers, learned)
         journal._lock()
         say(f"resuming: {len(blocks)} blocks are done")
         return journal
@@ -108,12 +111,8 @@ class Journal:
 
     def note_learned(self, index: int, notes: Mapping[str, Any]) -> None:
         """What was learned for the blocks from ``index`` on."""
+        self.learned[index] = dict(notes)
         self._append({"learned": index, **notes})
-
-    def learned(self, index: int) -> Mapping[str, Any] | None:
-        """The same, of an earlier run."""
-        lines = _read(self.folder / LINES)
-        return next((line for line in reversed(lines) if line.get("learned") == index), None)
 
     def write(
         self,

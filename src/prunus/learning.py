@@ -87,8 +87,8 @@ class Learner:
         allocation: what learns.
         blocks: of the model.
         recording: the pruned stream, which the engine advances.
-        reference: the inputs of the next unit on the dense stream; None: targets are what the dense
-            unit makes of the pruned stream.
+        reference: the dense stream, at the next unit; None: targets are what the dense unit makes
+            of the pruned stream.
         plan: the shares before learning: what a unit's layers must come to together.
         pruner: whose patterns say what kind of share each layer can have.
         device: where blocks are.
@@ -101,7 +101,7 @@ class Learner:
     allocation: BESA
     blocks: Sequence[Block]
     recording: Recording
-    reference: Hidden | None
+    reference: Recording | None
     plan: Plan
     pruner: BlockPruner
     device: torch.device
@@ -132,16 +132,13 @@ class Learner:
 
     def _pass(self, unit: Sequence[Block]) -> None:
         """Learn the unit's shares, unless an earlier run has pruned it; advance the reference."""
-        known = self.journal.learned(unit[0].index) if self.journal is not None else None
+        known = self.journal.learned.get(unit[0].index) if self.journal is not None else None
         layers = [layer for block in unit for layer in block.planned(self.plan)]
         self.observer.block(unit[0].index, len(self.blocks), unit[0].name, "learn")
         open_ = self.journal is None or any(b.index not in self.journal.blocks for b in unit)
         if self.reference is not None:
             for block in unit:
-                for i, call in enumerate(self.recording.calls[block.index]):
-                    hidden = self.reference[i]
-                    out = call(block.module, hidden.to(self.device))
-                    self.reference[i] = out.to(hidden.device)
+                self.reference.advance(block.index, block.module, self.device)
         budgets = self._budgets(layers)
         if open_ and any(0 < budget.share < 1 for budget in budgets):
             self._learn(unit, layers, budgets)
@@ -183,7 +180,8 @@ class Learner:
         self, unit: Sequence[Block], layers: Sequence[Layer]
     ) -> tuple[dict[str, Tensor], Hidden]:
         """The scores of the unit's layers, dense, on the pruned stream; and the targets."""
-        ahead = replace(self.recording, hidden=self.recording.hidden.copy())
+        still = self.reference is not None and len(unit) == 1
+        ahead = self.recording if still else self.recording.copy()
         stats: dict[str, Statistics] = {}
         for block in unit:
             further = block is not unit[-1] or self.reference is None
@@ -195,7 +193,7 @@ class Learner:
             if grid is not None:
                 weight_OI = grid.quantize(weight_OI).dequantize()
             scores[layer.name] = self.allocation.score(weight_OI, stats[layer.site])
-        return scores, ahead.hidden if self.reference is None else self.reference
+        return scores, (self.reference or ahead).hidden
 
     def _budgets(self, layers: Sequence[Layer]) -> list[Budget]:
         """The layers that meet a target together."""

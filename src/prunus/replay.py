@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -83,6 +83,10 @@ class Recording:
     calls: list[list[Call]]
     min_tokens: int | None = None
     first: int = 0
+
+    def copy(self) -> Recording:
+        """The same samples, to go their own way from here on."""
+        return replace(self, hidden=self.hidden.copy(), calls=[list(x) for x in self.calls])
 
     def advance(
         self,

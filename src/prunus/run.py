@@ -227,7 +227,7 @@ class Run:
             return None
         assert recording is not None  # an allocation that learns is given text
         dense = self.allocation.reference == "dense"
-        reference = recording.hidden.copy() if dense else None
+        reference = recording.copy() if dense else None
         return Learner(
             self.allocation, self.blocks, recording, reference, self.plan, self.pruner,
             self.device, self.observer, journal,

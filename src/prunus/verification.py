@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from .blocks import find_blocks
 from .channels import Channels
 from .checkpoint import check_shards, load_weights
 from .errors import CheckpointError
+from .fresh import asked
 from .methods import QUANTIZE
 from .patterns import NM, Unstructured, parse_pattern, removed
 from .permutation.interior import Interior
@@ -353,22 +352,15 @@ def _pairs(
 
 
 def _check_reload(folder: Path, found: Verification, trust_remote_code: bool, packed: bool) -> None:
-    path, converted = folder.resolve(), Scratch()
+    converted = Scratch()
     size = sum(file.stat().st_size for file in set(check_shards(folder).values()))
     # Then layer by layer, from the disk; packed ones are unpacked into memory in any case.
     large = not packed and size > psutil.virtual_memory().available / 2
     where = str(converted.path) if large else ""
-    run = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(path), str(trust_remote_code), where],
-        cwd=path,  # not the user's folder, whose files python -c could import
-        capture_output=True,
-        text=True,
-    )
-    if run.returncode != 0:
-        last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+    seen, last = asked(RELOAD, folder, str(trust_remote_code), where)
+    if seen is None:
         found.problems.append(f"AutoModelForCausalLM cannot load it in a fresh process: {last}")
         return
-    seen = json.loads(run.stdout.strip().splitlines()[-1])
     if not seen["finite"]:
         found.problems.append("Its logits hold NaN or inf in a fresh process.")
     for kind in ("missing", "unexpected"):

@@ -23,7 +23,11 @@ def select_layers(
     Raises:
         InputError: a range outside the model, or nothing left to prune.
     """
-    skipped = _range(skip_blocks, len(blocks)) if skip_blocks is not None else range(0)
+    skipped = (
+        block_range("skip_blocks", skip_blocks, len(blocks))
+        if skip_blocks is not None
+        else range(0)
+    )
     layers = [
         layer
         for block in blocks
@@ -39,10 +43,11 @@ def select_layers(
     return layers
 
 
-def _range(text: str, blocks: int) -> range:
+def block_range(name: str, text: str, blocks: int) -> range:
+    """The blocks A to B − 1 of ``A:B``, counted from 0; ``name`` is the option's."""
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if match is None or not int(match[1]) < int(match[2]) <= blocks:
         raise InputError(
-            f"skip_blocks is A:B with 0 <= A < B <= {blocks}, the number of blocks; got {text!r}."
+            f"{name} is A:B with 0 <= A < B <= {blocks}, the number of blocks; got {text!r}."
         )
     return range(int(match[1]), int(match[2]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -81,10 +82,9 @@ class Context:
         kind = score.kind if isinstance(score, Redundancy) else "jensen-shannon"
         divergence = HeadDivergence(module.heads, kind)
         with eager(self.model):
-            for sample, hidden, call in self.samples(block, recording):
-                if sample < MAPS:
-                    maps = attention_maps(block, module.reader, call, hidden, module.heads)
-                    divergence.update(maps)
+            for _, hidden, call in islice(self.samples(block, recording), MAPS):
+                maps = attention_maps(block, module.reader, call, hidden, module.heads)
+                divergence.update(maps)
         return divergence.matrix_HH
 
     def scored(self, block: Block, module: Depth2, gathered: Gathered) -> Tensor:

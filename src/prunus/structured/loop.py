@@ -23,7 +23,7 @@ from .allocation import Counts, Key
 from .gathering import Context
 from .modules import Depth2, moved
 from .recovery import joined
-from .scores import lowest
+from .scores import Gathered, lowest
 from .statistics import ChannelMoments
 from .step import DenseStream, Step
 
@@ -46,7 +46,10 @@ class Seen:
 
     def look(self, step: Step) -> None:
         """Score the module as it is now."""
-        gathered, _ = step.context.gather(step.block, step.module, step.recording)
+        self.note(step, step.context.gather(step.block, step.module, step.recording)[0])
+
+    def note(self, step: Step, gathered: Gathered) -> None:
+        """The same, of what was gathered."""
         key = step.module.block, step.module.unit
         self.scores[key] = step.context.scored(step.block, step.module, gathered)
         if gathered.divergence_HH is not None:
@@ -117,11 +120,7 @@ def _prune(
     old_OA = joined(module.reader.weight_OI, module.reader.bias_O)
     gathered, halves = context.gather(step.block, module, step.recording)
     if anew:
-        seen.scores[key] = context.scored(step.block, module, gathered)
-        if gathered.divergence_HH is not None:
-            seen.divergences[module.block] = gathered.divergence_HH
-        if context.pruner.compensation:
-            seen.means[key] = gathered.second[ChannelMoments].mean_I
+        seen.note(step, gathered)
     keep_U = lowest(seen.scores[key], counts[key]).to(context.device)
     updated = counts[key] > 0 and (context.pruner.after or context.pruner.compensation)
     if updated and context.pruner.after:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..blocks import Block, Layer
 from ..errors import UnsupportedModelError
-from ..heads import Values, find_values
+from ..heads import find_values
 from ..permutation.interior import neurons
 from ..replay import Call
 
@@ -216,6 +216,3 @@ def moved(module: Depth2, device: torch.device) -> Depth2:
     """The same with its indices on a device."""
     sources = tuple((layer, rows_UM.to(device)) for layer, rows_UM in module.sources)
     return replace(module, columns_UN=module.columns_UN.to(device), sources=sources)
-
-
-__all__ = ["Depth2", "Unit", "Values", "find_modules", "moved"]

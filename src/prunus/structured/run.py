@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..allocation.select import block_range
 from ..blocks import Block, Layer
 from ..calibration import Protocol
 from ..errors import InputError
@@ -96,7 +96,10 @@ class StructuredRun:
             )
         blocks, traced = inspect(model, ids_ST if ids_ST is not None else any_tokens(model))
         modules = []
-        for index in _range(request.blocks, len(blocks)):
+        chosen = range(len(blocks))
+        if request.blocks is not None:
+            chosen = block_range("--blocks", request.blocks, len(blocks))
+        for index in chosen:
             call, hidden = traced.calls[index], traced.inputs[index]
             found = find_modules(blocks[index], call, hidden, request.pruner.units)
             for module in found:
@@ -273,14 +276,3 @@ def _adopt(config: Any, stock: Any) -> None:
     for name, value in stock.to_dict().items():
         if hasattr(config, name) and getattr(config, name) != value:
             setattr(config, name, value)
-
-
-def _range(text: str | None, blocks: int) -> range:
-    if text is None:
-        return range(blocks)
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    if match is None or not int(match[1]) < int(match[2]) <= blocks:
-        raise InputError(
-            f"--blocks is A:B with 0 <= A < B <= {blocks}, the number of blocks; got {text!r}."
-        )
-    return range(int(match[1]), int(match[2]))

@@ -33,8 +33,7 @@ class DenseStream:
     @classmethod
     def beside(cls, recording: Recording) -> DenseStream:
         """At the block where ``recording`` is."""
-        hidden = [recording.hidden[i] for i in range(len(recording.hidden))]
-        return cls(Recording(hidden, [list(calls) for calls in recording.calls]), nn.Module())
+        return cls(recording.copy(), nn.Module())
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import safe_open
-
+from ..checkpoint import read_tensors
 from ..errors import InputError
+from ..fresh import asked
 from ..report.pruning_report import PruningReport
 from .widths import read_widths
 
@@ -68,13 +65,10 @@ def problems(folder: Path, tensors: dict[str, Path], report: PruningReport) -> I
     """What is wrong in the files: shapes, values, a widths.json too many or too few."""
     assert report.structured is not None
     shapes = {}
-    for file in sorted(set(tensors.values())):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():
-                tensor = opened.get_tensor(name)
-                shapes[name] = tuple(tensor.shape)
-                if not bool(tensor.isfinite().all()):
-                    yield f"{name} holds NaN or inf."
+    for name, tensor in read_tensors(tensors):
+        shapes[name] = tuple(tensor.shape)
+        if not bool(tensor.isfinite().all()):
+            yield f"{name} holds NaN or inf."
     for layer in report.layers:
         name = f"{layer.name}.weight"
         shape = tuple(layer.notes["shape"])
@@ -93,17 +87,10 @@ def problems(folder: Path, tensors: dict[str, Path], report: PruningReport) -> I
 def reload(folder: Path, report: PruningReport, trust_remote_code: bool) -> Iterator[str]:
     """What goes wrong when a fresh process loads it with ``prunus.load``."""
     assert report.structured is not None
-    run = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(folder.resolve()), str(trust_remote_code)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    if run.returncode != 0:
-        last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+    seen, last = asked(RELOAD, folder, str(trust_remote_code))
+    if seen is None:
         yield f"prunus.load cannot load it in a fresh process: {last}"
         return
-    seen = json.loads(run.stdout.strip().splitlines()[-1])
     if not seen["finite"]:
         yield "Its logits hold NaN or inf in a fresh process."
     if seen["parameters"] != report.structured.parameters[1]:

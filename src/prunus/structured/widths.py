@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -107,14 +106,18 @@ def read_widths(folder: str | Path) -> Widths | None:
 
 
 def rebuilt(
-    folder: Path, widths: Widths, tensors: Mapping[str, Path], dtype: Any, trust_remote_code: bool
+    folder: Path,
+    widths: Widths,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: Any,
+    trust_remote_code: bool,
 ) -> PreTrainedModel:
     """The model of a folder with ``widths.json``, its tensors loaded.
 
     Args:
         folder: with config.json of the dense model.
         widths: from ``read_widths``.
-        tensors: the file of each tensor, from ``check_shards``.
+        tensors: all of its own, by name.
         dtype: of the weights; "auto" is as they are stored.
         trust_remote_code: run code that the checkpoint brings.
 
@@ -130,7 +133,10 @@ def rebuilt(
         raise CheckpointError(
             f"{folder / FILE} speaks of {len(widths)} blocks; config.json has {len(blocks)}."
         )
-    state = _state(tensors, dtype)
+    state = {
+        name: tensor.to(dtype) if dtype != "auto" and tensor.is_floating_point() else tensor
+        for name, tensor in tensors
+    }
     with torch.no_grad():
         for name, block in blocks.items():
             _resize(name, block, state)
@@ -142,17 +148,6 @@ def rebuilt(
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
-
-
-def _state(tensors: Mapping[str, Path], dtype: Any) -> dict[str, Tensor]:
-    state = {}
-    for file in sorted(set(tensors.values())):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():
-                tensor = opened.get_tensor(name)
-                convert = dtype != "auto" and tensor.is_floating_point()
-                state[name] = tensor.to(dtype) if convert else tensor
-    return state
 
 
 def _resize(name: str, block: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,23 @@
+"""A fresh interpreter, asked about a checkpoint: what any later user of it will see."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def asked(code: str, folder: Path, *arguments: str) -> tuple[dict[str, Any] | None, str]:
+    """What ``code`` prints last, as JSON; None where it fails, with the last line of its error.
+
+    ``sys.argv`` has the folder, then ``arguments``. It runs in the folder, not in the user's, whose
+    files ``python -c`` could import.
+    """
+    path = folder.resolve()
+    command = [sys.executable, "-c", code, str(path), *arguments]
+    run = subprocess.run(command, cwd=path, capture_output=True, text=True)
+    if run.returncode != 0:
+        return None, (run.stderr.strip().splitlines() or ["no message"])[-1]
+    return json.loads(run.stdout.strip().splitlines()[-1]), ""
