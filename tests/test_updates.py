@@ -11,6 +11,7 @@ from prunus.pruners import MRP, SparseGPT
 from prunus.scores import OBS
 from prunus.stats import gather
 from prunus.updates import LeastSquares, SparseGPTSweep
+from prunus.updates.deflation import Deflation
 from prunus.updates.least_squares import certificate, conjugate_gradients, direct
 
 EXACT = LeastSquares(tolerance=1e-13)
@@ -129,6 +130,37 @@ def test_direct_is_the_constrained_optimum(tokens, sparsity):
     best = loss(optimum(weight_OI, mask_OI, matrix_II), weight_OI, matrix_II)
     found = loss(direct(weight_OI, mask_OI, system), weight_OI, matrix_II)
     assert found == pytest.approx(best, rel=1e-6, abs=1e-9)
+
+
+def preconditioner(stats, kept_I):
+    """What ``Deflation`` applies to one kept set, as a matrix."""
+    rows_KI = torch.eye(len(kept_I))[kept_I]
+    mask_KI = kept_I.expand(len(rows_KI), -1)
+    return Deflation(stats[Gram].damped(0.01), mask_KI)(rows_KI)[:, kept_I].double()
+
+
+@pytest.mark.parametrize("tokens", [1, 10, 200])
+@pytest.mark.parametrize("inputs", [1, 7, 8, 64])
+def test_deflation_is_symmetric_and_positive_definite(inputs, tokens):
+    _, stats, _ = problem(inputs=inputs, tokens=tokens)
+    for mask_I in torch.rand(4, inputs, generator=torch.Generator().manual_seed(1)) < 0.5:
+        found_KK = preconditioner(stats, mask_I)
+        if mask_I.any():
+            assert (found_KK - found_KK.T).abs().max() < 1e-5 * found_KK.abs().max()
+            assert torch.linalg.eigvalsh(found_KK).min() > 0
+
+
+def test_deflation_inverts_one_strong_direction_on_every_kept_set():
+    """Inputs that are one direction and noise: what is left is far better conditioned."""
+    generator = torch.Generator().manual_seed(0)
+    shared_T1 = 5 * torch.randn(4000, 1, generator=generator)
+    stats = gather(shared_T1 + torch.randn(4000, 64, generator=generator), (Gram,))
+    matrix_II = stats[Gram].damped(0.01).matrix_II.double()
+    for mask_I in torch.rand(4, 64, generator=generator) < 0.5:
+        left_KK = preconditioner(stats, mask_I) @ matrix_II[mask_I][:, mask_I]
+        values_K = torch.linalg.eigvals(left_KK).real
+        assert values_K.max() / values_K.min() < 2
+        assert torch.linalg.cond(matrix_II[mask_I][:, mask_I]) > 500
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9, 1.0])

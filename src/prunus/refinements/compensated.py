@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..gram import Damped
-from ..updates.least_squares import descend
+from ..updates.deflation import Deflation
+from ..updates.least_squares import descend, excess_of
 from .bundles import exchange
 from .cells import Cells
 
@@ -44,9 +45,10 @@ class _OptimalValues:
     def __init__(self, weight_OI: Tensor, mask_OI: Tensor, system: Damped) -> None:
         self.weight_OI, self.system = weight_OI, system
         self.new_OI = weight_OI * mask_OI
-        first = descend(self.new_OI, weight_OI, mask_OI, system, FIRST_TOLERANCE, FIRST_ITERATIONS)
+        solve = (Deflation(system, mask_OI), FIRST_TOLERANCE, FIRST_ITERATIONS)
+        first = descend(self.new_OI, weight_OI, mask_OI, system, *solve)
         self.loss_O, self.pull_OI = first.loss_O, first.pull_OI
-        self.bound_O = first.loss_O - first.excess_O
+        self.bound_O = first.loss_O - excess_of(first.pull_OI * mask_OI, system)
         self.e_I = system.inverse_diagonal_I
 
     def prices(self, rows_R: Tensor, kept_RI: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,8 +60,14 @@ class _OptimalValues:
     def attempt(self, rows_R: Tensor, tried_RI: Tensor) -> Tensor:
         self._tried_RI = self._start_RI * tried_RI
         dense_RI = self.weight_OI[rows_R]
-        self._tried = descend(self._tried_RI, dense_RI, tried_RI, self.system, 0.0, STEPS)
+        self._tried = descend(
+            self._tried_RI, dense_RI, tried_RI, self.system, self._by_inverse, 0.0, STEPS
+        )
         return self._tried.loss_O
+
+    def _by_inverse(self, residual_RI: Tensor) -> Tensor:
+        """``(H⁻¹)_KK r``: for two steps it pays, and nothing has to be made ready for each mask."""
+        return residual_RI @ self.system.inverse_II
 
     def accept(self, rows_R: Tensor, better_R: Tensor) -> None:
         self.new_OI[rows_R[better_R]] = self._tried_RI[better_R]
