@@ -346,8 +346,31 @@ def test_verification_sees_what_is_wrong(tmp_path, trusting):
     report["layers"][0]["notes"]["shape"][0] += 1
     (out / "pruning_report.json").write_text(json.dumps(report))
     assert any("not (" in problem for problem in verify(out, reload=False).problems)
-    with pytest.raises(InputError, match="Leave --source and --pattern out"):
-        verify(out, source=out, reload=False)
+    with pytest.raises(InputError, match="Leave --pattern out"):
+        verify(out, pattern="2:4", reload=False)
+
+
+@pytest.mark.parametrize("method", ["goa", "flap"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_verification_compares_with_the_source(name, method, tmp_path, trusting):
+    model, tokenizer = load_tiny(name)
+    fields = {"allocation": "adaptive", "blocks": "1:2"}
+    prunus.prune(
+        model, method=method, output=tmp_path / "out", tokenizer=tokenizer, **fields, **RUN
+    )
+    found = verify(tmp_path / "out", source=MODELS / name, reload=False)
+    assert found.problems == []
+    assert "shrunk ones parts of its" in found.checks[-1]
+    other = tmp_path / "other"
+    dense = load_tiny(name)[0]
+    with torch.no_grad():
+        for key, parameter in dense.named_parameters():
+            if "layers.1." in key or ".h.1." in key or "norm" in key or "ln_f" in key:
+                parameter.add_(1)
+    dense.save_pretrained(other)
+    said = " ".join(verify(tmp_path / "out", source=other, reload=False).problems)
+    assert "was not to be pruned, and differs" in said
+    assert "without some rows or columns" in said
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from .quantization import Grid
 from .quantization.packing import read_unpacked
 from .report.pruning_report import PruningReport
 from .types import LayerReport
+from .weights import Weights
 
 Stored = tuple[str, Tensor, list[tuple[LayerReport, Tensor]]]
 
@@ -61,3 +62,28 @@ def _of(layer: LayerReport, tensor: Tensor) -> tuple[LayerReport, Tensor]:
         )
     matrix = tensor if layer.expert is None else tensor[layer.expert]
     return layer, matrix.T if layer.transposed else matrix
+
+
+def pairs(
+    new: Weights, old: Weights, before: Callable[[str], None] = lambda block: None
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Every tensor and what it was in the source, with one block at hand at a time.
+
+    Args:
+        new: the checkpoint.
+        old: what it was made from.
+        before: called with the name of a block that is at hand, before its tensors.
+    """
+    names = list(find_blocks(new.model))
+    if names != list(find_blocks(old.model)):
+        raise CheckpointError("The source has other blocks than the checkpoint; it is not of it.")
+    for block in names:
+        with new.at_hand(block) as module, old.at_hand(block) as dense:
+            before(block)
+            was = dense.state_dict()
+            for key, tensor in module.state_dict().items():
+                yield f"{block}.{key}", tensor, was.get(key)
+    inside, was = tuple(f"{block}." for block in names), old.model.state_dict()
+    for name, tensor in new.model.state_dict().items():
+        if not name.startswith(inside):
+            yield name, tensor, was.get(name)

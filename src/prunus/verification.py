@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from .blocks import find_blocks
 from .channels import Channels
 from .checkpoint import check_shards, load_weights
 from .errors import CheckpointError
@@ -24,11 +23,10 @@ from .quantization import Grid
 from .quantization.packing import grid_of
 from .report.pruning_report import PruningReport, read_report
 from .spill import Scratch
-from .stored import Stored, read_layers
+from .stored import Stored, pairs, read_layers
 from .structured import verification as structured
 from .survey import any_tokens, inspect
 from .types import LayerReport, Pattern
-from .weights import Weights
 
 # Run in a new interpreter that never imports prunus: what any user of the checkpoint will do.
 RELOAD = """
@@ -109,7 +107,9 @@ def verify(
     check_shards(folder)
     report = read_report(folder)
     if report.structured is not None:
-        structured.check(folder, check_shards(folder), report, source or pattern, found)
+        structured.check(folder, check_shards(folder), report, pattern, found)
+        if source is not None:
+            structured.check_against(folder, source, report, trust_remote_code, found)
         if reload and report.structured.stock:
             _check_reload(folder, found, trust_remote_code, False)
         elif reload:
@@ -305,7 +305,13 @@ def _check_against(
     for layer in report.layers:
         pruned[layer.parameter] = layer.updated or pruned.get(layer.parameter, False)
     touched, moved, others = [], [], 0
-    for name, tensor, was in _pairs(new, old, orders, interiors):
+
+    def fold(block: str) -> None:
+        for site, order_I in orders.folded.items():
+            if site.startswith(f"{block}."):
+                interiors[site].fold(order_I)
+
+    for name, tensor, was in pairs(new, old, fold):
         others += name not in pruned
         if was is None or was.shape != tensor.shape:
             touched.append(name)
@@ -328,27 +334,6 @@ def _check_against(
             "that this method keeps them."
         )
     found.checks.append(f"{others} other tensors, and kept weights, as in {source}")
-
-
-def _pairs(
-    new: Weights, old: Weights, orders: Orders, interiors: Mapping[str, Interior]
-) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """Every tensor and what it was in the source, with one block at hand at a time."""
-    names = list(find_blocks(new.model))
-    if names != list(find_blocks(old.model)):
-        raise CheckpointError("The source has other blocks than the checkpoint; it is not of it.")
-    for block in names:
-        with new.at_hand(block) as module, old.at_hand(block) as before:
-            for site, order_I in orders.folded.items():
-                if site.startswith(f"{block}."):
-                    interiors[site].fold(order_I)
-            was = before.state_dict()
-            for key, tensor in module.state_dict().items():
-                yield f"{block}.{key}", tensor, was.get(key)
-    inside, was = tuple(f"{block}." for block in names), old.model.state_dict()
-    for name, tensor in new.model.state_dict().items():
-        if not name.startswith(inside):
-            yield name, tensor, was.get(name)
 
 
 def _check_reload(folder: Path, found: Verification, trust_remote_code: bool, packed: bool) -> None:

@@ -6,15 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoint import read_tensors
+import torch
+from torch import Tensor
+
+from ..checkpoint import load_weights, read_tensors
 from ..errors import InputError
 from ..fresh import asked
 from ..report.pruning_report import PruningReport
+from ..stored import pairs
 from .widths import read_widths
 
 if TYPE_CHECKING:
     from ..verification import Verification
 
+PARTS = ("weight", "bias")
 # A new interpreter; prunus alone knows how to put widths.json together with the tensors.
 RELOAD = """
 import json, sys, torch
@@ -38,19 +43,70 @@ def check(
     """Look into the files, and note what was found.
 
     Raises:
-        InputError: a pattern, or a source to compare with, was ``demanded``.
+        InputError: a pattern was ``demanded``.
     """
     if demanded is not None:
         raise InputError(
-            f"{folder} has fewer heads and neurons than the model it was made from: it has no "
-            "pattern of zeros, and no tensor to compare one by one. Leave --source and --pattern "
-            "out."
+            f"{folder} has fewer heads and neurons than the model it was made from, and no pattern "
+            "of zeros. Leave --pattern out."
         )
     assert report.structured is not None
     found.problems += problems(folder, tensors, report)
     found.sparsity = report.structured.share
     found.patterns = {"heads and neurons removed": len(report.layers)}
     found.checks += ["finite weights", "shapes of every shrunk layer, against the report"]
+
+
+def check_against(
+    folder: Path,
+    source: str | Path,
+    report: PruningReport,
+    trust_remote_code: bool,
+    found: Verification,
+) -> None:
+    """Every tensor is the source's, or what the source has there without some heads or neurons.
+
+    Of layers that were updated the shapes alone are known.
+    """
+    layers = {f"{layer.name}.{part}": layer for layer in report.layers for part in PARTS}
+    new = load_weights(folder, trust_remote_code=trust_remote_code, stream=True)
+    old = load_weights(source, trust_remote_code=trust_remote_code, stream=True)
+    same, left = 0, 0
+    for name, tensor, was in pairs(new, old):
+        layer = layers.get(name)
+        if layer is not None and layer.updated:
+            continue
+        same, left = same + (layer is None), left + (layer is not None)
+        if layer is None and (was is None or not _equal(tensor, was)):
+            found.problems.append(f"{name} was not to be pruned, and differs from {source}.")
+        elif layer is not None and (was is None or not _is_left_of(tensor, was)):
+            found.problems.append(
+                f"{name} is not what {source} has there without some rows or columns; the report "
+                "says that this method keeps the rest as it is."
+            )
+    found.checks.append(f"{same} other tensors as in {source}, {left} shrunk ones parts of its")
+
+
+def _equal(tensor: Tensor, was: Tensor) -> bool:
+    return tensor.shape == was.shape and torch.equal(was.to(tensor.dtype), tensor)
+
+
+def _is_left_of(tensor: Tensor, was: Tensor) -> bool:
+    """Whether it is ``was`` without some rows, or without some columns, in the same order."""
+    if tensor.ndim != was.ndim:
+        return False
+    if tensor.ndim > 1 and tensor.shape[1] != was.shape[1]:
+        tensor, was = tensor.T, was.T
+    if tensor.shape[1:] != was.shape[1:]:
+        return False
+    rows, dense = (_row_bytes(x.to(tensor.dtype)) for x in (tensor, was))
+    others = iter(dense)
+    return all(any(row == other for other in others) for row in rows)
+
+
+def _row_bytes(tensor: Tensor) -> list[bytes]:
+    whole = tensor.detach().contiguous().reshape(len(tensor), -1).view(torch.uint8)
+    return [row.tobytes() for row in whole.numpy()]
 
 
 def check_reload(
