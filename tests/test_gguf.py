@@ -267,11 +267,11 @@ WRONG = {
     ),
     "groups": (lists(heads=3, kv_heads=2), "Block 1 .* 3 query heads and 2 key/value heads"),
     "no groups": (lists(kv_heads=0), "2 query heads and 0 key/value heads"),
-    "negative": (lists(heads=-2), "widths.json cannot be read"),
-    "a word": (lists(heads="2"), "widths.json cannot be read"),
+    "negative": (lists(heads=-2), "widths.json cannot be exported"),
+    "a word": (lists(heads="2"), "widths.json cannot be exported"),
     "one block less": (lambda b: b.pop(), "has 2 blocks, config.json has 3"),
-    "nothing": (lambda b: b[1].pop("heads"), "widths.json cannot be read"),
-    "no object": (lambda b: b.append(3), "widths.json cannot be read"),
+    "nothing": (lambda b: b[1].pop("heads"), "widths.json cannot be exported"),
+    "no object": (lambda b: b.append(3), "widths.json is damaged"),
 }
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from ..errors import CheckpointError
+from ..structured import widths as structured
 from ..structured.widths import FILE
 
 Shape = tuple[int, ...]
@@ -41,13 +42,6 @@ class Widths(BaseModel):
     intermediate: NonNegativeInt
     bias_o: bool = False
     bias_down: bool = False
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    format: Literal[1]
-    blocks: list[Widths]
 
 
 @dataclass(frozen=True)
@@ -84,13 +78,13 @@ def read_widths(folder: Path, config: Any) -> list[Widths]:
         CheckpointError: a file that cannot be read, of another number of blocks than the config, or
             with query heads that the key/value heads do not divide.
     """
-    path = folder / FILE
-    if path.exists():
+    path, written = folder / FILE, structured.read_widths(folder)
+    if written is not None:
         try:
-            blocks = _File.model_validate_json(path.read_text(encoding="utf-8")).blocks
-        except (OSError, ValidationError) as error:
-            said = " ".join(str(error).splitlines()[1:3]) or str(error)
-            raise CheckpointError(f"{path} cannot be read: {said}.") from None
+            blocks = [Widths.model_validate(block) for block in written]
+        except ValidationError as error:
+            said = " ".join(str(error).splitlines()[1:3])
+            raise CheckpointError(f"{path} cannot be exported: {said}.") from None
     else:
         common = Widths(
             heads=config.num_attention_heads,
