@@ -161,3 +161,14 @@ def test_a_layer_that_is_multiplied_by_hand_has_its_statistics():
     assert mixer.dt_proj.bias is not None
     with torch.no_grad():
         assert not torch.equal(model(input_ids=IDS).logits, expected)
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_the_optimal_update_serves_state_space_models(family):
+    """Against keeping the weights on the same mask, layer by layer of the first block."""
+    ids = torch.randint(0, 128, (8, 64), generator=torch.Generator().manual_seed(1))
+    report = prunus.prune(build(family, FAMILIES[family]), method="mrp-sm", tokens_ST=ids).report
+    assert report.sparsity == pytest.approx(0.5, abs=0.01)
+    for layer in report.layers:
+        assert layer.notes["gap"] <= 1e-3
+        assert layer.relative_output_error < layer.error_before_update
