@@ -10,7 +10,7 @@ import prunus
 from conftest import load_tiny
 from prunus.allocation import BESA, OWL
 from prunus.allocation.besa import Budget
-from prunus.allocation.budget import choose_patterns, exact_counts, spread
+from prunus.allocation.budget import choose_patterns, exact_counts, spread, whole_counts
 from prunus.allocation.shares import Ranks, Shares, flattest
 from prunus.errors import (
     CalibrationError,
@@ -162,6 +162,19 @@ def test_exact_counts_are_the_nearest_that_add_up(seed):
         assert change(count_G.tolist()) <= best + 0.34  # rounding: 1/n at most for a weight
 
 
+def test_columns_lose_equally_many_and_the_others_make_up_for_it():
+    share_G = torch.tensor([0.3, 0.61, 0.5, 0.47]).double()
+    size_G, whole_G = torch.tensor([60, 60, 40, 40]), torch.tensor([6, 6, 1, 1])
+    for total in (0, 1, 50, 97, 199, 200):
+        count_G = whole_counts(share_G, size_G, total, whole_G)
+        assert int(count_G.sum()) == total
+        assert (count_G % whole_G == 0).all()
+        assert ((count_G >= 0) & (count_G <= size_G)).all()
+        count_G = whole_counts(share_G[:2], size_G[:2], min(total, 120), whole_G[:2])
+        assert (count_G % 6 == 0).all()
+        assert 0 <= min(total, 120) - int(count_G.sum()) < 6
+
+
 def test_exact_counts_of_many_rows_move_all_by_the_same_step():
     share_G, size_G = torch.rand(500), torch.full((500,), 10_000)
     count_G = exact_counts(share_G, size_G, 2_345_678)
@@ -304,7 +317,8 @@ def test_readings(settings):
         {"method": "sparsegpt", "pattern": "row"},
         {"method": "wanda", "update": "least-squares", "refine": "swaps"},
         {"method": "magnitude"},
-        {"method": "dass", "mlp_only": True},
+        {"method": "dass"},
+        {"method": "wanda", "pattern": "column"},
     ],
 )
 @pytest.mark.parametrize("allocation", ["besa", "owl"])
@@ -314,7 +328,7 @@ def test_every_method_takes_an_allocation(fields, allocation):
     report = prunus.prune(
         model, allocation=allocation, tokenizer=tokenizer, settings=settings, **fields, **FEW
     ).report
-    assert report.sparsity == pytest.approx(0.5, abs=0.005 if fields["method"] == "dass" else 1e-6)
+    assert report.sparsity == pytest.approx(0.5, abs=1e-6)
     assert len({round(layer.sparsity, 2) for layer in report.layers}) > 1
 
 
@@ -328,6 +342,17 @@ def test_patterns_from_a_list_meet_an_average(allocation):
     assert 0.53 < report.sparsity <= 0.55
     assert {layer.pattern for layer in report.layers} <= {"1:4", "2:4", "3:4"}
     for layer in report.layers:
+        assert layer.sparsity == parse_pattern(layer.pattern).sparsity
+
+
+def test_dass_groups_along_outputs_also_where_it_may_choose():
+    model, tokenizer = load_tiny("llama")
+    report = prunus.prune(
+        model, method="dass", pattern="1:4,2:4,3:4", sparsity=0.55, allocation="owl",
+        refine="swaps", tokenizer=tokenizer, **FEW,
+    ).report  # fmt: skip
+    for layer in report.layers:
+        assert layer.pattern.endswith(":output") == (layer.role in ("gate", "up"))
         assert layer.sparsity == parse_pattern(layer.pattern).sparsity
 
 

@@ -1,5 +1,7 @@
 import importlib
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
@@ -25,6 +27,12 @@ def test_names_that_users_rely_on():
     assert refinements.__all__ == ["Swaps"]
     assert prunus.patterns.NM(2, 4).group_size == 4
     assert callable(prunus.stats.gather)
+
+
+def test_parts_are_there_without_another_import():
+    names = "allocation errors patterns permutation pruners refinements scores stats updates"
+    said = f"import prunus; [getattr(prunus, n) for n in '{names}'.split()]"
+    subprocess.run([sys.executable, "-c", said], check=True)
 
 
 def test_every_module_imports_and_says_what_it_is():

@@ -195,6 +195,10 @@ def test_orders_of_channels(permutation, group, tmp_path):
 def test_gathered_groups_are_refused():
     with pytest.raises(InputError, match="no --group of stored inputs fits"):
         Recipe.of(method="wanda", pattern="2:4", permutation="gather", bits=4, group=16).build()
+    with pytest.raises(InputError, match="or --group 0 without --pack"):
+        Recipe.of(
+            method="wanda", pattern="2:4", permutation="gather", bits=4, group=0, pack=True
+        ).build()
 
 
 def test_a_plan_with_a_grid_leaves_the_model_alone(tmp_path):

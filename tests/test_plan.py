@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 
 import prunus
 from conftest import MODELS, load_tiny
+from prunus import engine, gathering, planning
 from prunus.cli.main import app
 from prunus.errors import CheckpointError
+from prunus.replay import Recording
 
 FAST = {"samples": 4, "length": 48}
 
@@ -57,6 +60,27 @@ def test_a_model_in_memory_keeps_its_weights():
     )
     assert plan.rehearsed["record"] > 0
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+
+
+def test_a_block_runs_only_where_it_was_put(monkeypatch):
+    """A rehearsal on another device: the block has to be there for every forward."""
+    there = []
+
+    @contextmanager
+    def watched(device, block, enter=gathering.on):
+        with enter(device, block):
+            there.append(block.name)
+            yield
+            there.pop()
+
+    def advance(self, index, module, *args, old=Recording.advance):
+        assert len(there) == 1
+        return old(self, index, module, *args)
+
+    for module in (engine, planning):
+        monkeypatch.setattr(module, "on", watched)
+    monkeypatch.setattr(Recording, "advance", advance)
+    prunus.plan(MODELS / "llama", method="wanda", **FAST)
 
 
 def test_spilling_moves_activations_from_memory_to_disk(tmp_path):

@@ -134,6 +134,31 @@ def test_swaps_at_the_ends(against, pattern, case):
     assert 0 <= notes["loss_after_swaps"] <= 1
 
 
+@pytest.mark.parametrize("against", ["dense", "compensated"])
+def test_swaps_leave_dead_weights_pruned(against):
+    """By the Gram itself: H has a diagonal for dead inputs, which matter to nobody."""
+    generator = torch.Generator().manual_seed(0)
+    inputs_TI = torch.randn(300, 32, generator=generator) @ torch.randn(32, 32, generator=generator)
+    inputs_TI[:, ::4] = 0
+    weight_OI, stats = torch.randn(24, 32, generator=generator), gather(inputs_TI, (Gram,))
+    gram_II = stats[Gram].matrix_II.double()
+    mask_OI = Unstructured("row").mask(OBS()(weight_OI, stats), 0.5)
+    new_OI, notes = Swaps(against)(weight_OI, mask_OI, stats, Unstructured("row"))
+    assert notes["swaps"] > 0
+    assert not new_OI[:, ::4].any()
+    before, after = (
+        loss(optimum_or_dense(weight_OI, m, stats, against), weight_OI, gram_II)
+        for m in (mask_OI, new_OI)
+    )
+    assert after < before
+
+
+def optimum_or_dense(weight_OI, mask_OI, stats, against):
+    if against == "dense":
+        return weight_OI * mask_OI
+    return LeastSquares(tolerance=1e-6)(weight_OI, mask_OI, stats)
+
+
 @pytest.mark.parametrize(
     "pruner",
     [

@@ -436,6 +436,29 @@ def test_attention_that_cannot_shrink_is_refused_and_its_neurons_are_not(family,
     assert report.structured.blocks[0].neurons == (96, 48)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_what_has_widths_can_be_pruned_and_quantised_again(name, tmp_path, trusting):
+    one, two, three, four = (tmp_path / str(i) for i in range(1, 5))
+    run = {"tokens_ST": IDS}
+    prunus.prune(MODELS / name, method="flap", sparsity=0.45, output=one, **run)
+    prunus.prune(one, method="flap", sparsity=0.3, blocks="0:1", output=two, **run)
+    before, after = read_widths(one), read_widths(two)
+    assert after[1:] == before[1:]
+    assert after[0]["intermediate"] < before[0]["intermediate"]
+    pruned = prunus.prune(two, method="wanda", output=three, **run)
+    assert read_widths(three) == after
+    assert "prunus.load" in (three / "README.md").read_text()
+    quantised = prunus.quantize(three, bits=4, group=0, output=four, **run)
+    assert quantised.report.sparsity >= pruned.report.sparsity
+    assert torch.isfinite(logits(prunus.load(four))).all()
+    with pytest.raises(InputError, match="reads no packed integers"):
+        prunus.quantize(three, bits=4, group=0, pack=True, output=tmp_path / "no", **run)
+    model = prunus.load(three)  # and from memory
+    tokenizer = load_tiny(name)[1]
+    prunus.prune(model, method="magnitude", output=tmp_path / "5", tokenizer=tokenizer)
+    assert read_widths(tmp_path / "5") == after
+
+
 def test_no_data_at_all():
     model, tokenizer = load_tiny("llama")
     report = prunus.prune(model, method="goa", calibration="none", sparsity=0.5).report

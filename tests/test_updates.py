@@ -5,6 +5,7 @@ from itertools import combinations
 import pytest
 import torch
 
+from prunus.errors import InputError
 from prunus.gram import Gram
 from prunus.patterns import NM, Unstructured
 from prunus.pruners import MRP, SparseGPT
@@ -179,6 +180,32 @@ def test_the_certificate_is_never_below_the_true_gap(tokens, sparsity):
             assert gap == certificate(new_OI, weight_OI, mask_OI, system)
     if best > 1e-9:
         assert gap < 1e-4
+
+
+def test_mask_m_takes_weights_of_dead_inputs_first():
+    generator = torch.Generator().manual_seed(0)
+    inputs_TI = torch.randn(200, 32, generator=generator)
+    inputs_TI[:, ::4] = 0
+    pruned = MRP(NM(2, 4), "M")(
+        torch.randn(12, 32, generator=generator), gather(inputs_TI, (Gram,)), 0.5
+    )
+    assert not pruned.mask_OI[:, ::4].any()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: SparseGPT(block_size=0), "block_size is 0; it must be 1 or more"),
+        (lambda: MRP(block_size=-5), "block_size is -5; it must be 0 or more"),
+        (lambda: MRP(tolerance=float("nan")), "tolerance is nan"),
+        (lambda: SparseGPTSweep(block_size=-1), "block_size is -1"),
+        (lambda: LeastSquares(damp=-0.5), "damp is -0.5; it must be 0 or more"),
+        (lambda: OBS(damp=-1), "damp is -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(make, said):
+    with pytest.raises(InputError, match=said):
+        make()
 
 
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(1, 4), NM(4, 8), NM(3, 3)])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import prunus
 from conftest import MODELS
-from prunus.errors import CheckpointError
+from prunus.errors import CheckpointError, PatternError
 from prunus.verification import verify
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -209,3 +209,8 @@ def test_files_beside_the_user_do_not_matter(checkpoints, tmp_path, monkeypatch)
     (tmp_path / "torch.py").write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path)
     assert verify(checkpoints / "row").problems == []
+
+
+def test_a_choice_of_patterns_cannot_be_demanded(checkpoints):
+    with pytest.raises(PatternError, match="leaves a choice"):
+        verify(checkpoints / "row", pattern="1:4,2:4", reload=False)

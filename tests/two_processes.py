@@ -35,6 +35,7 @@ RUNS = {
     "gathered": {"method": "wanda", "pattern": "2:4", "permutation": "gather"},
     "dass": {"method": "dass", "update": "sparsegpt"},
     "magnitude": {"method": "magnitude"},
+    "owl by row": {"method": "sparsegpt", "pattern": "row", "allocation": "owl"},
     "swapped": {"method": "mrp-sm", "pattern": "column", "refine": "swaps"},
 }
 PRUNERS = {

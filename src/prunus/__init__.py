@@ -45,7 +45,10 @@ _HOME = {
     "quantize": "api",
     "verify": "verification",
 }
-_PARTS = ("errors", "evaluation", "export", "patterns", "pruners", "scores", "stats", "updates")
+_PARTS = (
+    *("allocation", "errors", "evaluation", "export", "patterns", "permutation", "pruners"),
+    *("quantization", "refinements", "runtime", "scores", "simulator", "stats", "updates"),
+)
 
 
 def __getattr__(name: str) -> Any:

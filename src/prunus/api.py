@@ -38,6 +38,7 @@ from .result import Result, prune_journaled, write
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
 from .structured.entry import check_alone, prune_structured
+from .structured.widths import widths_of
 from .types import BlockPruner
 
 
@@ -114,6 +115,11 @@ def prune(
                 result = replace(result, verification=proof)
         return result
     if run.recipe.pack:
+        if widths_of(run.weights.model) is not None:
+            raise InputError(
+                f"The blocks of {path} have different widths: prunus.load alone can load it, and "
+                "reads no packed integers. Leave --pack out."
+            )
         check_names(run.weights.model, run.plan)
     return prune_journaled(run, path, output, resume, tokenizer, trust_remote_code)
 

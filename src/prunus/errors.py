@@ -72,3 +72,10 @@ class TeamError(PrunusError):
     def __init__(self, message: str, said: bool = False) -> None:
         super().__init__(message)
         self.said = said
+
+
+def at_least(least: float, **numbers: float) -> None:
+    """Raise InputError, with its name, for a number that is below ``least`` or is none."""
+    for name, number in numbers.items():
+        if not number >= least:
+            raise InputError(f"{name} is {number:g}; it must be {least:g} or more.")

@@ -64,6 +64,11 @@ def pick_device(name: str) -> torch.device:
         raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"]) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {name}: this torch sees no CUDA device. Use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device {name}: this torch sees {torch.cuda.device_count()} CUDA devices, counted "
+            "from 0."
+        )
     return device
 
 

@@ -64,40 +64,50 @@ class Journal:
         """A new one, or that of an unfinished run with the same fingerprint.
 
         Raises:
-            CheckpointError: there is an unfinished run and ``resume`` is False; or its journal is
-                damaged, or cannot be written.
+            CheckpointError: there is an unfinished run and ``resume`` is False; another process
+                has it; its journal is damaged, or cannot be written.
             InputError: the unfinished run is another one; says what differs.
         """
         folder = unfinished(output)
-        fingerprint = json.loads(json.dumps(fingerprint))
-        if not any(folder.glob("block-*")) and not _read(folder / LINES):  # or killed at birth
+        with _explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        journal = cls(folder, None, {})
+        journal._lock()  # before anything is read, mended or written
+        try:
+            journal._take_up(output, json.loads(json.dumps(fingerprint)), resume, say)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def _take_up(
+        self, output: Path, fingerprint: dict[str, Any], resume: bool, say: Callable[[str], None]
+    ) -> None:
+        """Read what an earlier run left, or begin."""
+        lines = _read(self.folder / LINES)
+        if not lines and not any(self.folder.glob("block-*")):  # or killed at birth
             if resume:
                 say(f"nothing to resume: {output} has no unfinished run; this one starts it")
-            with _explained(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            journal = cls(folder, None, {})
-            journal._append({"fingerprint": fingerprint})
-            journal._lock()
-            return journal
+            self._append({"fingerprint": fingerprint})
+            return
         if not resume:
             raise CheckpointError(
-                f"An unfinished run is in {folder}. Go on with --resume, or remove that folder."
+                f"An unfinished run is in {self.folder}. Go on with --resume, or remove that "
+                "folder."
             )
-        lines = _read(folder / LINES)
         first = lines[0].get("fingerprint") if lines else None
         if not isinstance(first, dict):
-            raise CheckpointError(f"{folder / LINES} is damaged. Remove {folder} and start anew.")
-        _check_same(first, fingerprint, folder)
+            raise CheckpointError(
+                f"{self.folder / LINES} is damaged. Remove {self.folder} and start anew."
+            )
+        _check_same(first, fingerprint, self.folder)
         residual = next((x["residual"] for x in lines if "residual" in x), None)
-        order_I = None if residual is None else torch.tensor(residual, dtype=torch.int64)
-        blocks = {x["block"]: x for x in lines if "block" in x}
+        self.residual = None if residual is None else torch.tensor(residual, dtype=torch.int64)
+        self.blocks = {x["block"]: x for x in lines if "block" in x}
         counted = next((x["outliers"] for x in lines if "outliers" in x), None)
-        outliers = None if counted is None else {int(k): v for k, v in counted.items()}
-        learned = {x["learned"]: x for x in lines if "learned" in x}
-        journal = cls(folder, order_I, blocks, outliers, learned)
-        journal._lock()
-        say(f"resuming: {len(blocks)} blocks are done")
-        return journal
+        self.outliers = None if counted is None else {int(k): v for k, v in counted.items()}
+        self.learned = {x["learned"]: x for x in lines if "learned" in x}
+        say(f"resuming: {len(self.blocks)} blocks are done")
 
     def order_residual(self, order_I: Tensor) -> None:
         """Note the order that the whole model is in from now on."""
@@ -204,7 +214,8 @@ class Journal:
             import fcntl
         except ImportError:
             return
-        self.held = open(self.folder / LINES, "rb")
+        with _explained(self.folder):
+            self.held = open(self.folder / LINES, "ab")
         try:
             fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -282,8 +293,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
                 f"{path} is damaged. Remove {path.parent} and start anew."
             ) from None
     if not text.endswith("\n") and text:  # cut off: what follows must not continue that line
-        whole = text[: text.rfind("\n") + 1]
-        path.write_text(whole, encoding="utf-8")
+        with _explained(path):
+            os.truncate(path, len(text[: text.rfind("\n") + 1].encode()))
     return lines
 
 

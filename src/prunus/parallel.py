@@ -56,7 +56,6 @@ class Team:
         local = int(os.environ.get("LOCAL_RANK", 0))
         backend = "gloo"
         if torch.cuda.is_available() and dist.is_nccl_available():
-            torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl"
         try:
             store, rank, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
@@ -82,9 +81,21 @@ class Team:
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """Its own CUDA device, where CUDA is asked for without a number."""
-        own = self.size > 1 and device.type == "cuda" and device.index is None
-        return torch.device("cuda", self.local) if own else device
+        """Its own CUDA device, where CUDA is asked for without a number.
+
+        Raises:
+            TeamError: there are fewer devices than processes on this machine.
+        """
+        if self.size == 1 or device.type != "cuda" or device.index is not None:
+            return device
+        if self.local >= torch.cuda.device_count():
+            raise TeamError(
+                f"This machine has {torch.cuda.device_count()} CUDA devices, and process "
+                f"{self.local} of it has none. Start as many processes as devices, or give "
+                "--device cpu."
+            )
+        torch.cuda.set_device(self.local)
+        return torch.device("cuda", self.local)
 
     def share(self, count: int, unit: int = 1) -> slice:
         """This process's part of ``count`` things in a row, in whole units."""

@@ -15,6 +15,7 @@ from .allocation import BESA, OWL
 from .assembly import SMALL
 from .blocks import Block
 from .engine import prune_blocks
+from .gathering import on
 from .observer import Silent
 from .run import Run
 from .weights import InMemory, Streamed
@@ -156,7 +157,7 @@ def _rehearse(run: Run, block: Block) -> dict[str, float]:
         )
         begun = time.perf_counter()
         if recording is not None:
-            with block.at_hand():
+            with on(run.device, block):
                 recording.advance(block.index, block.module, run.device)
         advance = time.perf_counter() - begun
     samples = len(recording.hidden) if recording is not None else 1

@@ -24,7 +24,7 @@ from .report import PruningReport, model_card
 from .report.pruning_report import FILE as REPORT
 from .run import Run
 from .structured.widths import FILE as WIDTHS
-from .structured.widths import Widths, to_json
+from .structured.widths import to_json, widths_of
 from .verification import Verification, verify
 from .weights import InMemory
 
@@ -40,7 +40,6 @@ class Result:
         verification: what ``verify`` found in it.
         held: the model, where it is in memory.
         trust_remote_code: whether code that the checkpoint brings may run.
-        widths: of every block, where the model's config cannot say them.
     """
 
     report: PruningReport
@@ -49,7 +48,6 @@ class Result:
     verification: Verification | None = None
     held: PreTrainedModel | None = None
     trust_remote_code: bool = False
-    widths: Widths | None = None
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -78,7 +76,7 @@ def prune_journaled(
             if journal is not None:
                 with journal.finished(output) as folder:
                     run.observer.say(f"writing {output}")
-                    texts = _texts(report, orders, run.recipe)
+                    texts = _texts(report, orders, run.recipe, run.weights.model)
                     packed = run.recipe.grid() if run.recipe.pack else None
                     assemble(folder, journal, run.weights, run.blocks, tokenizer, texts, packed)
                     verification = _verified(folder, run.observer, trust_remote_code)
@@ -122,20 +120,21 @@ def write(
     output = cast(Path, result.output)
     with new_folder(output) as folder:
         observer.say(f"writing {output}")
-        texts = _texts(result.report, result.orders, recipe)
-        if result.widths:
-            texts[WIDTHS] = to_json(result.widths)
+        texts = _texts(result.report, result.orders, recipe, result.model)
         write_model(folder, result.model, tokenizer, texts)
         return _verified(folder, observer, trust_remote_code)
 
 
-def _texts(report: PruningReport, orders: Orders, recipe: Recipe) -> dict[str, str]:
-    recipe_yaml = recipe.to_yaml(report.model)
+def _texts(
+    report: PruningReport, orders: Orders, recipe: Recipe, model: PreTrainedModel
+) -> dict[str, str]:
+    recipe_yaml, widths = recipe.to_yaml(report.model), widths_of(model)
     return {
         "recipe.yaml": recipe_yaml,
         REPORT: report.to_json(),
-        "README.md": model_card(report, recipe_yaml),
+        "README.md": model_card(report, recipe_yaml, widths is None),
         **({ORDERS: orders.to_json()} if orders else {}),
+        **({WIDTHS: to_json(widths)} if widths is not None else {}),
     }
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .channels import Channels
 from .checkpoint import check_shards, load_weights
-from .errors import CheckpointError
+from .errors import CheckpointError, PatternError
 from .fresh import asked
 from .methods import QUANTIZE
-from .patterns import NM, Unstructured, parse_pattern, removed
+from .patterns import NM, OneOf, Unstructured, parse_pattern, removed
 from .permutation.interior import Interior
 from .permutation.orders import Orders
 from .quantization import Grid
@@ -25,6 +25,7 @@ from .report.pruning_report import PruningReport, read_report
 from .spill import Scratch
 from .stored import Stored, pairs, read_layers
 from .structured import verification as structured
+from .structured.widths import read_widths
 from .survey import any_tokens, inspect
 from .types import LayerReport, Pattern
 
@@ -110,20 +111,23 @@ def verify(
         structured.check(folder, check_shards(folder), report, pattern, found)
         if source is not None:
             structured.check_against(folder, source, report, trust_remote_code, found)
-        if reload and report.structured.stock:
-            _check_reload(folder, found, trust_remote_code, False)
-        elif reload:
-            structured.check_reload(folder, report, trust_remote_code, found)
+        if reload:
+            _check_reload(folder, report, found, trust_remote_code, False)
         return found
     packed = _check_config(folder, report, found)
     orders = Orders.read(folder)
     demanded = parse_pattern(pattern) if pattern else None
+    if isinstance(demanded, OneOf):
+        raise PatternError(
+            f"--pattern {pattern} leaves a choice, and verify demands one pattern of all layers. "
+            "Leave it out to check what the report claims."
+        )
     stored = read_layers(folder, report, trust_remote_code, packed)
     _check_layers(report, stored, orders, demanded, found)
     if source is not None:
         _check_against(folder, source, report, orders, found, trust_remote_code)
     if reload:
-        _check_reload(folder, found, trust_remote_code, packed is not None)
+        _check_reload(folder, report, found, trust_remote_code, packed is not None)
     return found
 
 
@@ -336,7 +340,12 @@ def _check_against(
     found.checks.append(f"{others} other tensors, and kept weights, as in {source}")
 
 
-def _check_reload(folder: Path, found: Verification, trust_remote_code: bool, packed: bool) -> None:
+def _check_reload(
+    folder: Path, report: PruningReport, found: Verification, trust_remote_code: bool, packed: bool
+) -> None:
+    if read_widths(folder) is not None:
+        structured.check_reload(folder, report, trust_remote_code, found)
+        return
     converted = Scratch()
     size = sum(file.stat().st_size for file in set(check_shards(folder).values()))
     # Then layer by layer, from the disk; packed ones are unpacked into memory in any case.

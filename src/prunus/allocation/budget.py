@@ -42,7 +42,8 @@ def settle(
         budget: weights that are to go.
 
     Returns:
-        The shares by layer, and what is left of the budget: 0 for unstructured patterns.
+        The shares by layer, and what is left of the budget: below 1 for unstructured patterns,
+        below one weight a column where all of them compare columns.
     """
     shares: dict[str, Share] = {}
     sizes = [layer.weight_OI.numel() for layer in layers]
@@ -57,7 +58,13 @@ def settle(
     groups = [x if row else x.mean()[None] for x, row in zip(found, by_row, strict=True)]
     size_G = [torch.full((len(x),), n // len(x)) for x, n in zip(groups, sizes, strict=True)]
     share_G = torch.cat([x.double().cpu() for x in groups])
-    counts = exact_counts(share_G, torch.cat(size_G), int(budget))
+    whole_G = torch.cat(
+        [
+            torch.full_like(x, layer.shape[1] if pattern == Unstructured("column") else 1)
+            for x, layer, pattern in zip(size_G, layers, patterns, strict=True)
+        ]
+    )
+    counts = whole_counts(share_G, torch.cat(size_G), int(budget), whole_G)
     for layer, count_R, row in zip(
         layers, counts.split([len(x) for x in groups]), by_row, strict=True
     ):
@@ -67,7 +74,7 @@ def settle(
             shares[layer.name] = count_O.double() / inputs
         else:
             shares[layer.name] = Fraction(int(count_R), outputs * inputs)
-    return shares, budget - int(budget)
+    return shares, budget - int(counts.sum())
 
 
 def exact_counts(share_G: Tensor, size_G: Tensor, total: int) -> Tensor:
@@ -94,6 +101,28 @@ def exact_counts(share_G: Tensor, size_G: Tensor, total: int) -> Tensor:
     remainder_G = (wanted_G - count_G).masked_fill(count_G >= size_G, -1)
     count_G[remainder_G.argsort(descending=True, stable=True)[:missing]] += 1
     return count_G.long()
+
+
+def whole_counts(share_G: Tensor, size_G: Tensor, total: int, whole_G: Tensor) -> Tensor:
+    """The same, in multiples of ``whole_G``: columns that are compared lose equally many each.
+
+    Groups whose weights can go one by one take up what the others leave; without such groups less
+    than ``total`` goes.
+    """
+    count_G = exact_counts(share_G, size_G, total)
+    free_G = whole_G == 1
+    if bool(free_G.all()):
+        return count_G
+    count_G -= count_G % whole_G
+    spare = int(size_G[free_G].sum())
+    for group in (share_G * size_G - count_G).argsort(descending=True, stable=True).tolist():
+        whole, left = int(whole_G[group]), total - int(count_G[~free_G].sum())
+        if not free_G[group] and left > spare and left >= whole:
+            count_G[group] += min(whole, int(size_G[group] - count_G[group]))
+    if spare:
+        left = min(max(total - int(count_G[~free_G].sum()), 0), spare)
+        count_G[free_G] = exact_counts(share_G[free_G], size_G[free_G], left)
+    return count_G
 
 
 def spread(count: int, rows: int) -> Tensor:

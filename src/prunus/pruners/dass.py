@@ -10,13 +10,15 @@ import torch
 
 from ..blocks import Block, Layer
 from ..errors import UnsupportedModelError
-from ..patterns import NM, Unstructured
+from ..patterns import NM, OneOf, Unstructured
 from ..scores import DaSS as DaSSScore
 from ..scores import Wanda
 from ..stats import Statistics
 from ..types import Needs, Pattern, Plan, Pruned
 from .compose import Compose
-from .each_layer import check_fit
+from .each_layer import check_fit, for_share
+
+GATE_UP = ("gate", "up", "gate_up")
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,7 @@ class DaSS:
         """The paper's groups; an N:M pattern is turned along outputs for gate and up."""
         if pattern is None:
             return cls()
-        turned = NM(pattern.keep, pattern.of, "output") if isinstance(pattern, NM) else pattern
-        return cls(Compose(DaSSScore(), turned), Compose(Wanda(), pattern))
+        return cls(Compose(DaSSScore(), _turned(pattern)), Compose(Wanda(), pattern))
 
     @property
     def needs(self) -> Needs:
@@ -73,9 +74,9 @@ class DaSS:
         self, block: Block, stats: Mapping[str, Statistics], plan: Plan
     ) -> Iterator[tuple[Layer, Pruned]]:
         for layer in block.planned(plan):
-            rule, weight_OI = self._rule(layer), layer.weight_OI
+            rule, weight_OI = for_share(self._rule(layer), plan[layer.name]), layer.weight_OI
             # The score looks ahead to what the neurons put out; an update needs the layer's input.
-            ahead = layer.feeds if rule is self.gate_up and layer.feeds else layer.site
+            ahead = layer.feeds if layer.role in GATE_UP and layer.feeds else layer.site
             halves = [
                 rule(weight_OI[rows], stats[layer.site], plan[layer.name], score_stats=stats[ahead])
                 for rows in layer.parts
@@ -92,4 +93,11 @@ class DaSS:
             yield layer, Pruned(new_OI, mask_OI, notes=notes)
 
     def _rule(self, layer: Layer) -> Compose:
-        return self.gate_up if layer.role in ("gate", "up", "gate_up") else self.rest
+        return self.gate_up if layer.role in GATE_UP else self.rest
+
+
+def _turned(pattern: Pattern) -> Pattern:
+    """N:M along outputs, also where there are several to choose from."""
+    if isinstance(pattern, OneOf):
+        return OneOf(tuple(NM(option.keep, option.of, "output") for option in pattern.options))
+    return NM(pattern.keep, pattern.of, "output") if isinstance(pattern, NM) else pattern

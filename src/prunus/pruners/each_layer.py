@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from ..blocks import Block, Layer
 from ..errors import PatternError
@@ -11,6 +12,8 @@ from ..patterns import OneOf
 from ..permutation.ordering import Ordering
 from ..stats import Statistics
 from ..types import LayerPruner, Needs, Pattern, Plan, Pruned, Share
+
+P = TypeVar("P", bound=LayerPruner)
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,15 @@ class EachLayer:
     ) -> Iterator[tuple[Layer, Pruned]]:
         for layer in block.planned(plan):
             share = plan[layer.name]
-            pruner = self.pruner
-            if isinstance(pruner.pattern, OneOf):
-                pruner = replace(pruner, pattern=pruner.pattern.at(share))  # type: ignore[type-var]
+            pruner = for_share(self.pruner, share)
             yield layer, pruner(layer.weight_OI, stats[layer.site], share)
+
+
+def for_share(pruner: P, share: Share) -> P:
+    """The pruner with that one of its patterns which has this share, where it has several."""
+    if isinstance(pruner.pattern, OneOf):
+        pruner = replace(pruner, pattern=pruner.pattern.at(share))  # type: ignore[type-var]
+    return pruner
 
 
 def check_fit(pattern: Pattern, layer: Layer, shape_OI: tuple[int, int], sparsity: Share) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from ..errors import InputError, PatternError
+from ..errors import InputError, PatternError, at_least
 from ..gram import Damped, Gram
 from ..parallel import Team
 from ..patterns import NM, Unstructured
@@ -69,6 +69,8 @@ class MRP:
             raise InputError(
                 f"mask and compensation are S or M, not {self.mask!r}, {self.compensation!r}."
             )
+        least = {"damp": self.damp, "tolerance": self.tolerance, "between": self.between}
+        at_least(0, block_size=self.block_size, **least)
         if self.mask == "M" and not (
             isinstance(self.pattern, NM) and self.pattern.along == "input"
         ):
@@ -118,8 +120,9 @@ def best_subsets(system: Damped, pattern: NM, lo: int, hi: int, weight_OB: Tenso
     """Mask M of columns lo to hi − 1: per row and group, the cheapest subset P goes.
 
     Its cost is ``½ w_P (H⁻¹_PP)⁻¹ w_Pᵀ``: equation (12) within each group, groups apart. Inverses
-    in float64, once per group and subset.
+    in float64, once per group and subset. Weights of dead inputs cost nothing.
     """
+    weight_OB = weight_OB.masked_fill(system.dead_I[lo:hi], 0)
     outputs, width = weight_OB.shape
     removed_per_group = pattern.of - pattern.keep
     if not removed_per_group:

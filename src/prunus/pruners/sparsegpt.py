@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..errors import at_least
 from ..gram import Damped, Gram
 from ..parallel import Team
 from ..patterns import Unstructured, removed, rows_compete
@@ -42,6 +43,10 @@ class SparseGPT:
     damp: float = 0.01
     refinement: Refinement | None = None
     needs: ClassVar[Needs] = (Gram,)
+
+    def __post_init__(self) -> None:
+        at_least(1, block_size=self.block_size)
+        at_least(0, damp=self.damp)
 
     def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: Share) -> Pruned:
         system, team = stats[Gram].damped(self.damp), stats.team.splitting(len(weight_OI))
@@ -79,7 +84,8 @@ def by_score(score: OBS, system: Damped, pattern: Pattern, sparsity: Share, team
     def decide(lo: int, hi: int, weight_RB: Tensor) -> Tensor:
         score_OB = score.scored(weight_RB, system, slice(lo, hi))
         if not rows_compete(pattern):
-            return pattern.mask(score_OB, block_sparsity(pattern, sparsity, 1, lo, hi))
+            own = sparsity[team.share(len(sparsity))] if isinstance(sparsity, Tensor) else sparsity
+            return pattern.mask(score_OB, block_sparsity(pattern, own, 1, lo, hi))
         score_OB = team.gather(score_OB)
         rows = len(score_OB)
         mask_OB = pattern.mask(score_OB, block_sparsity(pattern, sparsity, rows, lo, hi))

@@ -28,10 +28,12 @@ def with_grid(
         return _afterwards(pruner, grid, when, pack)
     if grid is None:
         return pruner
-    if pruner.ordering is not None and pruner.ordering.realisation == "gather" and grid.group:
+    gathers = pruner.ordering is not None and pruner.ordering.realisation == "gather"
+    if gathers and (grid.group or pack):
         raise InputError(
             "--permutation gather prunes inputs in an order that they are not stored in, so no "
-            "--group of stored inputs fits. Use --permutation fold, or --group 0."
+            "--group of stored inputs fits, and no --pack. Use --permutation fold, or --group 0 "
+            "without --pack."
         )
     if when == "before":
         _check_keeps(name, pruner)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, at_least
 from ..gram import Gram
 from ..stats import Statistics
 from ..types import Needs, Pattern
@@ -47,13 +47,14 @@ class Swaps:
     def __post_init__(self) -> None:
         if self.against not in ("dense", "compensated"):
             raise InputError(f"Swaps are against dense or compensated, not {self.against!r}.")
+        at_least(0, damp=self.damp, rounds=self.rounds)
 
     def __call__(
         self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics, pattern: Pattern
     ) -> tuple[Tensor, Mapping[str, Any]]:
         """The refined mask; for the report, exchanged weights and the loss after over before."""
         system = stats[Gram].damped(self.damp)
-        weight_OI = weight_OI.float()
+        weight_OI = weight_OI.float().masked_fill(system.dead_I, 0)  # it does not matter what it is
         cells = Cells.of(pattern, (weight_OI.shape[0], weight_OI.shape[1]))
         run = exchange_dense if self.against == "dense" else exchange_compensated
         rows = max(WEIGHTS // weight_OI.shape[1] // cells.rows, 1) * cells.rows
@@ -73,5 +74,5 @@ class Swaps:
         before, after = float(before_O.double().sum()), float(after_O.double().sum())
         return new_OI, {
             "swaps": int((new_OI & ~mask_OI).sum()),
-            "loss_after_swaps": after / before if before > 0 else 1.0,
+            "loss_after_swaps": max(after, 0.0) / before if before > 0 else 1.0,
         }

@@ -11,18 +11,21 @@ from ..methods import ALL, QUANTIZE
 from ..types import LayerReport
 from .experts import COLUMNS, ExpertTokens
 from .pruning_report import PruningReport
-from .structured_card import smaller_card
+from .structured_card import LOADS, LOADS_BY_WIDTHS, smaller_card
 
 
-def model_card(report: PruningReport, recipe_yaml: str) -> str:
-    """A card with the facts of the run, the exact recipe and how to load the model."""
+def model_card(report: PruningReport, recipe_yaml: str, stock: bool = True) -> str:
+    """A card with the facts of the run, the exact recipe and how to load the model.
+
+    ``stock``: a config of the family says its widths, so that plain transformers can load it.
+    """
     if report.structured is not None:
         return smaller_card(report, report.structured, recipe_yaml)
     data = ModelCardData(
         base_model=report.model
         if "/" in report.model and not Path(report.model).exists()
         else None,
-        library_name="transformers",
+        library_name="transformers" if stock else "prunus",
         pipeline_tag="text-generation",
         tags=["prunus", *_tags(report)],
     )
@@ -49,10 +52,7 @@ def model_card(report: PruningReport, recipe_yaml: str) -> str:
 
 {_stored(report)}
 
-```python
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("this folder")
-```
+{LOADS if stock else LOADS_BY_WIDTHS}
 
 ## Layers
 

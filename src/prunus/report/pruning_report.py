@@ -186,6 +186,8 @@ def known_zeros(model: str | Path) -> dict[str, Any]:
     if not (folder / FILE).is_file():
         return {}
     report = read_report(folder)
+    if report.structured is not None:
+        return {}
     layers, coverage = report.layers, report.coverage
     claims = {(layer.pattern, layer.requested) for layer in layers}
     elsewhere = any(

@@ -10,13 +10,13 @@ from ..structured.methods import STRUCTURED
 from .pruning_report import PruningReport
 from .structured_report import StructuredReport
 
-STOCK = """```python
+LOADS = """```python
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("this folder")
 ```"""
-WIDTHS = """Its blocks have different widths (or a bias that the family does not have), which no
-config says: **plain transformers cannot load it** and stops at the first shape that differs.
-`widths.json` has the widths, and prunus puts the model together:
+LOADS_BY_WIDTHS = """Its blocks have different widths (or a bias that the family does not have),
+which no config says: **plain transformers cannot load it** and stops at the first shape that
+differs. `widths.json` has the widths, and prunus puts the model together:
 
 ```python
 import prunus
@@ -55,7 +55,7 @@ dense model: smaller in memory and faster on any machine.
 | removed | {_removed(structured)} |
 | calibration | {report.protocol or "none"} |
 
-{STOCK if structured.stock else WIDTHS}
+{LOADS if structured.stock else LOADS_BY_WIDTHS}
 
 ## Blocks
 

@@ -87,16 +87,20 @@ def _next(logits_BTV: Tensor) -> Tensor:
     return logits_BTV[:, -1:].argmax(-1)
 
 
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 def _now(model: nn.Module) -> float:
-    if next(model.parameters()).is_cuda:
-        torch.cuda.synchronize()
+    if _device(model).type == "cuda":
+        torch.cuda.synchronize(_device(model))
     return time.perf_counter()
 
 
 def _reset_peak(model: nn.Module) -> None:
     """Forget what loading took, where the system can."""
-    if next(model.parameters()).is_cuda:
-        torch.cuda.reset_peak_memory_stats()
+    if _device(model).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(_device(model))
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -106,8 +110,8 @@ def _reset_peak(model: nn.Module) -> None:
 
 def _peak_bytes(model: nn.Module) -> int:
     """Of CUDA memory, or the process's highest resident set: VmHWM, which exec starts afresh."""
-    if next(model.parameters()).is_cuda:
-        return torch.cuda.max_memory_allocated()
+    if _device(model).type == "cuda":
+        return torch.cuda.max_memory_allocated(_device(model))
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

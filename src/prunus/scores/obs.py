@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, at_least
 from ..gram import Damped, Gram
 from ..stats import Statistics
 from ..types import Needs
@@ -34,6 +34,7 @@ class OBS:
     def __post_init__(self) -> None:
         if self.diagonal not in ("full", "trailing"):
             raise InputError(f"diagonal is full or trailing, not {self.diagonal!r}.")
+        at_least(0, damp=self.damp)
 
     def __call__(self, weight_OI: Tensor, stats: Statistics) -> Tensor:
         return self.scored(weight_OI, stats[Gram].damped(self.damp))

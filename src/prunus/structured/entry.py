@@ -64,8 +64,8 @@ def prune_structured(
         str(name or "in memory"), recipe.method, pruner, sparsity, recipe.parameters,
         recipe.blocks, recipe.seed,
     )  # fmt: skip
-    report, widths = StructuredRun.of(weights.model, request, tokens, device, observer).prune()
-    result = Result(report, Orders(), output, held=weights.model, widths=widths)
+    report = StructuredRun.of(weights.model, request, tokens, device, observer).prune()
+    result = Result(report, Orders(), output, held=weights.model)
     if output is None:
         return result
     verification = write(result, tokenizer, recipe, observer, trust_remote_code)

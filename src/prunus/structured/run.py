@@ -31,7 +31,7 @@ from .pruner import UnitPruner
 from .scores import Redundancy
 from .surgery import rehearse
 from .watching import eager
-from .widths import Widths, stock_config
+from .widths import Widths, note_widths, stock_config, widths_of
 
 DEFAULT = 0.2  # of the parameters in heads and neurons: the paper's first table
 
@@ -107,8 +107,8 @@ class StructuredRun:
             modules += found
         return cls(model, request, ids_ST, protocol, device, observer, blocks, traced, modules)
 
-    def prune(self) -> tuple[PruningReport, Widths]:
-        """Do it, in place. Returns the report, and the widths of every block."""
+    def prune(self) -> PruningReport:
+        """Do it, in place."""
         begun, pruner = time.perf_counter(), self.request.pruner
         layers = [layer for module in self.modules for layer in module.layers]
         coverage = Coverage.of(self.model, self.blocks, {layer.name for layer in layers})
@@ -130,6 +130,7 @@ class StructuredRun:
         stock = stock_config(self.model, [block.name for block in self.blocks], widths)
         if stock is not None:
             _adopt(self.model.config, stock)
+        note_widths(self.model, None if stock is not None else widths)
         structured = StructuredReport(
             parameters=(whole, sum(p.numel() for p in self.model.parameters())),
             removable=total,
@@ -150,7 +151,7 @@ class StructuredRun:
             layers=reports,
             structured=structured,
         )
-        return report, [] if stock is not None else widths
+        return report
 
     def _context(self, layers: Sequence[Layer]) -> Context:
         gradients, ids_ST = None, self.ids_ST
@@ -223,9 +224,11 @@ class StructuredRun:
             for module in self.modules
             if module.unit == "heads"
         }
+        dense: dict[str, Any] = {"heads": dense_heads, "kv_heads": dense_kv, "numbers": {}}
+        before = widths_of(self.model) or [dense] * len(self.blocks)
         widths = []
-        for block in self.blocks:
-            heads, kv_heads = left.get(block.index, (dense_heads, dense_kv))
+        for block, was in zip(self.blocks, before, strict=True):
+            heads, kv_heads = left.get(block.index, (was["heads"], was["kv_heads"]))
             readers = {layer.role: layer for layer in block.layers}
             o, down = readers.get("o"), readers.get("down")
             widths.append(
@@ -235,7 +238,7 @@ class StructuredRun:
                     "intermediate": down.shape[1] if down else None,
                     "bias_o": o is not None and o.bias_O is not None,
                     "bias_down": down is not None and down.bias_O is not None,
-                    "numbers": seen.numbers.get(block.index, {}),
+                    "numbers": {**was.get("numbers", {}), **seen.numbers.get(block.index, {})},
                 }
             )
         return widths

@@ -112,7 +112,7 @@ def _row_bytes(tensor: Tensor) -> list[bytes]:
 def check_reload(
     folder: Path, report: PruningReport, trust_remote_code: bool, found: Verification
 ) -> None:
-    """Load it in a fresh process, with ``prunus.load``."""
+    """Load what has a widths.json in a fresh process, with ``prunus.load``."""
     found.problems += reload(folder, report, trust_remote_code)
     found.checks.append("reload by prunus.load in a fresh process, finite logits")
 
@@ -142,14 +142,13 @@ def problems(folder: Path, tensors: dict[str, Path], report: PruningReport) -> I
 
 def reload(folder: Path, report: PruningReport, trust_remote_code: bool) -> Iterator[str]:
     """What goes wrong when a fresh process loads it with ``prunus.load``."""
-    assert report.structured is not None
     seen, last = asked(RELOAD, folder, str(trust_remote_code))
     if seen is None:
         yield f"prunus.load cannot load it in a fresh process: {last}"
         return
     if not seen["finite"]:
         yield "Its logits hold NaN or inf in a fresh process."
-    if seen["parameters"] != report.structured.parameters[1]:
+    if report.structured and seen["parameters"] != report.structured.parameters[1]:
         yield (
             f"It has {seen['parameters']:,} parameters in a fresh process; the report says "
             f"{report.structured.parameters[1]:,}."

@@ -29,6 +29,7 @@ FORMAT = 1
 INTERMEDIATE = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_inner")
 Widths = list[dict[str, Any]]
 """One entry per block: heads, kv_heads, intermediate, bias_o, bias_down, numbers."""
+_WIDTHS = "_prunus_widths"
 
 
 def stock_config(model: PreTrainedModel, blocks: Sequence[str], widths: Widths) -> Any:
@@ -82,6 +83,16 @@ def to_json(widths: Widths) -> str:
     """The text of ``widths.json``."""
     lines = ",\n  ".join(json.dumps(width) for width in widths)
     return f'{{"format": {FORMAT}, "blocks": [\n  {lines}\n]}}\n'
+
+
+def widths_of(model: PreTrainedModel) -> Widths | None:
+    """Those of a model in memory whose config cannot say them; None where it can."""
+    return getattr(model, _WIDTHS, None)
+
+
+def note_widths(model: PreTrainedModel, widths: Widths | None) -> None:
+    """Keep them with the model, which has them no matter where it is written next."""
+    setattr(model, _WIDTHS, widths)
 
 
 def read_widths(folder: str | Path) -> Widths | None:
@@ -145,6 +156,7 @@ def rebuilt(
                 owner, _, attribute = path.rpartition(".")
                 setattr(block.get_submodule(owner), attribute, number)
     _fill(folder, model, state)
+    note_widths(model, widths)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, at_least
 from ..gram import Damped, Gram
 from ..parallel import ALONE, Team
 from ..stats import Statistics
@@ -56,6 +56,7 @@ class LeastSquares:
     def __post_init__(self) -> None:
         if self.method not in ("cg", "direct"):
             raise InputError(f"The method of least squares is cg or direct, not {self.method!r}.")
+        at_least(0, damp=self.damp, tolerance=self.tolerance, iterations=self.iterations)
 
     def __call__(self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics) -> Tensor:
         return self.solve(weight_OI, mask_OI, stats)[0]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import at_least
 from ..gram import Gram
 from ..stats import Statistics
 from ..types import Needs
@@ -35,6 +36,10 @@ class SparseGPTSweep:
     damp: float = 0.01
     block_size: int = 128
     needs: ClassVar[Needs] = (Gram,)
+
+    def __post_init__(self) -> None:
+        at_least(1, block_size=self.block_size)
+        at_least(0, damp=self.damp)
 
     def __call__(self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics) -> Tensor:
         return self.solve(weight_OI, mask_OI, stats)[0]
