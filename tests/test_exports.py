@@ -2,6 +2,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,13 @@ def test_parts_are_there_without_another_import():
 def test_every_module_imports_and_says_what_it_is():
     for module in pkgutil.walk_packages(prunus.__path__, "prunus."):
         assert importlib.import_module(module.name).__doc__, module.name
+
+
+def test_every_module_is_in_the_map_of_the_code():
+    text = (Path(__file__).parent.parent / "docs" / "code.md").read_text(encoding="utf-8")
+    for path in Path(prunus.__file__).parent.rglob("*.py"):
+        if path.parent.name != "cli" and not path.name.startswith("_"):
+            assert path.name in text, path
 
 
 def test_one_error_tree_drawn_at_its_top():
