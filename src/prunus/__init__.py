@@ -13,9 +13,12 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .api import evaluate, load, plan, prune, quantize
     from .errors import PrunusError
+    from .export import write_gguf
     from .observer import Observer
     from .recipe import Recipe
     from .result import Result
+    from .runtime.bench import bench
+    from .simulator.table import simulate
     from .verification import verify
 
 __all__ = [
@@ -24,12 +27,15 @@ __all__ = [
     "Recipe",
     "Result",
     "__version__",
+    "bench",
     "evaluate",
     "load",
     "plan",
     "prune",
     "quantize",
+    "simulate",
     "verify",
+    "write_gguf",
 ]
 
 # Imported when first used: torch and transformers take seconds, `prunus --help` should not.
@@ -38,12 +44,15 @@ _HOME = {
     "PrunusError": "errors",
     "Recipe": "recipe",
     "Result": "result",
+    "bench": "runtime.bench",
     "evaluate": "api",
     "load": "api",
     "plan": "api",
     "prune": "api",
     "quantize": "api",
+    "simulate": "simulator.table",
     "verify": "verification",
+    "write_gguf": "export",
 }
 _PARTS = (
     *("allocation", "errors", "evaluation", "export", "patterns", "permutation", "pruners"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from .console import PruningBar, command, print_json, print_line, print_table
 if TYPE_CHECKING:
     from ..report import PruningReport
     from ..report.structured_report import StructuredReport
+    from ..result import Result
 
 WEIGHTS = "Single weights"
 INTEGERS = "Integer grids"
@@ -216,17 +217,10 @@ def run(
     """Prune MODEL and write a checkpoint that plain transformers loads."""
     given = dict(locals())
     from ..api import prune
-    from ..observer import Silent
-    from ..parallel import Team
     from ..report.experts import COLUMNS
 
-    with ExitStack() as stack:
-        team = stack.enter_context(Team.join())
-        bar = stack.enter_context(PruningBar()) if team.first else Silent()
-        with team.agreed():
-            arguments = request(given)
-        result = prune(observer=bar, team=team, **arguments)
-    if not team.first:
+    result = together(prune, lambda: request(given))
+    if result is None:
         return
     report = result.report
     if json:
@@ -264,6 +258,20 @@ def _smaller(output: Path, report: StructuredReport, seconds: float) -> None:
     loads = "AutoModelForCausalLM" if report.stock else "prunus.load (widths differ by block)"
     print_line(f"  Loads with {loads}.")
     print_line(f"  Quality: prunus eval {output} --text your.txt")
+
+
+def together(do: Callable[..., Result], asked: Callable[[], dict[str, Any]]) -> Result | None:
+    """Do it with the other processes that torchrun started; None in all but the first."""
+    from ..observer import Silent
+    from ..parallel import Team
+
+    with ExitStack() as stack:
+        team = stack.enter_context(Team.join())
+        bar = stack.enter_context(PruningBar()) if team.first else Silent()
+        with team.agreed():
+            arguments = asked()
+        result = do(observer=bar, team=team, **arguments)
+    return result if team.first else None
 
 
 def request(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from . import prune
-from .console import PruningBar, command, print_json, print_line
+from .console import command, print_json, print_line
 
 EXAMPLES = """
 **Examples**
@@ -44,12 +44,16 @@ def _run(
     """Put the weights of MODEL, pruned or not, on integer grids; zeros stay exactly 0."""
     from ..api import quantize
 
-    arguments = prune.request({**given, "scales": scales, "clip": clip})
+    def asked() -> dict[str, Any]:
+        arguments = prune.request({**given, "scales": scales, "clip": clip})
+        if arguments.get("group") == 0:
+            arguments["group"] = None
+        return arguments
+
     output: Path = given["output"]
-    if arguments.get("group") == 0:
-        arguments["group"] = None
-    with PruningBar() as bar:
-        result = quantize(observer=bar, **arguments)
+    result = prune.together(quantize, asked)
+    if result is None:
+        return
     report = result.report
     if given["json"]:
         print_json({"output": str(output), **report.summary()})
