@@ -356,6 +356,16 @@ def test_dass_groups_along_outputs_also_where_it_may_choose():
         assert layer.sparsity == parse_pattern(layer.pattern).sparsity
 
 
+@pytest.mark.parametrize("sparsity", [0.1, 0.9])
+def test_a_sparsity_that_no_choice_of_patterns_has_is_refused(sparsity):
+    model, tokenizer = load_tiny("llama")
+    with pytest.raises(PatternError, match=r"sparsities from 0.25 to 0.75; 0\.\d was asked for"):
+        prunus.prune(
+            model, method="ria", pattern="1:4,2:4,3:4", sparsity=sparsity, allocation="owl",
+            tokenizer=tokenizer, **FEW,
+        )  # fmt: skip
+
+
 def test_owl_equals_its_formula():
     scores = [random(20, 30, seed=seed).square() for seed in range(2)]
     flat = torch.cat([score.flatten() for score in scores]).tolist()

@@ -16,7 +16,14 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import prunus
 from conftest import MODELS, load_tiny
 from prunus.checkpoint import find, load_model, load_tokenizer
-from prunus.errors import CheckpointError, NumericalError, UnsupportedModelError
+from prunus.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    InputError,
+    NotVerifiedError,
+    NumericalError,
+    UnsupportedModelError,
+)
 from prunus.output import new_folder
 
 FAST = {"samples": 4, "length": 64}
@@ -312,3 +319,71 @@ def test_a_tokenizer_of_another_model(source, tmp_path):
     ):
         with pytest.raises(prunus.PrunusError, match="outside of the model's 100 embeddings"):
             call()
+
+
+def test_tensors_and_config_that_do_not_belong_together(source, tmp_path):
+    """At once, and named: from memory, and block by block."""
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
+    said = r"(gate|up|down)_proj.weight is .*160.* in the files, and .*128.* in the model"
+    with pytest.raises(CheckpointError, match=said):
+        load_model(source)
+    with pytest.raises(CheckpointError, match=said):
+        prunus.prune(source, method="magnitude", output=tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_tensors_that_the_config_has_no_place_for_are_told(source):
+    config = json.loads((source / "config.json").read_text())
+    fewer = {**config, "num_hidden_layers": 2}
+    fewer.pop("layer_types", None)
+    (source / "config.json").write_text(json.dumps(fewer))
+    with pytest.warns(CheckpointWarning, match=r"holds 9 tensors .* left out: model.layers.2"):
+        load_model(source)
+
+
+def test_what_cannot_pass_is_not_kept_for_a_resume(source, tmp_path, monkeypatch):
+    where = "prunus.verification._check_layers"
+    monkeypatch.setattr(where, lambda *args: args[-1].problems.append("x"))
+    with pytest.raises(NotVerifiedError, match="was not kept: x"):
+        prunus.prune(source, method="magnitude", output=tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_report_names_the_model_from_anywhere(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(source.parent)
+    report = prunus.prune(source.name, method="magnitude", output=tmp_path / "out").report
+    assert report.model == str(source)
+    assert "# source, pruned" in (tmp_path / "out" / "README.md").read_text()
+    assert "base_model" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda m: prunus.prune(m.model, method="magnitude"), "has no language-model head"),
+        (lambda m: prunus.prune(m, {"method": "ri"}), "or a YAML file of one; got dict"),
+        (
+            lambda m: prunus.prune(m, method="wanda", tokens_ST=torch.zeros(2, 600).long()),
+            "samples of 600 tokens, and the model takes 512",
+        ),
+        (
+            lambda m: prunus.prune(m, method="l2", recovery="after", calibration="none"),
+            "without --recovery",
+        ),
+        (
+            lambda m: prunus.prune(m, method="ri", update="least-squares", calibration="none"),
+            "leave --update, --refine",
+        ),
+        (lambda m: prunus.evaluate(m, " "), "source is empty"),
+    ],
+)
+def test_calls_that_cannot_be_meant(call, said):
+    with pytest.raises(InputError, match=said):
+        call(load_tiny("llama")[0])
+
+
+def test_inference_mode_is_refused():
+    model = load_tiny("llama")[0]
+    with torch.inference_mode(), pytest.raises(InputError, match="Call prunus outside of it"):
+        prunus.prune(model, method="magnitude")

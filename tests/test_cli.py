@@ -242,3 +242,14 @@ def test_an_output_that_exists_and_a_model_that_does_not(tmp_path):
 
 def test_version():
     assert run("--version").stdout.strip() == prunus.__version__
+
+
+def test_an_output_that_takes_nothing_is_a_sentence_too():
+    with Path("/dev/full").open("w") as full:
+        said = subprocess.run(
+            [sys.executable, "-m", "prunus", "methods", "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert said.returncode == 2
+    assert "No space left" in said.stderr
+    assert "Traceback" not in said.stderr

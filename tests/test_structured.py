@@ -436,7 +436,7 @@ def test_attention_that_cannot_shrink_is_refused_and_its_neurons_are_not(family,
     assert report.structured.blocks[0].neurons == (96, 48)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])  # whose files name its head anew
 def test_what_has_widths_can_be_pruned_and_quantised_again(name, tmp_path, trusting):
     one, two, three, four = (tmp_path / str(i) for i in range(1, 5))
     run = {"tokens_ST": IDS}
@@ -468,6 +468,15 @@ def test_no_data_at_all():
     fields = {"method": "goa", "calibration": "self", "samples": 4, "length": 32, "sparsity": 0.3}
     report = prunus.prune(model, tokenizer=tokenizer, **fields).report
     assert report.protocol.source == "self"
+
+
+def test_a_matrix_of_zeros_is_named():
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.zero_()
+    with pytest.raises(UnsupportedModelError, match=r"layers\.1\.mlp\.up_proj is all zeros"):
+        prunus.prune(model, method="goa", **RUN)
+    prunus.prune(model, method="goa", blocks="0:1", **RUN)
 
 
 def test_a_threshold_says_how_many_heads_go():

@@ -24,8 +24,8 @@ from .calibration.tokens import (
 from .checkpoint import Dtype, load_model, load_tokenizer
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
-from .inputs import in_memory, inputs, pick_device
-from .methods import ALL, QUANTIZE
+from .inputs import in_memory, inputs, named, pick_device
+from .methods import QUANTIZE
 from .observer import Observer, Silent
 from .output import check_output
 from .parallel import ALONE, Team
@@ -174,8 +174,8 @@ def _prepared(
     weights, tokens, tokenizer = inputs(
         model, recipe, written, tokenizer, tokens_ST, trust_remote_code, observer
     )
-    path = model if isinstance(model, str | Path) else weights.model.config.name_or_path
-    name, folder = str(path or "in memory"), Path(spill).expanduser() if spill else None
+    folder = Path(spill).expanduser() if spill else None
+    name = named(model, weights.model)
     run = Run.of(weights, name, recipe, pruner, allocation, tokens, device, observer, folder)
     return run, tokenizer
 
@@ -188,10 +188,15 @@ def _resolved(recipe: Recipe, tokens_given: bool) -> tuple[Recipe, BlockPruner, 
     if tokens_given:
         source = GIVEN
     if reads and source == "none":
-        what = ALL[recipe.method].needs if pruner.needs else f"--allocation {recipe.allocation}"
+        names = ", ".join(kind.__name__ for kind in pruner.needs)
+        what, cure = names or f"--allocation {recipe.allocation}", "use magnitude or ri"
+        if recipe.method == QUANTIZE:
+            cure = "give --no-scales --no-clip"
+        elif recipe.method in ("magnitude", "ri"):
+            cure = "leave --update, --refine and --allocation out"
         raise CalibrationError(
-            f"{recipe.method} reads activations ({what}), so it needs calibration text. Give a "
-            "source, or use magnitude or ri."
+            f"{recipe.method} so set reads activations ({what}), so it needs calibration text. "
+            f"Give a source, or {cure}."
         )
     filled = recipe.model_copy(update={"sparsity": sparsity, "calibration": source})
     return filled, pruner, allocation
@@ -322,4 +327,9 @@ def _recipe(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recip
         return Recipe.of(**fields)
     if isinstance(recipe, Recipe):
         return recipe.replaced(**fields)
-    return Recipe.read(recipe, **fields)
+    if isinstance(recipe, str | Path):
+        return Recipe.read(recipe, **fields)
+    raise InputError(
+        f"A recipe is a Recipe or a YAML file of one; got {type(recipe).__name__}. Fields go "
+        "beside it: method='ria', sparsity=0.5."
+    )

@@ -22,6 +22,7 @@ from .journal import Journal, packed_beside, write_shard
 from .output import write_texts
 from .quantization import Grid
 from .quantization.packing import PACKED, config
+from .structured.widths import widths_of
 from .weights import Weights
 
 SMALL = 2**29  # bytes: shards that together stay below it become one
@@ -49,7 +50,8 @@ def assemble(
         shards.append(journal.shard(block.index))
     shards.insert(0, journal.folder / "outside.safetensors")
     write_shard(shards[0], _outside(weights.model, blocks))
-    names = _write_weights(folder, weights.model, shards)
+    own_names = widths_of(weights.model) is not None  # prunus.load reads it, not transformers
+    names = _write_weights(folder, weights.model, shards, own_names)
     _write_configs(folder, weights.model)
     if packed is not None:
         _claim_packed(folder, weights.model, packed, names)
@@ -78,7 +80,9 @@ def _outside(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str, Tenso
     }
 
 
-def _write_weights(folder: Path, model: PreTrainedModel, shards: Sequence[Path]) -> set[str]:
+def _write_weights(
+    folder: Path, model: PreTrainedModel, shards: Sequence[Path], own_names: bool
+) -> set[str]:
     """Small neighbours become one file; a file whose names on disk are the model's is linked.
 
     Returns the names of all tensors.
@@ -97,7 +101,7 @@ def _write_weights(folder: Path, model: PreTrainedModel, shards: Sequence[Path])
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         target = folder / (name if len(groups) > 1 else "model.safetensors")
         tensors = {k: tensor for path in group for k, tensor in _with_packed(path).items()}
-        on_disk = revert_weight_conversion(model, dict(tensors))
+        on_disk = tensors if own_names else revert_weight_conversion(model, dict(tensors))
         alone = len(group) == 1 and not packed_beside(group[0]).exists()
         if alone and on_disk.keys() == tensors.keys():
             _link(group[0], target)

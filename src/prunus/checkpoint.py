@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .blocks import find_blocks
-from .errors import CheckpointError, UnknownNameError
+from .errors import CheckpointError, CheckpointWarning, UnknownNameError, other_shape
 from .spill import Scratch
 from .structured.widths import read_widths, rebuilt
 from .weights import InMemory, Streamed, Weights
@@ -198,6 +199,7 @@ def _loaded(
             trust_remote_code=trust_remote_code,
             use_safetensors=None if source.gguf_file else True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to name them below
             **where,
             **source.arguments,
         )
@@ -207,6 +209,16 @@ def _loaded(
         raise CheckpointError(
             f"{checkpoint} lacks {len(missing)} tensors ({', '.join(missing[:3])} …); transformers "
             "would fill them at random. Get the complete checkpoint."
+        )
+    for name, found, expected in sorted(loading.get("mismatched_keys", ())):
+        raise CheckpointError(f"{checkpoint}: {other_shape(name, found, expected)}")
+    if loading["unexpected_keys"]:
+        unused = sorted(loading["unexpected_keys"])
+        warnings.warn(
+            f"{checkpoint} holds {len(unused)} tensors that its config.json has no place for, and "
+            f"which are left out: {', '.join(unused[:3])} …",
+            CheckpointWarning,
+            stacklevel=2,
         )
     said = getattr(model.config, "quantization_config", None)
     unpacked = bool(source.gguf_file or getattr(said, "dequantize", False))

@@ -50,8 +50,16 @@ class CheckpointError(InputError):
     """A checkpoint that cannot be read, or a place where none can be written."""
 
 
+class NotVerifiedError(CheckpointError):
+    """A checkpoint that was written is not what it claims: its files were not kept."""
+
+
 class UnsupportedModelError(InputError):
     """A model whose structure prunus cannot handle yet."""
+
+
+class CheckpointWarning(UserWarning):
+    """Something about a checkpoint that its owner should know."""
 
 
 class NumericalError(PrunusError):
@@ -72,6 +80,15 @@ class TeamError(PrunusError):
     def __init__(self, message: str, said: bool = False) -> None:
         super().__init__(message)
         self.said = said
+
+
+def other_shape(name: str, found: Iterable[int], expected: Iterable[int]) -> str:
+    """A sentence for a tensor that has another shape than its model."""
+    shown = " × ".join(map(str, found)), " × ".join(map(str, expected))
+    return (
+        f"{name} is {shown[0]} in the files, and {shown[1]} in the model that config.json "
+        "describes. Get files that belong together."
+    )
 
 
 def at_least(least: float, **numbers: float) -> None:

@@ -52,6 +52,13 @@ def inputs(
     return weights, tokens, tokenizer
 
 
+def named(model: Any, loaded: PreTrainedModel) -> str:
+    """What the report calls the model: a path from the root, a hub id, or that it was in memory."""
+    name = str(model) if isinstance(model, str | Path) else loaded.config.name_or_path
+    path = Path(name).expanduser() if name else None
+    return str(path.absolute()) if path is not None and path.exists() else name or "in memory"
+
+
 def pick_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU."""
     if name == "auto":
@@ -78,6 +85,16 @@ def in_memory(model: Any, dtype: str) -> None:
         raise InputError(
             "A model in memory is a transformers PreTrainedModel, unwrapped; got "
             f"{type(model).__name__}. Or give a folder, a hub id or a GGUF."
+        )
+    if model.get_output_embeddings() is None:
+        raise InputError(
+            f"{type(model).__name__} has no language-model head. Give the causal language model "
+            "that it is part of (AutoModelForCausalLM)."
+        )
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "Tensors of torch.inference_mode() have no gradients, which the look at a model needs. "
+            "Call prunus outside of it."
         )
     if any(hasattr(module, "input_order") for module in model.modules()):
         raise InputError(

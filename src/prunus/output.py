@@ -95,10 +95,17 @@ def _temporary(output: Path) -> Path:
 
 
 def write_model(
-    folder: Path, model: PreTrainedModel, tokenizer: Any, texts: Mapping[str, str]
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    texts: Mapping[str, str],
+    own_names: bool = False,
 ) -> None:
-    """Safetensors shards, config, generation config, tokenizer, and ``texts`` by file name."""
-    model.save_pretrained(folder, max_shard_size="5GB")
+    """Safetensors shards, config, generation config, tokenizer, and ``texts`` by file name.
+
+    ``own_names``: tensors have the names of the model's modules, which some families' files do not.
+    """
+    model.save_pretrained(folder, max_shard_size="5GB", save_original_format=not own_names)
     write_texts(folder, tokenizer, texts)
 
 

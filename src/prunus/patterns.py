@@ -178,6 +178,14 @@ class OneOf:
     def check(self, shape_OI: tuple[int, int], sparsity: Share) -> None:
         """The grouped side must divide by every M; what each layer gets is chosen later."""
         check_sparsity(sparsity)
+        found = sorted(option.sparsity for option in self.options)
+        if isinstance(sparsity, Tensor):
+            raise PatternError(f"{self} leaves no choice of a sparsity for each row.")
+        if not found[0] - 1e-6 <= sparsity <= found[-1] + 1e-6:
+            raise PatternError(
+                f"{self} can have sparsities from {found[0]:g} to {found[-1]:g}; "
+                f"{float(sparsity):g} was asked for. Give one between, or other patterns."
+            )
         for option in self.options:
             option.check(shape_OI, option.sparsity)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from .assembly import assemble
 from .checkpoint import load_model
-from .errors import InputError
+from .errors import CheckpointError, NotVerifiedError
 from .journal import Journal
 from .observer import Observer
 from .output import new_folder, no_new_parents, write_model
@@ -98,6 +98,9 @@ def _journal(
         return
     try:
         yield journal
+    except NotVerifiedError:
+        journal.remove()  # the same would come out again; a reload may have lacked memory
+        raise
     except BaseException:
         if journal.blocks or journal.residual is not None:
             done = f"{len(journal.blocks)} of {len(run.blocks)} blocks"
@@ -121,7 +124,7 @@ def write(
     with new_folder(output) as folder:
         observer.say(f"writing {output}")
         texts = _texts(result.report, result.orders, recipe, result.model)
-        write_model(folder, result.model, tokenizer, texts)
+        write_model(folder, result.model, tokenizer, texts, own_names=WIDTHS in texts)
         return _verified(folder, observer, trust_remote_code)
 
 
@@ -142,7 +145,8 @@ def _verified(folder: Path, observer: Observer, trust_remote_code: bool) -> Veri
     observer.say("verifying: patterns, zeros, and a reload in a fresh process")
     verification = verify(folder, trust_remote_code=trust_remote_code)
     if not verification.ok:
-        raise InputError(
+        error = NotVerifiedError if verification.in_files else CheckpointError
+        raise error(
             f"The checkpoint did not pass its own verification and was not kept: "
             f"{verification.problems[0]}"
         )

@@ -58,12 +58,14 @@ class Verification:
         sparsity: zeros over weights in the pruned layers, counted in the files.
         patterns: the patterns that were checked, and how many layers have each.
         checks: what was looked at.
+        in_files: whether something is wrong in the files themselves, not only with the reload.
     """
 
     problems: list[str] = field(default_factory=list)
     sparsity: float = 0.0
     patterns: dict[str, int] = field(default_factory=dict)
     checks: list[str] = field(default_factory=list)
+    in_files: bool = False
 
     @property
     def ok(self) -> bool:
@@ -343,6 +345,7 @@ def _check_against(
 def _check_reload(
     folder: Path, report: PruningReport, found: Verification, trust_remote_code: bool, packed: bool
 ) -> None:
+    found.in_files = bool(found.problems)
     if read_widths(folder) is not None:
         structured.check_reload(folder, report, trust_remote_code, found)
         return

@@ -12,6 +12,7 @@ from accelerate.hooks import remove_hook_from_submodules
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .errors import CheckpointError, other_shape
 from .spill import Scratch
 
 Axes = Sequence[tuple[str, int]]
@@ -130,8 +131,11 @@ class Streamed:
             for key, tensor in module.state_dict(keep_vars=True).items()
             if tensor.is_meta
         }
-        for key in absent:
-            _put(module, key, self.read(f"{name}.{key}"))
+        for key, tensor in absent.items():
+            found = self.read(f"{name}.{key}")
+            if found.shape != tensor.shape:
+                raise CheckpointError(other_shape(f"{name}.{key}", found.shape, tensor.shape))
+            _put(module, key, found)
         try:
             yield module
         finally:

@@ -129,6 +129,8 @@ def read_documents(source: str, split: Split, data_dir: str | Path | None = None
         UnknownNameError: neither a path nor a known name.
         CalibrationError: unreadable, or without text.
     """
+    if not source.strip():
+        raise CalibrationError("The text's source is empty. Give a file, a folder, or a name.")
     if source == "builtin":
         documents = _builtin(split)
     elif _exists(source):
@@ -293,8 +295,8 @@ def _read_json_lines(path: Path) -> list[str]:
 def _text_of(line: str, where: str) -> str:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CalibrationError(f"{where}: not JSON ({error.msg}).") from None
+    except ValueError as error:  # JSONDecodeError, or a number of too many digits
+        raise CalibrationError(f"{where}: not JSON ({str(error).rstrip('.')}).") from None
     if isinstance(row, str):
         return row
     strings = [v for v in row.values() if isinstance(v, str)] if isinstance(row, dict) else []

@@ -68,6 +68,11 @@ def given_tokens(ids_ST: Any, model: PreTrainedModel) -> tuple[Tensor, Protocol]
         raise CalibrationError(
             f"tokens_ST needs at least one sample of two tokens; got {samples} × {length}."
         )
+    longest = context_length(model)
+    if longest is not None and length > longest:
+        raise CalibrationError(
+            f"tokens_ST has samples of {length} tokens, and the model takes {longest}."
+        )
     ids_ST = checked(ids_ST.to(torch.int64), model)
     return ids_ST, Protocol("tokens given", samples, length, 0, 0, 0, False, digest(ids_ST))
 

@@ -7,11 +7,13 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from io import TextIOWrapper
 from logging import CRITICAL, getLogger
 from signal import SIG_IGN, SIGTERM, signal
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TextIO
 
 import typer
 from rich.console import Console
@@ -19,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from ..errors import PrunusError, TeamError
+from ..errors import CheckpointWarning, PrunusError, TeamError
 
 if TYPE_CHECKING:
     from ..types import LayerReport
@@ -43,6 +45,9 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         logging.disable_progress_bar()
         getLogger("huggingface_hub").setLevel(CRITICAL)  # its retries; the error says enough
         signal(SIGTERM, _stop)
+        warnings.showwarning = _show_warning
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that has no ×
         try:
             function(*args, **kwargs)
         except PrunusError as error:
@@ -56,6 +61,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 "ended by SIGTERM: another process of the run has died, or torchrun itself was "
                 "ended. Blocks that are done are kept: start all processes again with --resume."
             )
+        except OSError as error:  # of the output: all else says what it is itself
+            _fail(f"{error}.")
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -65,6 +72,21 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             )
 
     return run
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Ours as a sentence, others as they are."""
+    if issubclass(category, CheckpointWarning):
+        console.print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _fail(message: str) -> NoReturn:

@@ -15,9 +15,9 @@ def run(
     output: Annotated[Path, typer.Option(help="Folder for the best checkpoint.")] = Path(
         "prunus-demo"
     ),
-    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 8,
-    length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
-    windows: Annotated[int, typer.Option(help="Evaluation windows.")] = 8,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 8,
+    length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
+    windows: Annotated[int, typer.Option(min=1, help="Evaluation windows.")] = 8,
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """Prune SmolLM2-135M by three methods, compare, keep the best: under ten minutes on 2 cores."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
@@ -11,7 +10,7 @@ from ..methods import ALL, QUANTIZE
 from ..types import LayerReport
 from .experts import COLUMNS, ExpertTokens
 from .pruning_report import PruningReport
-from .structured_card import LOADS, LOADS_BY_WIDTHS, smaller_card
+from .structured_card import LOADS, LOADS_BY_WIDTHS, hub_id, smaller_card, title
 
 
 def model_card(report: PruningReport, recipe_yaml: str, stock: bool = True) -> str:
@@ -22,9 +21,7 @@ def model_card(report: PruningReport, recipe_yaml: str, stock: bool = True) -> s
     if report.structured is not None:
         return smaller_card(report, report.structured, recipe_yaml)
     data = ModelCardData(
-        base_model=report.model
-        if "/" in report.model and not Path(report.model).exists()
-        else None,
+        base_model=hub_id(report.model),
         library_name="transformers" if stock else "prunus",
         pipeline_tag="text-generation",
         tags=["prunus", *_tags(report)],
@@ -35,7 +32,7 @@ def model_card(report: PruningReport, recipe_yaml: str, stock: bool = True) -> s
 {data.to_yaml()}
 ---
 
-# {report.model}, {verb}
+# {title(report.model)}, {verb}
 
 {report.sparsity:.1%} of the weights in {len(report.layers)} linear layers are exactly zero.
 {verb.capitalize()} without retraining by prunus {report.versions["prunus"]} with

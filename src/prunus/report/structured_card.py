@@ -24,6 +24,16 @@ model = prunus.load("this folder")
 ```"""
 
 
+def hub_id(model: str) -> str | None:
+    """The model's name, where it is one of the hub's; a local path has its root."""
+    return model if "/" in model and not Path(model).is_absolute() else None
+
+
+def title(model: str) -> str:
+    """A hub id, or the last part of a path."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
 def _removed(structured: StructuredReport) -> str:
     said = f"{structured.removed:,} of the {structured.removable:,} parameters in heads and neurons"
     return f"{said} of the blocks asked for, {structured.share:.2%}"
@@ -31,9 +41,8 @@ def _removed(structured: StructuredReport) -> str:
 
 def smaller_card(report: PruningReport, structured: StructuredReport, recipe_yaml: str) -> str:
     """The README.md of a model with fewer heads and neurons."""
-    own = "/" in report.model and not Path(report.model).exists()
     data = ModelCardData(
-        base_model=report.model if own else None,
+        base_model=hub_id(report.model),
         library_name="transformers" if structured.stock else "prunus",
         pipeline_tag="text-generation",
         tags=["prunus", "pruned", "smaller", report.method],
@@ -43,7 +52,7 @@ def smaller_card(report: PruningReport, structured: StructuredReport, recipe_yam
 {data.to_yaml()}
 ---
 
-# {report.model}, smaller
+# {title(report.model)}, smaller
 
 {before:,} parameters became {after:,}: whole heads and neurons were removed, without retraining, by
 prunus {report.versions["prunus"]} with `{report.method}` ({method.paper}, <{method.url}>). It is a

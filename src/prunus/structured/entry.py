@@ -11,12 +11,11 @@ from transformers import PreTrainedModel
 
 from ..calibration.tokens import GIVEN
 from ..errors import CalibrationError, InputError
-from ..inputs import inputs, pick_device
+from ..inputs import inputs, named, pick_device
 from ..observer import Observer
 from ..permutation.orders import Orders
 from ..recipe import Recipe
 from ..result import Result, write
-from .methods import STRUCTURED
 from .run import Request, StructuredRun
 
 
@@ -50,8 +49,8 @@ def prune_structured(
         source = GIVEN
     if pruner.reads_text and source == "none":
         raise CalibrationError(
-            f"{recipe.method} so set reads text ({STRUCTURED[recipe.method].needs}). Give a "
-            "calibration source; self, which the model writes; or use l1, l2 or random."
+            f"{recipe.method} so set reads text. Give a calibration source; self, which the model "
+            "writes; or use l1, l2 or random without --recovery."
         )
     share = sparsity if recipe.parameters is None else None
     recipe = recipe.model_copy(update={"sparsity": share, "calibration": source})
@@ -59,9 +58,8 @@ def prune_structured(
     weights, tokens, tokenizer = inputs(
         model, recipe, output is not None, tokenizer, tokens_ST, trust_remote_code, observer
     )
-    name = model if isinstance(model, str | Path) else weights.model.config.name_or_path
     request = Request(
-        str(name or "in memory"), recipe.method, pruner, sparsity, recipe.parameters,
+        named(model, weights.model), recipe.method, pruner, sparsity, recipe.parameters,
         recipe.blocks, recipe.seed,
     )  # fmt: skip
     report = StructuredRun.of(weights.model, request, tokens, device, observer).prune()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..allocation.select import block_range
 from ..blocks import Block, Layer
 from ..calibration import Protocol
-from ..errors import InputError
+from ..errors import InputError, UnsupportedModelError
 from ..observer import Observer
 from ..replay import Recording, Trace
 from ..report.pruning_report import Coverage, PruningReport
@@ -101,6 +101,7 @@ class StructuredRun:
             chosen = block_range("--blocks", request.blocks, len(blocks))
         for index in chosen:
             call, hidden = traced.calls[index], traced.inputs[index]
+            _check_alive(blocks[index])
             found = find_modules(blocks[index], call, hidden, request.pruner.units)
             for module in found:
                 rehearse(blocks[index], module, call, hidden)
@@ -268,6 +269,16 @@ class StructuredRun:
                 )
             )
         return found
+
+
+def _check_alive(block: Block) -> None:
+    """What a matrix feeds is seen by looking, and nothing comes through zeros."""
+    for layer in block.layers:
+        if not bool(layer.weight_OI.any()):
+            raise UnsupportedModelError(
+                f"{layer.name} is all zeros, so that prunus cannot see what belongs to a head or "
+                "neuron there. Leave its block out with --blocks A:B."
+            )
 
 
 def _count(block: Block) -> int:
