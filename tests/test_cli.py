@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import prunus
 from conftest import MODELS
 from prunus.cli.main import app
+from prunus.recipe import Recipe
 
 LLAMA = str(MODELS / "llama")
 FAST = ["--samples", "2", "--length", "64"]
@@ -93,6 +94,42 @@ def test_options_beside_a_recipe_replace_its_fields(pruned, tmp_path):
         "--output", output, "--json",
     )  # fmt: skip
     assert json.loads(result.stdout)["sparsity"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ({"method": "goa", "parameters": 9}, {"sparsity": 0.3}, {"method": "goa", "sparsity": 0.3}),
+        ({"method": "l1", "sparsity": 0.3}, {"parameters": 9}, {"method": "l1", "parameters": 9}),
+        (
+            {"method": "wanda", "allocation": "besa", "settings": {"allocation.steps": 9}},
+            {"allocation": "uniform"},
+            {"method": "wanda", "allocation": "uniform"},
+        ),
+        (
+            {
+                "method": "goa",
+                "recovery": "after",
+                "blocks": "1:2",
+                "settings": {"heads.goes": "first"},
+            },
+            {"method": "wanda", "pattern": "2:4"},
+            {"method": "wanda", "pattern": "2:4"},
+        ),
+        (
+            {"method": "ria", "settings": {"score.power": 1}},
+            {"settings": {"score.terms": "in"}},
+            {"method": "ria", "settings": {"score.power": 1, "score.terms": "in"}},
+        ),
+        (
+            {"method": "wanda", "sparsity": 0.3},
+            {"method": "ria"},
+            {"method": "ria", "sparsity": 0.3},
+        ),
+    ],
+)
+def test_what_a_new_field_leaves_without_a_meaning_goes(old, new, expected):
+    assert Recipe.of(**old).replaced(**new) == Recipe.of(**expected)
 
 
 def test_refined_and_true_sequential_runs_say_so_and_run_again(tmp_path):

@@ -25,6 +25,8 @@ WEIGHTS_ONLY = (
     *("bits", "group", "quantize", "pack"),
 )
 STRUCTURED_ONLY = ("blocks", "parameters", "recovery")
+PARTS = {name: f"{name}." for name in ("permutation", "allocation", "update")}
+PARTS["refine"] = "refinement."  # how settings of what a field names begin
 
 
 class _Loader(yaml.SafeLoader):
@@ -122,18 +124,30 @@ class Recipe(BaseModel):
     def replaced(self, **fields: Any) -> Recipe:
         """The same with some fields replaced.
 
-        Settings are merged; a new N:M pattern brings its own sparsity in place of the old one.
+        Settings are merged. What a new field leaves without a meaning goes: a sparsity beside a new
+        N:M or a new number of parameters, settings of a part that another takes the place of, and
+        with a method of another kind all that is for the old one's kind alone.
         """
         old = self.model_dump(exclude_unset=True)
-        if "settings" in fields:
-            fields["settings"] = {**old.get("settings", {}), **fields["settings"]}
-        if _alone(fields.get("pattern")):
-            old.pop("sparsity", None)
+        changed = {key for key, value in fields.items() if value != getattr(self, key, None)}
+        gone: set[str] = set()
+        if _alone(fields.get("pattern")) or "parameters" in fields:
+            gone.add("sparsity")
+        if "sparsity" in fields:
+            gone.add("parameters")
         if fields.get("permutation") == "none":
-            old.pop("search", None)
-            kept = old.get("settings", {}).items()
-            old["settings"] = {k: v for k, v in kept if not k.startswith("permutation.")}
-        return Recipe.of(**{**old, **fields})
+            gone.add("search")
+        parts = [part for field, part in PARTS.items() if field in changed]
+        if "method" in changed and (fields["method"] in STRUCTURED) != self.structured:
+            gone |= {*STRUCTURED_ONLY, *WEIGHTS_ONLY, "allocation", "sparsity"}
+            parts = [""]  # all of them
+        settings = {
+            key: value
+            for key, value in old.pop("settings", {}).items()
+            if not key.startswith(tuple(parts))
+        } | fields.pop("settings", {})
+        kept = {key: value for key, value in old.items() if key not in gone}
+        return Recipe.of(**{**kept, **fields, **({"settings": settings} if settings else {})})
 
     def to_yaml(self, model: str) -> str:
         """The file that is written beside the checkpoint."""
