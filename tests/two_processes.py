@@ -5,7 +5,9 @@ Each process writes what it has into ``FOLDER/rank-R``; the first also writes ch
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM, logging
 
 import prunus
 from prunus import engine, gathering, verification
-from prunus.errors import InputError, PrunusError
+from prunus.errors import InputError, PrunusError, TeamError
 from prunus.gram import Gram
 from prunus.observer import Silent
 from prunus.parallel import Team
@@ -131,6 +133,18 @@ def error_of(function, *args, **kwargs):
     return None
 
 
+def devices(team):
+    """Where two GPUs are, and where there is one."""
+    names, found = ("cpu", "cuda", "cuda:5"), []
+    with mock.patch("torch.cuda.set_device"), mock.patch("torch.cuda.device_count") as count:
+        count.return_value = 2
+        found += [str(team.device(torch.device(name))) for name in names]
+        count.return_value = team.local
+        with suppress(TeamError):
+            found.append(str(team.device(torch.device("cuda"))))
+    return found
+
+
 def talk(team):
     """Every way in which the processes speak."""
     rows = torch.arange(6.0).view(3, 2)[: team.rank + 1] + 10 * team.rank
@@ -152,7 +166,7 @@ def talk(team):
         "half": half.tolist(),
         "total": team.total(0.5, team.rank),
         "told": team.told({"rank": team.rank, "words": ["a\u00e4", None]}),
-        "device": [str(team.device(torch.device(name))) for name in ("cpu", "cuda", "cuda:5")],
+        "device": devices(team),
         "nobody": error_of(fails),
         "second": error_of(fails, 1),
         "both": error_of(fails, 0, 1),
