@@ -296,7 +296,7 @@ def test_learning_stops_when_the_shares_rest():
 @pytest.mark.parametrize(
     "settings",
     [
-        besa(reference="pruned"),
+        besa(reference="dense"),
         besa(rule="count"),
         besa(norm="channel"),
         besa(per="layer", candidates=10),

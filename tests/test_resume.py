@@ -469,8 +469,10 @@ def test_a_list_on_disk(tmp_path):
         Spilled(tmp_path / "file")
 
 
-def test_a_run_goes_on_with_the_next_unit(tmp_path):
-    fields = {"method": "besa", "settings": LEARNING, **FAST}
+@pytest.mark.parametrize("reference", ["pruned", "dense"])
+def test_a_run_goes_on_with_the_next_unit(reference, tmp_path):
+    settings = {**LEARNING, "allocation.reference": reference}
+    fields = {"method": "besa", "settings": settings, **FAST}
     prunus.prune(MODELS / "llama", output=tmp_path / "whole", **fields)
     for index in (1, 2):  # within a unit, and between two
         output = tmp_path / f"from-{index}"

@@ -143,8 +143,8 @@ METHODS: Mapping[str, Method] = {
         url="https://arxiv.org/abs/2402.16880",
         build=_scored(Wanda(), Unstructured("row")),
         differs="A plain softmax (theirs, of a sigmoid, holds shares in 0.376 to 0.624), masks by "
-        "eq. 5 (theirs: a count), the Frobenius loss of eq. 1 (theirs: by channel), the dense "
-        "stream as reference; Adam for Prodigy; the budget is met exactly (theirs: 49.72 %).",
+        "eq. 5 (theirs: a count), the Frobenius loss of eq. 1 (theirs: by channel); Adam for "
+        "Prodigy; the budget is met exactly (theirs: 49.72 %).",
         allocation="besa",
     ),
     "mrp-ss": _mrp("S", "S"),

@@ -50,7 +50,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class BESA:
-    """Equation (1): ``‖F(W, X) − F(W ⊙ M, X_p)‖² / unit + penalty · (k / k̂ − 1)²``.
+    """Equation (1): ``‖F(W, X_p) − F(W ⊙ M, X_p)‖² / unit + penalty · (k / k̂ − 1)²``.
 
     The unit is that loss for the uniform mask, so nothing has to be tuned to the size of a model.
     Adam on the logits of the ``Shares``, one sample a step, its rate falling to 0 over ``steps``.
@@ -62,9 +62,11 @@ class BESA:
         per: ``"row"``, or ``"layer"``: one share for all rows of a layer.
         granularity: what meets the target together: ``"block"``, ``"two-blocks"`` (with the error
             measured behind the second) or ``"attention-mlp"``: each half of a block apart.
-        reference: ``"dense"`` compares with the dense stream, F(W, X) as in algorithm 1;
-            ``"pruned"`` with the dense block on the pruned stream, F(W, X_p), the default of the
-            authors' code.
+        reference: ``"pruned"`` compares with the dense block on the pruned stream, F(W, X_p), as
+            the authors' code does row by row; ``"dense"`` with the dense stream, F(W, X), as
+            algorithm 1 prints it. Behind the first blocks what came in with the inputs outweighs
+            what a mask can change there, and shares follow noise: on SmolLM2-135M at 60 % 70.97
+            for 60.09, and one share per layer 166.33, where Wanda has 122.19.
         rule: how shares become masks while learning; see ``Shares.hard``.
         norm: ``"frobenius"`` of equation (1), or ``"channel"``: each channel's error by the norm of
             its reference, as in the authors' code.
@@ -83,7 +85,7 @@ class BESA:
     score: Score = Wanda()
     per: Literal["row", "layer"] = "row"
     granularity: Literal["attention-mlp", "block", "two-blocks"] = "block"
-    reference: Literal["dense", "pruned"] = "dense"
+    reference: Literal["dense", "pruned"] = "pruned"
     rule: Rule = "probability"
     norm: Literal["frobenius", "channel"] = "frobenius"
     candidates: int = 100
