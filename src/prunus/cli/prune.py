@@ -36,7 +36,7 @@ EXAMPLES = """
 
 `prunus prune ./model --method goa --sparsity 0.2 --blocks 4:26 --recovery after --output smaller`
 
-`prunus prune ./model --method besa --sparsity 0.6 --output learned` (learns each row's share)
+`prunus prune ./model --method besa --sparsity 0.6 --update least-squares --output learned`
 
 `prunus prune ./model --method wanda --bits 4 --group 64 --pack --output small` (4-bit integers)
 
