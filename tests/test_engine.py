@@ -228,7 +228,7 @@ def test_without_text_data_free_methods_run_and_others_refuse(tiny_llama):
     report = prunus.prune(model, method="magnitude", calibration="none").report
     assert report.protocol is None
     assert {layer.relative_output_error for layer in report.layers} == {None}
-    with pytest.raises(CalibrationError, match=r"ria reads activations \(ColumnNorm\)"):
+    with pytest.raises(CalibrationError, match=r"ria so set reads activations \(ColumnNorm\)"):
         prunus.prune(model, method="ria", calibration="none")
     blocks, _ = inspect(model, IDS)
     plan = {layer.name: 0.5 for layer in blocks[0].layers}

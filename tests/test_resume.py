@@ -308,7 +308,7 @@ def test_folders_above_the_output_go_with_a_failed_run_if_it_made_them(tmp_path,
     assert os.listdir(tmp_path / "there") == []
     model, tokenizer = load_tiny("llama")
     with monkeypatch.context() as patched:
-        patched.setattr("prunus.result.write_model", lambda *args: 1 / 0)
+        patched.setattr("prunus.result.write_model", lambda *args, **more: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prunus.prune(model, method="magnitude", tokenizer=tokenizer, output=output)
     assert os.listdir(tmp_path / "there") == []

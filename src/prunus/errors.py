@@ -6,12 +6,14 @@
     │   ├── PatternError                  a sparsity pattern that a layer or a request cannot have
     │   ├── CalibrationError              no text, too little text, text that cannot be read
     │   ├── CheckpointError               a checkpoint that cannot be read or written
+    │   │   └── NotVerifiedError          one that was written is not what it claims
     │   └── UnsupportedModelError         a model whose structure prunus cannot handle yet
     ├── NumericalError                    NaN or inf in weights, activations or scores
     ├── MissingStatisticError             a part read a statistic that its ``needs`` do not name
     └── TeamError                         another process of the run failed, or is gone
 
-The command line prints the message of any of them as one line and exits with code 2.
+The command line prints the message of any of them as one line and exits with code 2. Beside them
+there is one warning, ``CheckpointWarning``.
 """
 
 from __future__ import annotations
