@@ -99,7 +99,7 @@ def forecast(run: Run) -> Plan:
     seconds += times["advance"] * samples * before + times["prune"] * len(planned)
     if learns is not None:
         seconds += times["learn"] * learns.steps * len(units)
-    hidden = _hidden_bytes(run) * (2 if learns is not None else 1)  # a dense stream beside
+    hidden = _hidden_bytes(run) * (2 if learns is not None else 1)  # a stream beside
     held = 0 if run.spill else hidden
     total = sum(p.numel() * p.itemsize for p in run.weights.model.parameters())
     converted = run.weights.converted_bytes if isinstance(run.weights, Streamed) else 0
