@@ -130,3 +130,52 @@ def test_the_command(tmp_path):
     assert "--resume" not in runner.invoke(app, ["plan", "--help"]).stdout
     with pytest.raises(CheckpointError, match="exists"):
         prunus.plan(MODELS / "llama", method="wanda", output=tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("fields", "exact"),
+    [
+        ({"method": "goa", "recovery": "both"}, True),
+        ({"method": "l2", "blocks": "1:3", "settings": {"target": "neurons"}}, True),
+        ({"method": "flap"}, False),
+        ({"method": "llm-pruner"}, True),
+    ],
+    ids=lambda fields: fields["method"] if isinstance(fields, dict) else "",
+)
+def test_a_smaller_model_is_foreseen(fields, exact):
+    model, tokenizer = load_tiny("llama")
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    run = {"sparsity": 0.4, "tokenizer": tokenizer, **fields, **FAST}
+    plan = prunus.plan(model, **run)
+    assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+    found = prunus.prune(model, **run).report.structured
+    assert plan.exact == exact
+    if exact:
+        assert plan.structured.parameters == found.parameters
+        assert plan.to_dict()["blocks"][1]["neurons"] == found.blocks[1].neurons
+        assert plan.disk_bytes == 4 * found.parameters[1]
+    assert plan.structured.predicted_speedup == pytest.approx(found.predicted_speedup, rel=0.05)
+    assert plan.seconds > 0
+
+
+def test_time_grows_with_samples_and_memory_with_spill(tmp_path):
+    model, tokenizer = load_tiny("llama")
+    run = {"method": "goa", "tokenizer": tokenizer, "length": 48}
+    few, many = (prunus.plan(model, samples=n, **run) for n in (2, 2000))
+    assert many.seconds > 20 * few.seconds
+    spilled = prunus.plan(model, samples=2000, spill=tmp_path, **run)
+    hidden = 2000 * 48 * model.config.hidden_size * 4
+    assert many.disk_bytes + hidden == spilled.disk_bytes
+
+
+def test_plan_of_a_smaller_model_on_the_command_line():
+    asked = ["plan", str(MODELS / "llama"), "--method", "flap", "--samples", "4", "--length", "48"]
+    run = CliRunner().invoke(app, asked)
+    assert run.exit_code == 0, run.output
+    assert "by two samples" in run.stdout
+    assert "key/value heads" in run.stdout
+    assert "prunus.load" in run.stdout
+    found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
+    assert found["loads_in_transformers"] is False
+    assert found["exact"] is False
+    assert found["parameters"] < found["parameters_before"]

@@ -28,7 +28,7 @@ def smaller():
     far = [[0, 0.1, 0.5, 0.5], [0.1, 0, 0.5, 0.5], [0.5, 0.5, 0, 0.3], [0.5, 0.5, 0.3, 0]]
     block = BlockWidths(1, (4, 2), (2, 1), (96, 48), (1000, 500), [1], far)
     dense = BlockWidths(0, None, None, None, (1000, 1000))
-    return StructuredReport((3000, 2500), 1000, 500, True, [dense, block])
+    return StructuredReport((3000, 2500), 1000, 500, (900, 600), True, [dense, block])
 
 
 def test_heads_that_attend_alike_are_joined_and_those_that_went_are_hollow(tmp_path, monkeypatch):

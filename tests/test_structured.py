@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -150,6 +151,26 @@ def test_a_head_that_is_there_twice_is_found_and_goes():
     assert blocks[1].divergence[0][2] == 0
     assert [block.heads for block in blocks] == [(4, 4), (4, 3), (4, 4)]
     assert blocks[1].kept_heads == [1, 2, 3]
+
+
+def test_fewer_multiply_adds_are_counted_by_running_them():
+    model = build("llama")
+    found = prunus.prune(model, method="l1", **RUN).report.structured
+    for counted, ran in zip(found.multiply_adds, (build("llama"), model), strict=True):
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            ran(input_ids=IDS[:1, :1])  # one token: attention itself is as good as nothing
+        assert flops.get_total_flops() == pytest.approx(2 * counted, rel=0.02)
+    assert found.predicted_speedup == found.multiply_adds[0] / found.multiply_adds[1] > 1.2
+
+
+@pytest.mark.parametrize("fields", [{"method": "goa", "recovery": "both"}, {"method": "flap"}])
+def test_spilled_activations_give_the_same_weights(fields, tmp_path):
+    held, spilled = build("llama"), build("llama")
+    prunus.prune(held, **fields, **RUN)
+    prunus.prune(spilled, spill=tmp_path, **fields, **RUN)
+    same = zip(held.state_dict().values(), spilled.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in same)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("recovery", ["none", "before", "after", "both"])
@@ -412,8 +433,6 @@ def test_bad_requests_say_what_to_change(fields, message):
 def test_what_a_structured_run_cannot_do_says_so(tmp_path):
     with pytest.raises(InputError, match="nothing to resume"):
         prunus.prune("model", method="goa", output=tmp_path / "out", resume=True)
-    with pytest.raises(InputError, match="prunus plan"):
-        prunus.plan("model", method="goa")
     with pytest.raises(CalibrationError, match="reads text"):
         prunus.prune(build("llama"), method="flap", calibration="none")
 

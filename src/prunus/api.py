@@ -37,7 +37,8 @@ from .report.pruning_report import known_zeros, read_report
 from .result import Result, prune_journaled, write
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
-from .structured.entry import check_alone, prune_structured
+from .structured.entry import Asked, check_alone, plan_structured, prune_structured
+from .structured.planning import SmallerPlan
 from .structured.widths import widths_of
 from .types import BlockPruner
 
@@ -92,14 +93,16 @@ def prune(
             output = Path(output).expanduser().absolute()
             check_output(output)
         if recipe.structured:
-            check_alone(recipe, team.size, resume or spill is not None)
+            check_alone(recipe, team.size, resume)
         elif resume and (path is None or output is None):
             raise InputError("resume=True is for a model given as a path, with an output.")
-    if recipe.structured:
-        return prune_structured(
-            model, recipe, output, tokenizer, tokens_ST, trust_remote_code, observer or Silent()
-        )
     written = output is not None
+    if recipe.structured:
+        asked = Asked(
+            model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code,
+            observer or Silent(),
+        )  # fmt: skip
+        return prune_structured(asked, output)
     with team.agreed():
         run, tokenizer = _prepared(
             model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
@@ -135,22 +138,24 @@ def plan(
     trust_remote_code: bool = False,
     observer: Observer | None = None,
     **fields: Any,
-) -> Plan:
+) -> Plan | SmallerPlan:
     """What ``prune`` with the same arguments will cover and cost. Nothing is written.
 
     >>> prunus.plan("path/to/model", method="mrp-sm", pattern="2:4", output="pruned").peak_bytes
 
     It looks at the model as ``prune`` does, and prunes one block for nothing: a model in memory has
-    its weights afterwards.
+    its weights afterwards. Where heads and neurons go it is the whole model, by two samples (of a
+    model in memory, a copy).
     """
     if output is not None:
         check_output(Path(output).expanduser())
     recipe = _recipe(recipe, fields)
     if recipe.structured:
-        raise InputError(
-            f"`prunus plan` is for methods that remove single weights; {recipe.method} removes "
-            "heads and neurons. It holds the model in memory, and its calibration activations."
-        )
+        asked = Asked(
+            model, recipe, True, spill, tokenizer, tokens_ST, trust_remote_code,
+            observer or Silent(),
+        )  # fmt: skip
+        return plan_structured(asked)
     run, _ = _prepared(
         model, recipe, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
     )

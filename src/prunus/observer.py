@@ -15,7 +15,11 @@ class Observer(Protocol):
         ...
 
     def block(self, index: int, total: int, name: str, step: str) -> None:
-        """A step ("order", "learn", "record", "prune", "advance") of a block begins."""
+        """A step of a block begins.
+
+        "order", "learn", "record", "prune" or "advance"; where heads and neurons go, also "look"
+        (at the dense model), "gradients" (of the whole model), "recover", "compare" (heads).
+        """
         ...
 
     def sample(self, done: int, total: int) -> None:

@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from .allocation import BESA, OWL
 from .assembly import SMALL
 from .blocks import Block
 from .engine import prune_blocks
 from .gathering import on
 from .observer import Silent
+from .replay import Trace
 from .run import Run
 from .weights import InMemory, Streamed
 
@@ -99,7 +102,8 @@ def forecast(run: Run) -> Plan:
     seconds += times["advance"] * samples * before + times["prune"] * len(planned)
     if learns is not None:
         seconds += times["learn"] * learns.steps * len(units)
-    hidden = _hidden_bytes(run) * (2 if learns is not None else 1)  # a stream beside
+    streams = 2 if learns is not None else 1
+    hidden = streams * hidden_bytes(run.ids_ST, run.traced)
     held = 0 if run.spill else hidden
     total = sum(p.numel() * p.itemsize for p in run.weights.model.parameters())
     converted = run.weights.converted_bytes if isinstance(run.weights, Streamed) else 0
@@ -109,7 +113,7 @@ def forecast(run: Run) -> Plan:
         coverage=run.coverage.share,
         kinds=_kinds(run),
         sparsity=float(run.recipe.sparsity or 0),
-        peak_bytes=_peak() + held + search + shard,
+        peak_bytes=peak_bytes() + held + search + shard,
         disk_bytes=total * (2 if merged or run.recipe.pack else 1) + hidden - held + 2 * converted,
         seconds=seconds,
         blocks=len(run.blocks),
@@ -117,8 +121,8 @@ def forecast(run: Run) -> Plan:
     )
 
 
-class _Stopwatch(Silent):
-    """When each step of the engine began."""
+class Stopwatch(Silent):
+    """When each step of a run began."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[str, float]] = []
@@ -129,18 +133,18 @@ class _Stopwatch(Silent):
     def done(self) -> None:
         self._steps.append(("end", time.perf_counter()))
 
-    def seconds(self, step: str) -> float:
-        """Of all that this step took."""
+    def seconds(self, *steps: str) -> float:
+        """Of all that these steps took."""
         return sum(
             end - begun
             for (name, begun), (_, end) in zip(self._steps, self._steps[1:], strict=False)
-            if name == step
+            if name in steps
         )
 
 
 def _rehearse(run: Run, block: Block) -> dict[str, float]:
     """Seconds for each sample to record and to advance, and to prune the block once."""
-    watch, recording = _Stopwatch(), replace(run, spill=None).recording(REHEARSED)
+    watch, recording = Stopwatch(), replace(run, spill=None).recording(REHEARSED)
     plan = run.alike(block.planned(run.plan))
     few = replace(run.allocation, steps=STEPS) if isinstance(run.allocation, BESA) else None
     learner = replace(run, allocation=few, observer=watch).learner(recording) if few else None
@@ -217,14 +221,13 @@ def _block_bytes(block: Block) -> int:
     return sum(p.numel() * p.itemsize for p in block.module.parameters())
 
 
-def _hidden_bytes(run: Run) -> int:
+def hidden_bytes(ids_ST: Tensor | None, traced: Trace) -> int:
     """The inputs of a block for all samples."""
-    if run.ids_ST is None:
-        return 0
-    return run.ids_ST.numel() * run.traced.inputs[0].shape[-1] * run.weights.model.dtype.itemsize
+    hidden = traced.inputs[0]
+    return 0 if ids_ST is None else ids_ST.numel() * hidden.shape[-1] * hidden.itemsize
 
 
-def _peak() -> int:
+def peak_bytes() -> int:
     """Highest resident memory of this process so far; Linux counts in KiB, macOS in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -148,7 +148,13 @@ STEPS = {
     "record": (0.0, 0.5),
     "prune": (0.5, 0.1),
     "advance": (0.6, 0.4),
+    "look": (0.0, 1.0),
+    "gradients": (0.0, 1.0),
+    "recover": (0.0, 0.3),
+    "compare": (0.5, 0.1),
 }
+# Passes over the model before the one that prunes: each has a bar of its own.
+PASSES = {"order": "ordering", "look": "looking", "gradients": "gradients"}
 
 
 class PruningBar:
@@ -160,7 +166,7 @@ class PruningBar:
     def __init__(self) -> None:
         self._bars = bars("{task.fields[now]}")
         self._task: Any = None
-        self._ordering = False
+        self._pass = ""
         self._begun = time.perf_counter()
         self._last: LayerReport | None = None
         self._at = self._share = 0.0
@@ -178,13 +184,12 @@ class PruningBar:
 
     def block(self, index: int, total: int, name: str, step: str) -> None:
         """A step of a block begins."""
-        ordering = step == "order"
-        if self._task is None or self._ordering != ordering:
-            what = "ordering" if ordering else "pruning"
+        what = PASSES.get(step, "pruning")
+        if what != self._pass:
             self._task = self._bars.add_task(what, total=total, now="")
-            self._ordering, self._begun = ordering, time.perf_counter()
+            self._pass, self._begun = what, time.perf_counter()
         self._at, self._share = index + STEPS[step][0], STEPS[step][1]
-        if step in ("order", "learn", "record"):
+        if step not in ("prune", "advance"):
             self._log()
             self._bars.update(self._task, now=escape(f"{step} {name}"))
         self._move(self._at)

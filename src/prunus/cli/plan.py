@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, get_type_hints
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from . import prune
-from .console import PruningBar, command, print_json, print_line
+from .console import PruningBar, command, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from ..planning import Plan
+    from ..structured.planning import SmallerPlan
 
 EXAMPLES = """
 **Examples**
 
 `prunus plan ./model --method mrp-sm --pattern 2:4` (what a run would cover and cost)
+
+`prunus plan ./model --method goa --sparsity 0.3 --blocks 4:26` (the widths that it leaves)
 
 `prunus plan org/model --method wanda --samples 512 --spill /scratch --json`
 """
@@ -23,27 +26,54 @@ EXAMPLES = """
 def _run(**given: Any) -> None:
     """Say what `prunus prune` with the same options would do and cost; write nothing."""
     from .. import api
-    from ..planning import ADVICE
+    from ..structured.planning import SmallerPlan
 
     with PruningBar() as bar:
         plan = api.plan(observer=bar, **prune.request(given))
     if given["json"]:
         print_json(plan.to_dict())
-        return
-    table = Table("tensors", "count", "parameters", "pruned", box=None)
+    elif isinstance(plan, SmallerPlan):
+        _print_smaller(plan)
+    else:
+        _print_weights(plan)
+
+
+def _print_weights(plan: Plan) -> None:
+    from ..planning import ADVICE
+
+    rows = []
     for kind in plan.kinds:
         share = f"{kind.pruned / kind.parameters:.0%}" if kind.pruned else "no"
-        table.add_row(kind.kind, f"{kind.tensors:,}", f"{kind.parameters:,}", share)
-    Console().print(table)
+        rows.append((kind.kind, f"{kind.tensors:,}", f"{kind.parameters:,}", share))
+    print_table(("tensors", "count", "parameters", "pruned"), rows)
     once = plan.rehearsed
     print_line(f"covers {plan.coverage:.1%} of all parameters, at sparsity {plan.sparsity:g}")
-    print_line(f"memory {plan.peak_bytes / 2**30:.2f} GiB at the peak")
-    print_line(f"disk   {plan.disk_bytes / 2**30:.2f} GiB")
+    _print_room(plan)
     print_line(
         f"time   {plan.seconds / 60:.1f} min: {plan.blocks} blocks; the one that was tried took "
         f"{once['prune']:.2f} s to prune, {once['record'] + once['advance']:.3f} s a sample"
     )
     print_line(ADVICE)
+
+
+def _print_smaller(plan: SmallerPlan) -> None:
+    from ..report.structured_report import COLUMNS
+
+    made, (before, after) = plan.structured, plan.structured.parameters
+    print_table(COLUMNS, made.rows())
+    if not plan.exact:
+        print_line("Widths depend on text, and these are by two samples of it.")
+    print_line(f"leaves {after:,} of {before:,} parameters ({1 - after / before:.1%} fewer)")
+    loads = "AutoModelForCausalLM" if made.stock else "prunus.load (widths differ by block)"
+    print_line(f"loads  with {loads}")
+    print_line(f"speed  {made.predicted_speedup:.2f} times the dense model's by its multiply-adds")
+    _print_room(plan)
+    print_line(f"time   {plan.seconds / 60:.1f} min")
+
+
+def _print_room(plan: Plan | SmallerPlan) -> None:
+    print_line(f"memory {plan.peak_bytes / 2**30:.2f} GiB at the peak")
+    print_line(f"disk   {plan.disk_bytes / 2**30:.2f} GiB")
 
 
 def _options() -> tuple[inspect.Signature, dict[str, Any]]:

@@ -62,6 +62,7 @@ dense model: smaller in memory and faster on any machine.
 |---|---|
 | method | `{report.pruner}` |
 | removed | {_removed(structured)} |
+| predicted speed | {structured.predicted_speedup:.2f} of the dense model's, by multiply-adds |
 | calibration | {report.protocol or "none"} |
 
 {LOADS if structured.stock else LOADS_BY_WIDTHS}

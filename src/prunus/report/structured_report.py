@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+COLUMNS = ("blocks", "heads", "key/value heads", "neurons", "parameters removed")
+
 
 @dataclass(frozen=True)
 class BlockWidths:
@@ -43,6 +45,8 @@ class StructuredReport:
         parameters: of the whole model, before and after; tied ones counted once.
         removable: parameters in the heads and neurons of the blocks that were to be pruned.
         removed: of these, how many went.
+        multiply_adds: of one token in the matrices of all blocks and the head, before and after;
+            those of attention itself, which grow with the text, are not counted.
         stock: whether plain transformers loads the checkpoint; else prunus.load does.
         blocks: every block of the model.
     """
@@ -50,6 +54,7 @@ class StructuredReport:
     parameters: tuple[int, int]
     removable: int
     removed: int
+    multiply_adds: tuple[int, int]
     stock: bool
     blocks: list[BlockWidths]
 
@@ -58,25 +63,35 @@ class StructuredReport:
         """Removed of removable: what the sparsity asks for."""
         return self.removed / self.removable
 
+    @property
+    def predicted_speedup(self) -> float:
+        """What fewer multiply-adds promise; ``prunus bench`` measures what they keep."""
+        return self.multiply_adds[0] / self.multiply_adds[1]
+
     def summary(self) -> dict[str, Any]:
         """For ``prunus prune --json``."""
         return {
             "parameters_before": self.parameters[0],
             "parameters": self.parameters[1],
             "removed_share": self.share,
+            "predicted_speedup": self.predicted_speedup,
             "loads_in_transformers": self.stock,
         }
 
-    def table(self) -> str:
-        """Markdown, one row for each run of blocks that are alike."""
-        rows = ["| blocks | heads | key/value heads | neurons | parameters removed |"]
-        rows.append("|---|---|---|---|---|")
+    def rows(self) -> list[tuple[str, ...]]:
+        """Below ``COLUMNS``: one row for each run of blocks that are alike."""
+        rows = []
         for first, last in _runs(self.blocks):
             block = self.blocks[first]
             name = f"{block.block}" if first == last else f"{block.block}–{self.blocks[last].block}"
             cells = [_change(c) for c in (block.heads, block.kv_heads, block.neurons)]
-            rows.append(f"| {name} | {' | '.join(cells)} | {block.removed:.1%} |")
-        return "\n".join(rows)
+            rows.append((name, *cells, f"{block.removed:.1%}"))
+        return rows
+
+    def table(self) -> str:
+        """Markdown."""
+        lines = [COLUMNS, ["---"] * len(COLUMNS), *self.rows()]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _runs(blocks: Sequence[BlockWidths]) -> list[tuple[int, int]]:

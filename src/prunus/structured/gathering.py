@@ -37,6 +37,7 @@ class Context:
         observer: told of every step.
         seed: of the run.
         gradients: of the loss, where a score reads them.
+        looking: at the dense model as a whole, before anything goes.
     """
 
     model: PreTrainedModel
@@ -46,6 +47,12 @@ class Context:
     observer: Observer
     seed: int
     gradients: Mapping[str, Tensor] | None = None
+    looking: bool = False
+
+    def announce(self, block: Block, name: str) -> None:
+        """Tell that a step begins; while the dense model is looked at, all are that look."""
+        step = "look" if self.looking else name
+        self.observer.block(block.index, self.blocks, block.name, step)
 
     def samples(self, block: Block, recording: Recording) -> Iterator[tuple[int, Tensor, Call]]:
         """Number, input and call of every sample at the block that the recording has reached."""
@@ -64,7 +71,7 @@ class Context:
         kinds = tuple(dict.fromkeys((*score.second, *extra, TokenSample)))
         first = Statistics(score.first, module.sources[0][0].shape[1], self.device)
         second = Statistics(kinds, width, self.device)
-        self.observer.block(block.index, self.blocks, block.name, "record")
+        self.announce(block, "record")
         for sample, hidden, call in self.samples(block, recording):
             moments = halves[held_out(sample, len(recording.hidden))]
 
@@ -81,10 +88,12 @@ class Context:
         score = self.pruner.score(module.unit)
         kind = score.kind if isinstance(score, Redundancy) else "jensen-shannon"
         divergence = HeadDivergence(module.heads, kind)
+        self.announce(block, "compare")
         with eager(self.model):
-            for _, hidden, call in islice(self.samples(block, recording), MAPS):
+            for sample, hidden, call in islice(self.samples(block, recording), MAPS):
                 maps = attention_maps(block, module.reader, call, hidden, module.heads)
                 divergence.update(maps)
+                self.observer.sample(sample + 1, min(len(recording.hidden), MAPS))
         return divergence.matrix_HH
 
     def scored(self, block: Block, module: Depth2, gathered: Gathered) -> Tensor:
@@ -93,7 +102,7 @@ class Context:
         Raises:
             NumericalError: one of them is NaN.
         """
-        self.observer.block(block.index, self.blocks, block.name, "prune")
+        self.announce(block, "prune")
         score_UN = self.pruner.score(module.unit)(module, gathered).cpu()
         if bool(score_UN.isnan().any()):
             raise NumericalError(f"{module.reader.name}: the score of a unit is NaN.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ def look(
     recording: Recording | None,
 ) -> Seen:
     """Scores of every module of the dense model. Consumes the recording."""
-    seen = Seen()
+    seen, context = Seen(), replace(context, looking=True)
     for block, mine in _through(context, blocks, modules, recording):
         for module in mine:
             seen.look(Step(context, block, module, recording))
@@ -147,7 +147,7 @@ def _through(
                 beside.block = copy.deepcopy(block.module)
             yield block, [moved(m, context.device) for m in modules if m.block == block.index]
             if recording is not None and block.index < last:
-                context.observer.block(block.index, len(blocks), block.name, "advance")
+                context.announce(block, "advance")
                 observed = context.observer.sample
                 recording.advance(block.index, block.module, context.device, observed)
                 if beside is not None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..observer import Observer
 from ..replay import Recording, Trace
 from ..report.pruning_report import Coverage, PruningReport
 from ..report.structured_report import BlockWidths, StructuredReport
+from ..spill import Spilled
 from ..survey import any_tokens, inspect, start
 from ..types import LayerReport
 from .allocation import Counts, adaptive, check, removable, share_of, uniform
@@ -72,6 +74,7 @@ class StructuredRun:
     blocks: list[Block]
     traced: Trace
     modules: list[Depth2]
+    spill: Path | None = None
 
     @classmethod
     def of(
@@ -81,6 +84,7 @@ class StructuredRun:
         tokens: tuple[Tensor | None, Protocol | None],
         device: torch.device,
         observer: Observer,
+        spill: Path | None = None,
     ) -> StructuredRun:
         """Look at the model; rehearse the surgery on every block. Nothing is changed.
 
@@ -106,7 +110,9 @@ class StructuredRun:
             for module in found:
                 rehearse(blocks[index], module, call, hidden)
             modules += found
-        return cls(model, request, ids_ST, protocol, device, observer, blocks, traced, modules)
+        return cls(
+            model, request, ids_ST, protocol, device, observer, blocks, traced, modules, spill
+        )
 
     def prune(self) -> PruningReport:
         """Do it, in place."""
@@ -114,7 +120,7 @@ class StructuredRun:
         layers = [layer for module in self.modules for layer in module.layers]
         coverage = Coverage.of(self.model, self.blocks, {layer.name for layer in layers})
         before = [_count(block) for block in self.blocks]
-        whole = sum(p.numel() for p in self.model.parameters())
+        whole, work = sum(p.numel() for p in self.model.parameters()), self._multiply_adds()
         context = self._context(layers)
         dense = self._look(context)
         share, counts = self._counts(dense)
@@ -136,6 +142,7 @@ class StructuredRun:
             parameters=(whole, sum(p.numel() for p in self.model.parameters())),
             removable=total,
             removed=gone,
+            multiply_adds=(work, self._multiply_adds()),
             stock=stock is not None,
             blocks=self._blocks(before, widths, reports, seen),
         )
@@ -162,7 +169,8 @@ class StructuredRun:
                 f"gradients of the whole model in memory: {weights:,} numbers beside the weights"
             )
             self.model.to(self.device)  # type: ignore[arg-type]
-            gradients = loss_gradients(self.model, layers, ids_ST)
+            self.observer.block(0, 1, "the model", "gradients")
+            gradients = loss_gradients(self.model, layers, ids_ST, self.observer.sample)
         return Context(
             self.model, len(self.blocks), self.request.pruner, self.device, self.observer,
             self.request.seed, gradients,
@@ -172,21 +180,28 @@ class StructuredRun:
         """The samples at the first block; with explicit masks where attention is looked at."""
         if self.ids_ST is None:
             return None
+        hidden = Spilled(self.spill) if self.spill is not None else None
         maps = self.request.pruner.wants("maps")
         with eager(self.model) if maps else nullcontext():
-            return start(self.model, self.blocks, self.traced, self.ids_ST)
+            return start(self.model, self.blocks, self.traced, self.ids_ST, hidden)
+
+    def _multiply_adds(self) -> int:
+        """Of one token, in the blocks' matrices and the head."""
+        head = self.model.get_output_embeddings()
+        matrices = [layer.weight_OI for block in self.blocks for layer in block.layers]
+        return sum(weight.numel() for weight in [*matrices, head.weight])
 
     def _look(self, context: Context) -> Seen | None:
         """At the dense model, where the method or the allocation wants that."""
         pruner = self.request.pruner
-        if pruner.sequential and pruner.allocation == "uniform" and not self._threshold():
+        if pruner.sequential and pruner.allocation == "uniform" and not self.threshold():
             return None
         scores = [pruner.score(unit) for unit in pruner.units]
         reads = any(s.first or s.second or s.wants == "maps" for s in scores)
         recording = self._recording() if reads or pruner.compensation else None
         return look(context, self.blocks, self.modules, recording)
 
-    def _threshold(self) -> Redundancy | None:
+    def threshold(self) -> Redundancy | None:
         heads = self.request.pruner.heads
         given = isinstance(heads, Redundancy) and heads.threshold > 0
         return heads if isinstance(heads, Redundancy) and given else None
@@ -197,7 +212,7 @@ class StructuredRun:
         share = request.sparsity
         if request.parameters is not None:
             share = share_of(self.modules, request.parameters)
-        redundancy = self._threshold()
+        redundancy = self.threshold()
         if request.pruner.allocation == "adaptive":
             if redundancy is not None:
                 raise InputError(

@@ -63,6 +63,7 @@ class Step:
         assert self.recording is not None
         device, samples = self.context.device, len(self.recording.hidden)
         halves = [Regression.several(layers, device) for _ in range(2)]
+        self.context.announce(self.block, "recover")
         twins = {dense.block.get_submodule(self._inside(layer)): layer for layer in layers}
         for sample, hidden, call in self.context.samples(self.block, self.recording):
             inputs: list[Tensor] = []
@@ -78,6 +79,7 @@ class Step:
             half = halves[held_out(sample, samples)]
             for layer, part in zip(layers, half, strict=True):
                 part.update(inputs[0], targets[layer], gram=part is half[0])
+            self.context.observer.sample(sample + 1, samples)
         weights = [joined(layer.weight_OI, layer.bias_O) for layer in layers]
         solved = solve(weights, *halves)
         for layer, new in zip(layers, solved, strict=True):

@@ -1,0 +1,79 @@
+"""What a structured run will leave and cost: the whole run on two samples, thrown away."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..calibration import Protocol
+from ..planning import REHEARSED, Stopwatch, hidden_bytes, peak_bytes
+from ..report.structured_report import StructuredReport
+from .gathering import MAPS
+from .run import Request, StructuredRun
+
+EACH_SAMPLE = ("look", "gradients", "recover", "record", "advance")  # steps, and all but "compare"
+
+
+@dataclass(frozen=True)
+class SmallerPlan:
+    """The forecast of a structured run.
+
+    Attributes:
+        structured: what comes out.
+        exact: whether the widths are the run's; else they depend on text, and the run reads more.
+        peak_bytes: highest resident memory: that of the rehearsal, with all samples held.
+        disk_bytes: what has to be free: the checkpoint, and spilled activations.
+        seconds: from the time of the rehearsal; without loading and verifying.
+    """
+
+    structured: StructuredReport
+    exact: bool
+    peak_bytes: int
+    disk_bytes: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        rest = {key: value for key, value in asdict(self).items() if key != "structured"}
+        blocks = [
+            {"block": b.block, "heads": b.heads, "kv_heads": b.kv_heads, "neurons": b.neurons}
+            for b in self.structured.blocks
+        ]
+        return {**self.structured.summary(), **rest, "blocks": blocks}
+
+
+def forecast(
+    model: PreTrainedModel,
+    request: Request,
+    tokens: tuple[Tensor | None, Protocol | None],
+    device: torch.device,
+    spill: Path | None,
+) -> SmallerPlan:
+    """Prune ``model``, which is of no use afterwards, by a few samples, and reckon."""
+    ids_ST, protocol = tokens
+    few_ST, watch = None if ids_ST is None else ids_ST[:REHEARSED], Stopwatch()
+    run = StructuredRun.of(model, request, (few_ST, protocol), device, watch)
+    begun = time.perf_counter()
+    structured = run.prune().structured
+    seconds = time.perf_counter() - begun
+    assert structured is not None
+    pruner, hidden = request.pruner, hidden_bytes(ids_ST, run.traced)
+    if ids_ST is not None and few_ST is not None:
+        samples = len(few_ST)
+        more, maps = len(ids_ST) / samples, min(len(ids_ST), MAPS) / samples
+        seconds += (more - 1) * watch.seconds(*EACH_SAMPLE) + (maps - 1) * watch.seconds("compare")
+    hidden *= 2 if pruner.before else 1  # a dense stream beside
+    left = sum(p.numel() * p.itemsize for p in model.parameters())
+    return SmallerPlan(
+        structured=structured,
+        exact=pruner.allocation == "uniform" and not run.threshold(),
+        peak_bytes=peak_bytes() + (0 if spill else hidden),
+        disk_bytes=left + (hidden if spill else 0),
+        seconds=seconds,
+    )
