@@ -258,9 +258,7 @@ def _smaller(output: Path, report: StructuredReport, seconds: float) -> None:
     loads = "AutoModelForCausalLM" if report.stock else "prunus.load (widths differ by block)"
     print_line(f"  Loads with {loads}.")
     speed = report.predicted_speedup
-    print_line(
-        f"  Speed: {speed:.2f} times, by multiply-adds; measured: prunus bench {output}"
-    )
+    print_line(f"  Speed: {speed:.2f} times, by multiply-adds; measured: prunus bench {output}")
     print_line(f"  Quality: prunus eval {output} --text your.txt")
 
 
