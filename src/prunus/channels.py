@@ -181,9 +181,7 @@ class Channels:
                 hidden = traced.inputs[block.index].float()
                 _check_block(block.name, hidden, output, found[..., order_I.argsort()])
             if self.residual is not None:
-                ids = ids[:1, : traced.inputs[0].shape[1]].to(
-                    next(self.weights.model.parameters()).device
-                )
+                ids = ids[:1, : traced.inputs[0].shape[1]].to(self.weights.model.device)
                 with self.weights.passing([block.name for block in blocks]):
                     found = self.weights.model(input_ids=ids, use_cache=False).logits
                 _check_logits(found, traced.logits)

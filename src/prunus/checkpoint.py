@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .blocks import find_blocks
-from .errors import CheckpointError, CheckpointWarning, UnknownNameError, other_shape
+from .errors import CheckpointError, CheckpointWarning, UnknownNameError, first_line, other_shape
 from .spill import Scratch
 from .structured.widths import read_widths, rebuilt
 from .weights import InMemory, Streamed, Weights
@@ -248,7 +248,7 @@ def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -
         return tokenizer
     except Exception as error:  # as below
         raise CheckpointError(
-            f"{checkpoint} has no tokenizer that can be loaded ({_first_line(error)}). Copy "
+            f"{checkpoint} has no tokenizer that can be loaded ({first_line(error)}). Copy "
             "tokenizer.json and tokenizer_config.json of the model into the folder."
         ) from None
 
@@ -294,13 +294,8 @@ def _explained(checkpoint: str | Path) -> Iterator[None]:
                 "(trust_remote_code=True) to run it."
             ) from None
         raise CheckpointError(
-            f"{checkpoint} cannot be loaded as a causal language model: {_first_line(error)}"
+            f"{checkpoint} cannot be loaded as a causal language model: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".: ") if text else type(error).__name__
 
 
 def _is_quantised(checkpoint: str | Path, trust_remote_code: bool) -> bool:

@@ -93,6 +93,12 @@ def other_shape(name: str, found: Iterable[int], expected: Iterable[int]) -> str
     )
 
 
+def first_line(error: Exception) -> str:
+    """What an exception of another library says first; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".: ") if text else type(error).__name__
+
+
 def at_least(least: float, **numbers: float) -> None:
     """Raise InputError, with its name, for a number that is below ``least`` or is none."""
     for name, number in numbers.items():

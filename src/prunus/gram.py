@@ -126,14 +126,18 @@ class Damped:
         return self.upper_II.T @ self.upper_II
 
     @cached_property
+    def scale_I(self) -> Tensor:
+        """``diag(H)^-½``."""
+        return self.matrix_II.diagonal().rsqrt()
+
+    @cached_property
     def leading(self) -> tuple[Tensor, Tensor, float]:
         """The largest eigenvalues of ``diag(H)^-½ H diag(H)^-½`` and what is left.
 
         At most 32 and one in eight (K,), by subspace iteration, so about; their vectors (I, K); and
         the mean of all other eigenvalues.
         """
-        scale_I = self.matrix_II.diagonal().rsqrt()
-        scaled_II = self.matrix_II * scale_I[:, None] * scale_I
+        scaled_II = self.matrix_II * self.scale_I[:, None] * self.scale_I
         inputs = len(scaled_II)
         wanted = min(LEADING, inputs // 8)
         generator = torch.Generator().manual_seed(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .blocks import Block, check_finite, check_outside, find_blocks, find_linears
@@ -35,7 +35,7 @@ def inspect(
     modules = find_blocks(model)
     check_outside(model, modules)
     linears = {name: find_linears(name, module) for name, module in modules.items()}
-    ids = ids[:1, :PROBE_TOKENS].to(_device(model))
+    ids = ids[:1, :PROBE_TOKENS].to(model.device)
     with one_by_one(model):
         with weights.passing(list(modules)):
             traced = trace(model, modules, ids)
@@ -60,15 +60,12 @@ def start(
 ) -> Recording:
     """Record the calibration samples (S, T) up to the first block; their inputs into ``hidden``."""
     modules = {block.name: block.module for block in blocks}
-    device = _device(model)
-    return record(model, modules, (ids_T[None].to(device) for ids_T in ids_ST), traced, hidden)
+    return record(
+        model, modules, (ids_T[None].to(model.device) for ids_T in ids_ST), traced, hidden
+    )
 
 
 def any_tokens(model: PreTrainedModel) -> Tensor:
     """Token ids (1, 64), for a look at a model that needs no text."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     return torch.randint(0, vocabulary, (1, 64), generator=torch.Generator().manual_seed(0))
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

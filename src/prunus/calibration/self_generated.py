@@ -33,7 +33,7 @@ def generate(
     Each window starts with the beginning-of-text token, or with a random token where the tokenizer
     has none, and never ends early. The global random state is left as it was.
     """
-    device = next(model.parameters()).device
+    device = model.device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

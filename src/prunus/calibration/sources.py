@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import CalibrationError, UnknownNameError
+from ..errors import CalibrationError, UnknownNameError, first_line
 
 Split = Literal["calibration", "evaluation"]
 
@@ -250,10 +250,9 @@ def _from_hub(name: str, split: Split) -> Documents:
     try:
         rows = load_dataset(known.path, **known.load[split])[known.column]
     except Exception as error:  # whatever the hub's client raises, its message is the news
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CalibrationError(
-            f"{name!r} ({known.path}) could not be read from the hub: {reason}. Give a text file, "
-            f"or --data-dir with a folder {name}/."
+            f"{name!r} ({known.path}) could not be read from the hub: {first_line(error)}. Give a "
+            f"text file, or --data-dir with a folder {name}/."
         ) from None
     texts = list(rows)
     if known.one_document and split == "calibration":

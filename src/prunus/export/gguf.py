@@ -28,7 +28,13 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..checkpoint import Dtype, check_shards, find, read_tensors
-from ..errors import CheckpointError, InputError, NumericalError, UnsupportedModelError
+from ..errors import (
+    CheckpointError,
+    InputError,
+    NumericalError,
+    UnsupportedModelError,
+    first_line,
+)
 from ..output import check_output, new_file
 from .vocabulary import add_vocabulary
 from .widths import Family, Shape, Widths, check_shapes, read_widths, tensor_shapes
@@ -140,8 +146,8 @@ def _config(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises half a dozen kinds here
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{folder}/config.json cannot be read: {said[0]}") from None
+        said = first_line(error)
+        raise CheckpointError(f"{folder}/config.json cannot be read: {said}.") from None
     if config.model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"{folder} is of the family {config.model_type}; prunus writes GGUF of "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def main() -> None:
@@ -87,20 +87,16 @@ def _next(logits_BTV: Tensor) -> Tensor:
     return logits_BTV[:, -1:].argmax(-1)
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _now(model: nn.Module) -> float:
-    if _device(model).type == "cuda":
-        torch.cuda.synchronize(_device(model))
+def _now(model: Any) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
     return time.perf_counter()
 
 
-def _reset_peak(model: nn.Module) -> None:
+def _reset_peak(model: Any) -> None:
     """Forget what loading took, where the system can."""
-    if _device(model).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(_device(model))
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -108,10 +104,10 @@ def _reset_peak(model: nn.Module) -> None:
         return  # then the peak is that of the whole life
 
 
-def _peak_bytes(model: nn.Module) -> int:
+def _peak_bytes(model: Any) -> int:
     """Of CUDA memory, or the process's highest resident set: VmHWM, which exec starts afresh."""
-    if _device(model).type == "cuda":
-        return torch.cuda.max_memory_allocated(_device(model))
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device)
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

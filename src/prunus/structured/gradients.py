@@ -32,7 +32,7 @@ def loss_gradients(
             parameter.requires_grad_(id(parameter) in trained)
             parameter.grad = None
         for done, ids_T in enumerate(ids_ST, 1):
-            ids = ids_T[None].to(next(model.parameters()).device)
+            ids = ids_T[None].to(model.device)
             with torch.enable_grad():
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
                 loss = cross_entropy(logits.float(), ids[0, 1:]) / len(ids_ST)

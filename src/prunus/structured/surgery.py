@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..blocks import Block, Layer
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, first_line
 from ..replay import Call
 from .modules import Depth2
 
@@ -115,7 +115,7 @@ def rehearse(block: Block, module: Depth2, call: Call, hidden: Tensor) -> None:
         added = (expected - hidden.float()).abs().max().clamp_min(1e-12)
         off = float((found - expected).abs().max() / added)
     except (RuntimeError, ValueError) as error:
-        raise _cannot(module, str(error).splitlines()[0]) from None
+        raise _cannot(module, first_line(error)) from None
     finally:
         restore(undo)
     if not off <= (1e-3 if hidden.dtype == torch.float32 else 5e-2):

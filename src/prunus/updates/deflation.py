@@ -30,9 +30,8 @@ class Deflation:
 
     def __init__(self, system: Damped, mask_OI: Tensor) -> None:
         value_K, vector_IK, rest = system.leading
-        scale_I = system.matrix_II.diagonal().rsqrt()
-        self.diagonal_I = scale_I.square() / rest
-        self.basis_IK = scale_I[:, None] * vector_IK / rest**0.5
+        self.diagonal_I = system.scale_I.square() / rest
+        self.basis_IK = system.scale_I[:, None] * vector_IK / rest**0.5
         one, two = torch.triu_indices(len(value_K), len(value_K), device=value_K.device)
         overlap_OP = mask_OI.to(vector_IK.dtype) @ (vector_IK[:, one] * vector_IK[:, two])
         small_OKK = overlap_OP.new_empty(len(mask_OI), len(value_K), len(value_K))
