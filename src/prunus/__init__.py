@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .export import write_gguf
     from .observer import Observer
     from .recipe import Recipe
+    from .report.picture import plot
     from .result import Result
     from .runtime.bench import bench
     from .simulator.table import simulate
@@ -31,6 +32,7 @@ __all__ = [
     "evaluate",
     "load",
     "plan",
+    "plot",
     "prune",
     "quantize",
     "simulate",
@@ -48,6 +50,7 @@ _HOME = {
     "evaluate": "api",
     "load": "api",
     "plan": "api",
+    "plot": "report.picture",
     "prune": "api",
     "quantize": "api",
     "simulate": "simulator.table",

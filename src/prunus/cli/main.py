@@ -14,6 +14,7 @@ from . import (
     export,
     methods,
     plan,
+    plot,
     prune,
     quantize,
     simulate,
@@ -34,6 +35,7 @@ app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.run)
 app.command("verify", epilog=verify.EXAMPLES)(verify.run)
 app.command("bench", epilog=bench.EXAMPLES)(bench.run)
 app.command("export", epilog=export.EXAMPLES)(export.run)
+app.command("plot", epilog=plot.EXAMPLES)(plot.run)
 app.command("simulate", epilog=simulate.EXAMPLES)(simulate.run)
 app.command("methods")(methods.run)
 app.command("demo")(demo.run)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from ..errors import InputError
 from ..types import LayerReport
 
 
@@ -41,26 +43,68 @@ def retained_degree(
     figure.savefig(str(path), dpi=150)
 
 
-def sparsity_found(layers: Sequence[LayerReport], path: str | Path, title: str = "") -> None:
-    """What went of every layer: over the depth, one line for each role.
+def over_depth(layers: Sequence[LayerReport], what: str, path: str | Path, title: str = "") -> None:
+    """A number of every layer over the depth, one line for each role; dotted: the mean by weights.
 
     Args:
         layers: of a report.
+        what: ``"sparsity"``, or ``"relative_output_error"`` where the run measured it.
         path: the picture, such as ``sparsity.png``.
         title: above it.
+
+    Raises:
+        InputError: no layer has that number.
     """
     from matplotlib.figure import Figure
 
+    known = [layer for layer in layers if getattr(layer, what) is not None]
+    if not known:
+        raise InputError(
+            "This run read no activations, so it knows no output error. Show its sparsity."
+        )
     figure = Figure(figsize=(7.5, 3.8), layout="constrained")
     panel = figure.subplots()
-    for role in dict.fromkeys(layer.role for layer in layers):
-        chosen = [layer for layer in layers if layer.role == role]
-        depth, found = [x.block for x in chosen], [x.sparsity for x in chosen]
+    for role in dict.fromkeys(layer.role for layer in known):
+        chosen = [layer for layer in known if layer.role == role]
+        depth, found = [x.block for x in chosen], [getattr(x, what) for x in chosen]
         panel.plot(depth, found, marker="o", markersize=3, linewidth=1.2, label=role)
-    weights = [layer.shape[0] * layer.shape[1] for layer in layers]
-    mean = sum(x.sparsity * n for x, n in zip(layers, weights, strict=True)) / sum(weights)
-    panel.axhline(mean, color="grey", linewidth=0.8, linestyle=":")
-    panel.set(xlabel="block", ylabel="sparsity", title=title)
+    weights = [layer.shape[0] * layer.shape[1] for layer in known]
+    total = sum(getattr(x, what) * n for x, n in zip(known, weights, strict=True))
+    panel.axhline(total / sum(weights), color="grey", linewidth=0.8, linestyle=":")
+    panel.set(xlabel="block", ylabel=what.replace("_", " "), title=title)
     panel.locator_params(axis="x", integer=True)
     panel.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(str(path), dpi=150)
+
+
+def learning(curves: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
+    """How the loss of every unit fell while its shares were learned; 1: the uniform mask's.
+
+    Args:
+        curves: ``learning`` of a report.
+        path: the picture, such as ``learning.png``.
+        title: above it.
+
+    Raises:
+        InputError: nothing was learned.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    if not curves:
+        raise InputError(
+            "Nothing was learned in this run; --method besa or --allocation besa learns."
+        )
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    panel = figure.subplots()
+    for number, curve in enumerate(curves):
+        losses, steps = curve["loss"], curve["steps"]
+        ends = [min((i + 1) * steps / len(losses), steps) for i in range(len(losses))]
+        depth = number / max(len(curves) - 1, 1)
+        label = f"block {curve['blocks'][0]}" if number in (0, len(curves) - 1) else None
+        color = colormaps["viridis"](0.9 * depth)
+        panel.plot(ends, losses, marker="o", markersize=2.5, color=color, label=label)
+    panel.axhline(1, color="grey", linewidth=0.8, linestyle=":")
+    panel.set(xlabel="step", ylabel="loss, of the uniform mask's", ylim=(0, None), title=title)
+    panel.legend(frameon=False, fontsize=9)
     figure.savefig(str(path), dpi=150)

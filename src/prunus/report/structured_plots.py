@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,17 @@ def alike(divergence: Sequence[Sequence[float]], threshold: float) -> list[tuple
     return [(i, j) for i in heads for j in heads if i < j and divergence[i][j] < threshold]
 
 
+def closest_fifth(report: StructuredReport) -> float:
+    """The divergence below which a fifth of all pairs of heads lie; 0 where none is known."""
+    pairs = sorted(
+        block.divergence[i][j]
+        for block in report.blocks
+        if block.divergence is not None
+        for i, j in combinations(range(len(block.divergence)), 2)
+    )
+    return pairs[len(pairs) // 5] if pairs else 0.0
+
+
 def kept_heads(block: BlockWidths) -> set[int]:
     """Query heads that stayed: all of every group that did."""
     heads = len(block.divergence or [])
@@ -94,12 +106,15 @@ def kept_heads(block: BlockWidths) -> set[int]:
     return {size * group + head for group in block.kept_heads for head in range(size)}
 
 
-def removed_share(reports: Mapping[str, StructuredReport], path: str | Path) -> None:
+def removed_share(
+    reports: Mapping[str, StructuredReport], path: str | Path, title: str = ""
+) -> None:
     """Share of each block's parameters that went, one curve per run.
 
     Args:
         reports: by name.
         path: the picture, such as ``removed.png``.
+        title: above it.
     """
     from matplotlib.figure import Figure
 
@@ -107,8 +122,9 @@ def removed_share(reports: Mapping[str, StructuredReport], path: str | Path) -> 
     panel = figure.subplots()
     for name, report in reports.items():
         shares = [block.removed for block in report.blocks]
-        panel.step(range(len(shares)), shares, where="mid", label=name)
-    panel.set(xlabel="block", ylabel="parameters removed", ylim=(0, None))
+        edges = [block - 0.5 for block in range(len(shares) + 1)]
+        panel.stairs(shares, edges, label=name, linewidth=1.6)
+    panel.set(xlabel="block", ylabel="parameters removed", ylim=(0, None), title=title)
     panel.locator_params(axis="x", integer=True)
     panel.legend(frameon=False, fontsize=9)
     figure.savefig(str(path), dpi=150)

@@ -1,0 +1,94 @@
+"""``prunus plot``: what a report says, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, UnknownNameError
+from ..output import new_file
+from .plots import learning, over_depth
+from .pruning_report import PruningReport, read_report
+from .structured_plots import closest_fifth, heads_graph, removed_share
+
+SINGLE = ("sparsity", "error", "learning")  # for a model that lost single weights
+UNITS = ("removed", "error", "heads")  # for one that lost heads and neurons
+
+
+def plot(
+    folders: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    show: str | None = None,
+    threshold: float | None = None,
+    title: str | None = None,
+) -> None:
+    """Draw what the report of a checkpoint says.
+
+    >>> prunus.plot("pruned", "sparsity.png")
+    >>> prunus.plot("smaller", "heads.png", show="heads", threshold=0.2)
+
+    Args:
+        folders: what ``prune`` wrote, or a ``pruning_report.json``; several for ``removed`` alone.
+        output: the picture, which must not exist: .png, .pdf, .svg …
+        show: ``sparsity`` or ``error`` (of the output) of every layer over depth; ``learning``
+            (the loss while BESA learned); of smaller models ``removed`` (each block's share),
+            ``error``, or ``heads`` (which attend alike, which went). None: sparsity, or removed.
+        threshold: of ``heads``: an edge joins heads whose divergence is below; None: the closest
+            fifth of all pairs.
+        title: above it; None: the method and the model.
+
+    Raises:
+        InputError: the report does not have it; no matplotlib.
+        CheckpointError: no report, or the picture cannot be written.
+    """
+    given = [folders] if isinstance(folders, str | Path) else list(folders)
+    paths = [Path(folder).expanduser().absolute() for folder in given]
+    reports = {path.name: read_report(path) for path in paths}
+    first = next(iter(reports.values()))
+    show = show or ("sparsity" if first.structured is None else "removed")
+    _check(show, reports, len(given))
+    if title is None:
+        methods = dict.fromkeys(report.method for report in reports.values())
+        title = f"{', '.join(methods)} on {Path(first.model).name}"
+    with new_file(Path(output).expanduser()) as path:
+        try:
+            _draw(show, reports, path, threshold, title)
+        except ImportError:
+            raise InputError("Pictures need matplotlib: pip install 'prunus[report]'.") from None
+        except ValueError as error:  # matplotlib's, about the ending
+            raise InputError(f"{output} cannot be drawn: {error}.") from None
+
+
+def _check(show: str, reports: dict[str, PruningReport], given: int) -> None:
+    known = dict.fromkeys((*SINGLE, *UNITS))
+    if show not in known:
+        raise UnknownNameError("picture", show, known)
+    if given > 1 and show != "removed":
+        raise InputError(f"{show} is a picture of one checkpoint; got {given}.")
+    if len(reports) < given:
+        raise InputError("Two of these folders have the same name, by which a curve is called.")
+    for name, report in reports.items():
+        single = report.structured is None
+        fit = SINGLE if single else UNITS
+        if show not in fit:
+            lost = "single weights" if single else "whole heads and neurons"
+            raise InputError(f"{name} lost {lost}: {show} is not for that. Show {', '.join(fit)}.")
+
+
+def _draw(
+    show: str, reports: dict[str, PruningReport], path: Path, threshold: float | None, title: str
+) -> None:
+    report: Any = next(iter(reports.values()))
+    if show == "removed":
+        structured = {name: x.structured for name, x in reports.items() if x.structured}
+        removed_share(structured, path, title)
+    elif show == "heads":
+        fifth = closest_fifth(report.structured) if threshold is None else threshold
+        heads_graph(report.structured, path, fifth, title=f"{title}, below {fifth:.3g}")
+    elif show == "learning":
+        learning(report.learning, path, title)
+    else:
+        what = "relative_output_error" if show == "error" else "sparsity"
+        over_depth(report.layers, what, path, title)
