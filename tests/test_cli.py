@@ -290,3 +290,17 @@ def test_an_output_that_takes_nothing_is_a_sentence_too():
     assert said.returncode == 2
     assert "No space left" in said.stderr
     assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "text"),
+    [
+        *(("ri", "--skip-blocks", text) for text in ("abc", "3:3", "4:2", "-1:2")),
+        ("l1", "--blocks", "all"),
+    ],
+)
+def test_a_range_that_is_none_is_refused_before_anything_is_loaded(method, option, text, tmp_path):
+    asked = ["prune", str(tmp_path / "no-model"), "--method", method, f"{option}={text}"]
+    run = CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "out")])
+    assert run.exit_code == 2
+    assert f"{option} is A:B with 0 <= A < B; got {text!r}" in run.output

@@ -253,7 +253,7 @@ def test_partial_sparsity(tiny_llama):
     assert {layer.role for layer in report.layers} == {"gate", "up", "down"}
     assert report.coverage.pruned_weights == 3 * 3 * 64 * 160
     for bad in ("2:1", "0:4", "x", "-1:2"):
-        with pytest.raises(InputError, match=r"A:B with 0 <= A < B <= 3"):
+        with pytest.raises(InputError, match=r"A:B with 0 <= A < B"):
             prunus.prune(model, method="wanda", tokens_ST=IDS, skip_blocks=bad)
     with pytest.raises(InputError, match="Nothing is left to prune"):
         prunus.prune(model, method="wanda", tokens_ST=IDS, skip_blocks="0:3")

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .allocation import Allocation
+from .allocation.select import block_range
 from .checkpoint import Dtype
 from .errors import InputError
 from .methods import QUANTIZE, build_allocation, build_method, build_structured
@@ -163,6 +164,8 @@ class Recipe(BaseModel):
         nothing unless a pattern says what is 0 already.)
         """
         self._refuse(STRUCTURED_ONLY, f"{self.method} removes single weights, not heads or neurons")
+        if self.skip_blocks is not None:
+            block_range("--skip-blocks", self.skip_blocks)  # before the model is loaded
         pattern = parse_pattern(self.pattern) if self.pattern is not None else None
         sparsity = self.sparsity
         if sparsity is None:
@@ -212,6 +215,8 @@ class Recipe(BaseModel):
         whole = f"{self.method} removes whole heads and neurons"
         self._refuse(WEIGHTS_ONLY, whole)
         self._refuse(("skip_blocks",), f"{whole}, in the blocks that blocks=A:B names")
+        if self.blocks is not None:
+            block_range("--blocks", self.blocks)
         if self.sparsity is not None and self.parameters is not None:
             raise InputError("sparsity and parameters both say how much goes: give one of them.")
         sparsity = DEFAULT if self.sparsity is None else self.sparsity

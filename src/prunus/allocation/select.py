@@ -24,7 +24,7 @@ def select_layers(
         InputError: a range outside the model, or nothing left to prune.
     """
     skipped = (
-        block_range("skip_blocks", skip_blocks, len(blocks))
+        block_range("--skip-blocks", skip_blocks, len(blocks))
         if skip_blocks is not None
         else range(0)
     )
@@ -43,11 +43,16 @@ def select_layers(
     return layers
 
 
-def block_range(name: str, text: str, blocks: int) -> range:
-    """The blocks A to B − 1 of ``A:B``, counted from 0; ``name`` is the option's."""
+def block_range(name: str, text: str, blocks: int | None = None) -> range:
+    """The blocks A to B − 1 of ``A:B``, counted from 0; ``name`` is the option's.
+
+    Raises:
+        InputError: it says something else, or goes beyond the model's ``blocks`` where they are
+            known.
+    """
     match = re.fullmatch(r"(\d+):(\d+)", text)
-    if match is None or not int(match[1]) < int(match[2]) <= blocks:
-        raise InputError(
-            f"{name} is A:B with 0 <= A < B <= {blocks}, the number of blocks; got {text!r}."
-        )
-    return range(int(match[1]), int(match[2]))
+    found = range(int(match[1]), int(match[2])) if match is not None else range(0)
+    if not found or (blocks is not None and found.stop > blocks):
+        most = f" <= {blocks}, the number of blocks" if blocks is not None else ""
+        raise InputError(f"{name} is A:B with 0 <= A < B{most}; got {text!r}.")
+    return found
