@@ -21,6 +21,11 @@ def removable(modules: Sequence[Depth2]) -> int:
     return sum(module.units * module.parameters for module in modules)
 
 
+def removed(modules: Sequence[Depth2], counts: Counts) -> int:
+    """Parameters in the units that go."""
+    return sum(counts[m.block, m.unit] * m.parameters for m in modules)
+
+
 def uniform(modules: Sequence[Depth2], share: float, heads: Mapping[int, int]) -> dict[Key, int]:
     """The same share of every block: heads first, then neurons until the block's share is met.
 
@@ -83,7 +88,7 @@ def standardised(score_UN: Tensor) -> Tensor:
 
 def check(modules: Sequence[Depth2], counts: Counts, share: float) -> None:
     """Raise InputError where nothing would go, or where the share cannot be had."""
-    gone = sum(counts[m.block, m.unit] * m.parameters for m in modules)
+    gone = removed(modules, counts)
     total = removable(modules)
     if not gone:
         least = min(module.parameters for module in modules)

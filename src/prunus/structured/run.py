@@ -24,7 +24,7 @@ from ..report.structured_report import BlockWidths, StructuredReport
 from ..spill import Spilled
 from ..survey import any_tokens, inspect, start
 from ..types import LayerReport
-from .allocation import Counts, adaptive, check, removable, share_of, uniform
+from .allocation import Counts, adaptive, check, removable, removed, share_of, uniform
 from .gathering import Context
 from .gradients import loss_gradients
 from .loop import Seen, look, prune_units
@@ -119,34 +119,26 @@ class StructuredRun:
         begun, pruner = time.perf_counter(), self.request.pruner
         layers = [layer for module in self.modules for layer in module.layers]
         coverage = Coverage.of(self.model, self.blocks, {layer.name for layer in layers})
-        before = [_count(block) for block in self.blocks]
-        whole, work = sum(p.numel() for p in self.model.parameters()), self._multiply_adds()
+        before, blocks_before = self._size(), [_count(block) for block in self.blocks]
         context = self._context(layers)
         dense = self._look(context)
         share, counts = self._counts(dense)
-        total = removable(self.modules)
-        gone = sum(counts[m.block, m.unit] * m.parameters for m in self.modules)
-        self.observer.say(
-            f"removing {gone:,} of the {total:,} parameters in {len(self.modules)} modules of "
-            f"heads and neurons, {gone / total:.1%}"
-        )
+        gone, total = self._said(counts), removable(self.modules)
         recording = self._recording() if pruner.sequential or pruner.recovery != "none" else None
         known = None if pruner.sequential else dense
         reports, seen = prune_units(context, self.blocks, self.modules, counts, recording, known)
         widths = self._widths(counts, seen)
-        stock = stock_config(self.model, [block.name for block in self.blocks], widths)
-        if stock is not None:
-            _adopt(self.model.config, stock)
-        note_widths(self.model, None if stock is not None else widths)
+        stock = self._note(widths)
+        after = self._size()
         structured = StructuredReport(
-            parameters=(whole, sum(p.numel() for p in self.model.parameters())),
+            parameters=(before[0], after[0]),
             removable=total,
             removed=gone,
-            multiply_adds=(work, self._multiply_adds()),
-            stock=stock is not None,
-            blocks=self._blocks(before, widths, reports, seen),
+            multiply_adds=(before[1], after[1]),
+            stock=stock,
+            blocks=self._blocks(blocks_before, widths, reports, seen),
         )
-        report = PruningReport(
+        return PruningReport(
             model=self.request.name,
             method=self.request.method,
             pruner=repr(pruner),
@@ -159,7 +151,33 @@ class StructuredRun:
             layers=reports,
             structured=structured,
         )
-        return report
+
+    def _said(self, counts: Counts) -> int:
+        """How many parameters go; the user is told."""
+        gone, total = removed(self.modules, counts), removable(self.modules)
+        self.observer.say(
+            f"removing {gone:,} of the {total:,} parameters in {len(self.modules)} modules of "
+            f"heads and neurons, {gone / total:.1%}"
+        )
+        return gone
+
+    def _note(self, widths: Widths) -> bool:
+        """Leave the widths with the model: in its config, which then is a stock one, or beside."""
+        stock = stock_config(self.model, [block.name for block in self.blocks], widths)
+        if stock is not None:
+            _adopt(self.model.config, stock)
+        note_widths(self.model, None if stock is not None else widths)
+        return stock is not None
+
+    def _size(self) -> tuple[int, int]:
+        """Parameters of the model; multiply-adds of one token in the blocks' matrices and the head.
+
+        Tied parameters count once; the head is multiplied by, tied or not.
+        """
+        head = self.model.get_output_embeddings()
+        matrices = [layer.weight_OI for block in self.blocks for layer in block.layers]
+        work = sum(weight.numel() for weight in [*matrices, head.weight])
+        return sum(p.numel() for p in self.model.parameters()), work
 
     def _context(self, layers: Sequence[Layer]) -> Context:
         gradients, ids_ST = None, self.ids_ST
@@ -184,12 +202,6 @@ class StructuredRun:
         maps = self.request.pruner.wants("maps")
         with eager(self.model) if maps else nullcontext():
             return start(self.model, self.blocks, self.traced, self.ids_ST, hidden)
-
-    def _multiply_adds(self) -> int:
-        """Of one token, in the blocks' matrices and the head."""
-        head = self.model.get_output_embeddings()
-        matrices = [layer.weight_OI for block in self.blocks for layer in block.layers]
-        return sum(weight.numel() for weight in [*matrices, head.weight])
 
     def _look(self, context: Context) -> Seen | None:
         """At the dense model, where the method or the allocation wants that."""
