@@ -138,6 +138,9 @@ def test_the_command(tmp_path):
         ({"method": "goa", "recovery": "both"}, True),
         ({"method": "l2", "blocks": "1:3", "settings": {"target": "neurons"}}, True),
         ({"method": "flap"}, False),
+        ({"method": "goa", "settings": {"heads.threshold": 0.3}}, False),
+        ({"method": "l1", "allocation": "adaptive"}, True),
+        ({"method": "flap", "samples": 2}, True),
         ({"method": "llm-pruner"}, True),
     ],
     ids=lambda fields: fields["method"] if isinstance(fields, dict) else "",
@@ -145,8 +148,10 @@ def test_the_command(tmp_path):
 def test_a_smaller_model_is_foreseen(fields, exact):
     model, tokenizer = load_tiny("llama")
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    run = {"sparsity": 0.4, "tokenizer": tokenizer, **fields, **FAST}
+    model.train()
+    run = {"sparsity": 0.4, "tokenizer": tokenizer, **FAST, **fields}
     plan = prunus.plan(model, **run)
+    assert all(module.training for module in model.modules())
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
     found = prunus.prune(model, **run).report.structured
     assert plan.exact == exact
@@ -179,3 +184,33 @@ def test_plan_of_a_smaller_model_on_the_command_line():
     assert found["loads_in_transformers"] is False
     assert found["exact"] is False
     assert found["parameters"] < found["parameters_before"]
+
+
+def test_only_what_grows_with_samples_is_scaled(monkeypatch):
+    """The solves, and the heads' comparison on 16 samples, are as long with more of them."""
+    watched = []
+
+    class Watch(planning.Stopwatch):
+        def __init__(self):
+            super().__init__()
+            watched.append(self)
+
+        def seconds(self, *steps):
+            return float(len([1 for step, _ in self._steps if step in steps]))
+
+    monkeypatch.setattr("prunus.structured.planning.Stopwatch", Watch)
+    model, tokenizer = load_tiny("llama")
+    few = {"tokenizer": tokenizer, "length": 48, "method": "goa", "recovery": "before"}
+    plan = prunus.plan(model, samples=200, **few)
+    scaled = watched[0].seconds("gradients", "recover", "record", "advance")
+    assert plan.seconds == pytest.approx(99 * scaled + 7 * watched[0].seconds("compare"), rel=0.2)
+    assert watched[0].seconds("prune") > watched[0].seconds("recover") > 0
+
+
+@pytest.mark.parametrize("method", ["goa", "wanda"])
+def test_a_folder_that_cannot_take_activations_is_refused(method, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="--spill"):
+        prunus.plan(MODELS / "llama", method=method, spill=tmp_path / "file" / "x", **FAST)
+    prunus.plan(MODELS / "llama", method=method, spill=tmp_path / "new" / "x", **FAST)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
 from conftest import load_tiny
 from prunus.errors import CalibrationError, InputError, UnsupportedModelError
+from prunus.observer import Silent
+from prunus.structured.divergence import ascending, row_major
 from prunus.structured.methods import STRUCTURED
 from prunus.structured.modules import find_modules
 from prunus.structured.surgery import rehearse, shrink
@@ -107,14 +108,34 @@ def test_a_head_that_is_there_twice_is_found_and_goes():
     assert blocks[1].kept_heads == [1, 2, 3]
 
 
-def test_fewer_multiply_adds_are_counted_by_running_them():
+MOE = {**MLP, "num_key_value_heads": 4, "moe_intermediate_size": 32, "head_dim": 16}
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+def test_the_multiply_adds_of_a_token_are_those_of_the_matrices_it_meets():
     model = build("llama")
+    weights = [sum(x.weight_OI.numel() for x in block.layers) for block in inspect(model, IDS)[0]]
     found = prunus.prune(model, method="l1", **RUN).report.structured
-    for counted, ran in zip(found.multiply_adds, (build("llama"), model), strict=True):
-        with FlopCounterMode(display=False) as flops, torch.no_grad():
-            ran(input_ids=IDS[:1, :1])  # one token: attention itself is as good as nothing
-        assert flops.get_total_flops() == pytest.approx(2 * counted, rel=0.02)
-    assert found.predicted_speedup == found.multiply_adds[0] / found.multiply_adds[1] > 1.2
+    assert found.multiply_adds[0] == pytest.approx(sum(weights) + 128 * 64, rel=0.01)
+    removed = found.multiply_adds[0] - found.multiply_adds[1]
+    assert removed == pytest.approx(found.removed, rel=0.01)
+    assert found.predicted_speedup == found.multiply_adds[0] / found.multiply_adds[1]
+
+
+def test_of_the_experts_those_that_a_token_is_sent_to_are_counted():
+    model = build("mixtral", {**MLP, **EXPERTS, "num_key_value_heads": 4})
+    found = prunus.prune(model, method="l1", settings={"target": "heads"}, **RUN).report.structured
+    block = 4 * 64 * 64 + 4 * 64 + 2 * 3 * 64 * 96  # attention, router, two experts of four
+    assert found.multiply_adds[0] == pytest.approx(3 * block + 128 * 64, rel=0.01)
+
+
+def test_heads_of_a_mixture_leave_its_other_numbers_alone():
+    model = build("qwen3_moe", {**MOE, **EXPERTS})
+    before = model.config.to_dict()
+    assert prunus.prune(model, method="l1", settings={"target": "heads"}, **RUN).report.structured
+    after = model.config.to_dict()
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {"num_attention_heads", "num_key_value_heads"}
 
 
 @pytest.mark.parametrize("fields", [{"method": "goa", "recovery": "both"}, {"method": "flap"}])
@@ -228,6 +249,8 @@ def test_recovery_and_repair_lower_the_error_and_report_it():
             "Leave one of them out",
         ),
         ({"method": "l1", "recovery": "after", "tokens_ST": IDS[:1]}, "at least two"),
+        ({"method": "l1", "allocation": "adaptive", "sparsity": 1e-5}, "1e-05 of the parameters"),
+        ({"method": "l1", "mlp_only": True, "settings": {"target": "heads"}}, "Drop one"),
         ({"method": "prune-o-matic"}, "Unknown method"),
     ],
 )
@@ -262,6 +285,85 @@ def test_attention_that_cannot_shrink_is_refused_and_its_neurons_are_not(family,
     assert torch.equal(logits(model), expected)
     report = prunus.prune(model, method="l1", settings={"target": "neurons"}, **RUN).report
     assert report.structured.blocks[0].neurons == (96, 48)
+
+
+@pytest.mark.parametrize("order", ["ascending", "row-major"])
+def test_a_threshold_takes_the_heads_that_are_below_it_when_their_turn_comes(order):
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    some = 0
+    for tau in (0.2, 0.22, 0.25):
+        settings = {"heads.threshold": tau, "heads.order": order, "heads.goes": "first"}
+        model = build("llama", {**MLP, **heads})
+        report = prunus.prune(model, method="goa", settings={**settings, "target": "heads"}, **RUN)
+        for block in report.report.structured.blocks:  # as they were when they were chosen
+            divergence_HH = torch.tensor(block.divergence).double()
+            goes_U = (
+                ascending(divergence_HH) if order == "ascending" else row_major(divergence_HH, tau)
+            )
+            below = (goes_U < tau).nonzero().flatten().tolist()
+            gone = sorted(set(range(8)) - set(block.kept_heads))
+            assert set(gone) <= set(below)
+            assert len(gone) == min(len(below), 4)  # no more than the half that was asked for
+            some += len(gone)
+    assert some
+
+
+def test_a_threshold_under_which_nothing_goes_says_so():
+    model = build("llama", MLP)
+    before = copy.deepcopy(model.state_dict())
+    settings = {"heads.threshold": 1e-6, "target": "heads"}
+    with pytest.raises(InputError, match="nothing went"):
+        prunus.prune(model, method="goa", settings=settings, **RUN)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_where_neurons_run_out_more_heads_go():
+    model = build("llama", {**GQA, "intermediate_size": 32})
+    found = prunus.prune(model, method="l1", **{**RUN, "sparsity": 0.49}).report.structured
+    assert found.blocks[0].kv_heads == (2, 1)
+    assert found.share > 0.47
+    model = build("llama", {**GQA, "intermediate_size": 32})
+    with pytest.raises(InputError, match=r"is the most\. Ask for less"):
+        prunus.prune(model, method="l1", **{**RUN, "sparsity": 0.9})
+
+
+class Counting(Silent):
+    """Which steps there were, and how many samples went through a block."""
+
+    def __init__(self):
+        self.steps, self.samples = [], 0
+
+    def block(self, index, total, name, step):
+        self.steps.append(step)
+
+    def sample(self, done, total):
+        self.samples += 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "llm-pruner", "parameters": 10**9},
+        {"method": "flap", "parameters": 10**9},
+        {"method": "goa", "sparsity": 0.0001},
+        {"method": "goa", "allocation": "adaptive", "settings": {"heads.threshold": 0.1}},
+    ],
+)
+def test_what_the_model_alone_forbids_is_refused_before_text_is_read(fields):
+    seen = Counting()
+    with pytest.raises(InputError):
+        prunus.prune(build("llama"), tokens_ST=IDS, observer=seen, **fields)
+    assert not seen.samples
+
+
+def test_an_observer_is_told_of_every_pass():
+    seen = Counting()
+    prunus.prune(build("llama"), method="flap", observer=seen, **RUN)
+    assert [step for step in seen.steps if step == "prune"] == ["prune"] * 6
+    assert seen.steps.index("prune") > seen.steps.index("look record")
+    seen = Counting()
+    prunus.prune(build("llama"), method="goa", recovery="before", observer=seen, **RUN)
+    assert {"recover", "record", "compare", "prune", "advance"} == set(seen.steps)
 
 
 def test_no_data_at_all():

@@ -19,7 +19,7 @@ from prunus.report.pruning_report import read_report
 from prunus.structured.methods import STRUCTURED
 from prunus.structured.widths import read_widths
 from prunus.verification import verify
-from structured_models import IDS, RUN, logits
+from structured_models import GQA, IDS, RUN, build, logits
 
 FRESH = """
 import sys, torch
@@ -52,6 +52,32 @@ def test_uniform_widths_load_in_plain_transformers_in_a_fresh_process(tmp_path, 
     subprocess.run([sys.executable, "-c", FRESH, *paths], check=True, capture_output=True)
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
     assert "AutoModelForCausalLM" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "family", ["mistral", "qwen2", "qwen3", "granite", "olmo", "starcoder2", "phi"]
+)
+def test_fewer_heads_fit_the_stock_config_also_where_it_had_no_head_dim(family, tmp_path):
+    model = build(family, {**GQA, "pad_token_id": 0})
+    dtype = model.config.dtype
+    report = prunus.prune(model, method="l1", **RUN).report.structured
+    assert report.stock
+    assert report.loads_with == "AutoModelForCausalLM"
+    assert model.config.dtype is dtype
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"method": "l1"}, "no config of its family says"),
+        ({"method": "l1", "blocks": "1:3"}, "widths differ by block"),
+    ],
+)
+def test_what_only_prunus_loads_says_why(fields, why):
+    assert why in prunus.prune(build("gpt2"), **fields, **RUN).report.structured.loads_with
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from .report.pruning_report import known_zeros, read_report
 from .result import Result, prune_journaled, write
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
+from .spill import check_spill
 from .structured.entry import Asked, check_alone, plan_structured, prune_structured
 from .structured.planning import SmallerPlan
 from .structured.widths import widths_of
@@ -149,17 +151,31 @@ def plan(
     """
     if output is not None:
         check_output(Path(output).expanduser())
-    recipe = _recipe(recipe, fields)
-    if recipe.structured:
-        asked = Asked(
-            model, recipe, True, spill, tokenizer, tokens_ST, trust_remote_code,
-            observer or Silent(),
-        )  # fmt: skip
-        return plan_structured(asked)
-    run, _ = _prepared(
-        model, recipe, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
-    )
-    return forecast(run)
+    if spill is not None:
+        check_spill(Path(spill).expanduser())
+    recipe, observer = _recipe(recipe, fields), observer or Silent()
+    with _modes_kept(model):
+        if recipe.structured:
+            asked = Asked(
+                model, recipe, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
+            )
+            return plan_structured(asked)
+        run, _ = _prepared(
+            model, recipe, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
+        )
+        return forecast(run)
+
+
+@contextmanager
+def _modes_kept(model: Any) -> Iterator[None]:
+    """A model in memory is in training mode again where it was."""
+    modules = list(model.modules()) if isinstance(model, PreTrainedModel) else []
+    before = [(module, module.training) for module in modules]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def _prepared(

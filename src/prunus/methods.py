@@ -254,6 +254,8 @@ def build_structured(
     pruner = STRUCTURED[name].pruner if text else data_free(STRUCTURED[name].pruner)
     for path, value in (settings or {}).items():
         pruner = _set(pruner, path, path.split("."), value)
+    if mlp_only and pruner.target == "heads":
+        raise InputError("target=heads prunes heads alone, and --mlp-only leaves them. Drop one.")
     if mlp_only:
         pruner = replace(pruner, target="neurons")
     allocation, recovery = allocation or pruner.allocation, recovery or pruner.recovery

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from .types import LayerReport
+if TYPE_CHECKING:
+    from .types import LayerReport
+
+LOOK = "look "  # how a step begins while the dense model is looked at
 
 
 class Observer(Protocol):
@@ -17,8 +20,9 @@ class Observer(Protocol):
     def block(self, index: int, total: int, name: str, step: str) -> None:
         """A step of a block begins.
 
-        "order", "learn", "record", "prune" or "advance"; where heads and neurons go, also "look"
-        (at the dense model), "gradients" (of the whole model), "recover", "compare" (heads).
+        "order", "learn", "record", "prune" or "advance"; where heads and neurons go, also
+        "gradients" (of the whole model), "recover", "compare" (heads), and "look record" … while
+        the dense model is looked at as a whole.
         """
         ...
 

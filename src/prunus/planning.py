@@ -18,7 +18,7 @@ from .assembly import SMALL
 from .blocks import Block
 from .engine import prune_blocks
 from .gathering import on
-from .observer import Silent
+from .observer import LOOK, Silent
 from .replay import Trace
 from .run import Run
 from .weights import InMemory, Streamed
@@ -128,7 +128,7 @@ class Stopwatch(Silent):
         self._steps: list[tuple[str, float]] = []
 
     def block(self, index: int, total: int, name: str, step: str) -> None:
-        self._steps.append((step, time.perf_counter()))
+        self._steps.append((step.removeprefix(LOOK), time.perf_counter()))
 
     def done(self) -> None:
         self._steps.append(("end", time.perf_counter()))

@@ -37,6 +37,16 @@ class Scratch:
         weakref.finalize(self, _remove, self.path, lock)
 
 
+def check_spill(folder: Path) -> None:
+    """Raise CheckpointError if activations cannot be put there; nothing is left of the trial."""
+    folder = folder.absolute()
+    try:
+        near = next(place for place in (folder, *folder.parents) if place.exists())
+        Path(tempfile.mkdtemp(prefix=".prunus.", dir=near)).rmdir()
+    except OSError as error:
+        raise CheckpointError(f"--spill {folder} cannot be used: {error}.") from None
+
+
 def _remove(folder: Path, lock: IO[bytes] | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if lock is not None:

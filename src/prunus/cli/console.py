@@ -22,6 +22,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from ..errors import CheckpointWarning, PrunusError, TeamError
+from ..observer import LOOK
 
 if TYPE_CHECKING:
     from ..types import LayerReport
@@ -148,13 +149,11 @@ STEPS = {
     "record": (0.0, 0.5),
     "prune": (0.5, 0.1),
     "advance": (0.6, 0.4),
-    "look": (0.0, 1.0),
     "gradients": (0.0, 1.0),
     "recover": (0.0, 0.3),
     "compare": (0.5, 0.1),
 }
-# Passes over the model before the one that prunes: each has a bar of its own.
-PASSES = {"order": "ordering", "look": "looking", "gradients": "gradients"}
+PASSES = {"order": "ordering", "gradients": "gradients"}  # before the one that prunes
 
 
 class PruningBar:
@@ -166,7 +165,7 @@ class PruningBar:
     def __init__(self) -> None:
         self._bars = bars("{task.fields[now]}")
         self._task: Any = None
-        self._pass = ""
+        self._where = ("", 0)  # pass and block
         self._begun = time.perf_counter()
         self._last: LayerReport | None = None
         self._at = self._share = 0.0
@@ -183,14 +182,18 @@ class PruningBar:
         console.print(escape(message), soft_wrap=True)
 
     def block(self, index: int, total: int, name: str, step: str) -> None:
-        """A step of a block begins."""
-        what = PASSES.get(step, "pruning")
-        if what != self._pass:
+        """A step of a block begins; each pass over the model has a bar of its own."""
+        step, asked = step.removeprefix(LOOK), step
+        what = "looking" if asked != step else PASSES.get(step, "pruning")
+        if self._where != (what, index):
+            self._log()
+        if self._where[0] != what:
+            self._finish()
             self._task = self._bars.add_task(what, total=total, now="")
-            self._pass, self._begun = what, time.perf_counter()
+            self._begun = time.perf_counter()
+        self._where = what, index
         self._at, self._share = index + STEPS[step][0], STEPS[step][1]
         if step not in ("prune", "advance"):
-            self._log()
             self._bars.update(self._task, now=escape(f"{step} {name}"))
         self._move(self._at)
 
@@ -213,6 +216,9 @@ class PruningBar:
     def done(self) -> None:
         """All blocks are done."""
         self._log()
+        self._finish()
+
+    def _finish(self) -> None:
         if self._task is not None:
             total = self._bars.tasks[self._task].total
             self._bars.update(self._task, completed=total, now="done")

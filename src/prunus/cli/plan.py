@@ -64,8 +64,7 @@ def _print_smaller(plan: SmallerPlan) -> None:
     if not plan.exact:
         print_line("Widths depend on text, and these are by two samples of it.")
     print_line(f"leaves {after:,} of {before:,} parameters ({1 - after / before:.1%} fewer)")
-    loads = "AutoModelForCausalLM" if made.stock else "prunus.load (widths differ by block)"
-    print_line(f"loads  with {loads}")
+    print_line(f"loads  with {made.loads_with}")
     print_line(f"speed  {made.predicted_speedup:.2f} times the dense model's by its multiply-adds")
     _print_room(plan)
     print_line(f"time   {plan.seconds / 60:.1f} min")

@@ -255,8 +255,7 @@ def _smaller(output: Path, report: StructuredReport, seconds: float) -> None:
     print_line(f"{output}: {before:,} parameters became {after:,} ({1 - after / before:.1%} fewer)")
     print_line(f"  {report.share:.1%} of those in the heads and neurons of the blocks asked for")
     print_line(f"  {seconds:.0f} s; verified: shapes, finite weights, reload in a fresh process")
-    loads = "AutoModelForCausalLM" if report.stock else "prunus.load (widths differ by block)"
-    print_line(f"  Loads with {loads}.")
+    print_line(f"  Loads with {report.loads_with}.")
     speed = report.predicted_speedup
     print_line(f"  Speed: {speed:.2f} times, by multiply-adds; measured: prunus bench {output}")
     print_line(f"  Quality: prunus eval {output} --text your.txt")

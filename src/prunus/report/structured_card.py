@@ -14,9 +14,9 @@ LOADS = """```python
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("this folder")
 ```"""
-LOADS_BY_WIDTHS = """Its blocks have different widths (or a bias that the family does not have),
-which no config says: **plain transformers cannot load it** and stops at the first shape that
-differs. `widths.json` has the widths, and prunus puts the model together:
+LOADS_BY_WIDTHS = """Its blocks have widths (or a bias) that no config of its family can say, such
+as different ones: **plain transformers cannot load it** and stops at the first shape that differs.
+`widths.json` has the widths, and prunus puts the model together:
 
 ```python
 import prunus

@@ -45,8 +45,8 @@ class StructuredReport:
         parameters: of the whole model, before and after; tied ones counted once.
         removable: parameters in the heads and neurons of the blocks that were to be pruned.
         removed: of these, how many went.
-        multiply_adds: of one token in the matrices of all blocks and the head, before and after;
-            those of attention itself, which grow with the text, are not counted.
+        multiply_adds: of one token alone, before and after; those of attention to other tokens,
+            which grow with the text, are not counted.
         stock: whether plain transformers loads the checkpoint; else prunus.load does.
         blocks: every block of the model.
     """
@@ -62,6 +62,15 @@ class StructuredReport:
     def share(self) -> float:
         """Removed of removable: what the sparsity asks for."""
         return self.removed / self.removable
+
+    @property
+    def loads_with(self) -> str:
+        """What loads the checkpoint, and why."""
+        if self.stock:
+            return "AutoModelForCausalLM"
+        differ = len(_runs(self.blocks)) > 1
+        why = "widths differ by block" if differ else "no config of its family says these widths"
+        return f"prunus.load ({why})"
 
     @property
     def predicted_speedup(self) -> float:

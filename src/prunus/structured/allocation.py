@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -21,17 +23,15 @@ def removable(modules: Sequence[Depth2]) -> int:
     return sum(module.units * module.parameters for module in modules)
 
 
-def removed(modules: Sequence[Depth2], counts: Counts) -> int:
-    """Parameters in the units that go."""
-    return sum(counts[m.block, m.unit] * m.parameters for m in modules)
-
-
-def uniform(modules: Sequence[Depth2], share: float, heads: Mapping[int, int]) -> dict[Key, int]:
+def uniform(
+    modules: Sequence[Depth2], share: float, heads: Mapping[int, int] = MappingProxyType({})
+) -> dict[Key, int]:
     """The same share of every block: heads first, then neurons until the block's share is met.
 
-    ``floor(share · U)`` groups of heads go, or as many as ``heads`` says of a block; the rest of
-    the block's parameters comes from its neurons. Never more than the share, and less by no more
-    than one unit.
+    ``floor(share · U)`` groups of heads go, or more where all neurons but one would not make up for
+    the rest; or as many as ``heads`` says of a block. The rest of the block's parameters comes from
+    its neurons. Never more than the share; less by no more than one unit, as long as one unit of
+    each module may stay.
     """
     counts: dict[Key, int] = {}
     blocks: dict[int, list[Depth2]] = {}
@@ -39,15 +39,42 @@ def uniform(modules: Sequence[Depth2], share: float, heads: Mapping[int, int]) -
         blocks.setdefault(module.block, []).append(module)
     for block, both in blocks.items():
         left = share * removable(both)
+        neurons = sum((m.units - 1) * m.parameters for m in both if m.unit == "neurons")
         for module in both:  # heads come first
             count = left / module.parameters
             if module.unit == "heads":
-                wanted = heads.get(block, math.floor(share * module.units + 1e-9))
-                count = min(count, wanted)
+                even = math.floor(share * module.units + 1e-9)
+                needed = math.ceil((left - neurons) / module.parameters - 1e-9)
+                count = min(count, heads.get(block, max(even, needed)))
             count = min(math.floor(count + 1e-9), module.units - 1)
             counts[block, module.unit] = count
             left -= count * module.parameters
     return counts
+
+
+@dataclass
+class Quota:
+    """How many units of each module go: known before, or with a threshold as scores come.
+
+    Attributes:
+        modules: to be pruned.
+        share: of their parameters.
+        counts: of each module; with a threshold those of blocks to come are not yet right.
+        below: how many heads a threshold takes, by their scores (U, N); None: there is none.
+    """
+
+    modules: Sequence[Depth2]
+    share: float
+    counts: dict[Key, int]
+    below: Callable[[Tensor], int] | None = None
+
+    def of(self, module: Depth2, score_UN: Tensor) -> int:
+        """Of a module, by its scores. Heads come before the neurons of their block."""
+        block = module.block
+        if self.below is not None and module.unit == "heads":
+            both = [m for m in self.modules if m.block == block]
+            self.counts |= uniform(both, self.share, {block: self.below(score_UN)})
+        return self.counts[block, module.unit]
 
 
 def adaptive(
@@ -88,19 +115,19 @@ def standardised(score_UN: Tensor) -> Tensor:
 
 def check(modules: Sequence[Depth2], counts: Counts, share: float) -> None:
     """Raise InputError where nothing would go, or where the share cannot be had."""
-    gone = removed(modules, counts)
-    total = removable(modules)
+    gone = sum(counts[m.block, m.unit] * m.parameters for m in modules)
+    total, blocks = removable(modules), {m.block for m in modules}
     if not gone:
         least = min(module.parameters for module in modules)
         raise InputError(
-            f"Nothing would be removed: {share:.1%} of the parameters in these units is "
-            f"{share * total / len({m.block for m in modules}):,.0f} per block, and the smallest "
-            f"unit has {least:,}. Ask for more, or use --allocation adaptive."
+            f"Nothing would be removed: {share:g} of the parameters in these units is "
+            f"{share * total / len(blocks):,.0f} per block, and the smallest unit has {least:,}. "
+            "Ask for more, or for fewer --blocks."
         )
     short = share * total - gone
     if short > 0.02 * total and all(counts[m.block, m.unit] == m.units - 1 for m in modules):
         raise InputError(
-            f"{share:.1%} cannot be removed: one unit of each module stays, so {gone / total:.1%} "
+            f"{share:g} cannot be removed: one unit of each module stays, so {gone / total:.3g} "
             "is the most. Ask for less."
         )
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..blocks import Block
 from ..errors import NumericalError
-from ..observer import Observer
+from ..observer import LOOK, Observer
 from ..replay import Call, Recording
 from ..stats import Statistics, TokenSample
 from .divergence import HeadDivergence
@@ -49,9 +49,9 @@ class Context:
     gradients: Mapping[str, Tensor] | None = None
     looking: bool = False
 
-    def announce(self, block: Block, name: str) -> None:
-        """Tell that a step begins; while the dense model is looked at, all are that look."""
-        step = "look" if self.looking else name
+    def announce(self, block: Block, step: str) -> None:
+        """Tell that a step begins."""
+        step = f"{LOOK}{step}" if self.looking else step
         self.observer.block(block.index, self.blocks, block.name, step)
 
     def samples(self, block: Block, recording: Recording) -> Iterator[tuple[int, Tensor, Call]]:

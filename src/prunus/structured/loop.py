@@ -19,7 +19,7 @@ from ..blocks import Block
 from ..gathering import on
 from ..replay import Recording
 from ..types import LayerReport
-from .allocation import Counts, Key
+from .allocation import Key, Quota
 from .gathering import Context
 from .modules import Depth2, moved
 from .recovery import joined
@@ -78,7 +78,7 @@ def prune_units(
     context: Context,
     blocks: Sequence[Block],
     modules: Sequence[Depth2],
-    counts: Counts,
+    quota: Quota,
     recording: Recording | None,
     dense: Seen | None,
 ) -> tuple[list[LayerReport], Seen]:
@@ -88,7 +88,7 @@ def prune_units(
         context: of the run.
         blocks: all blocks of the model.
         modules: those to prune, in order; of no use afterwards.
-        counts: how many units of each go.
+        quota: how many units of each go.
         recording: the samples at the first block, consumed; None: nothing is to be measured.
         dense: what a look at the dense model gave; None: scores are taken on the way.
 
@@ -102,7 +102,7 @@ def prune_units(
     for block, mine in _through(context, blocks, modules, recording, beside):
         for module in mine:
             step = Step(context, block, module, recording)
-            reports += _prune(step, counts, seen, dense is None, beside if reports else None)
+            reports += _prune(step, quota, seen, dense is None, beside if reports else None)
             for report in reports[-len(module.layers) :]:
                 context.observer.layer(report)
     context.observer.done()
@@ -110,7 +110,7 @@ def prune_units(
 
 
 def _prune(
-    step: Step, counts: Counts, seen: Seen, anew: bool, dense: DenseStream | None
+    step: Step, quota: Quota, seen: Seen, anew: bool, dense: DenseStream | None
 ) -> list[LayerReport]:
     """``dense`` is None before anything has been removed: there is nothing to recover then."""
     begun, module, context = time.perf_counter(), step.module, step.context
@@ -121,8 +121,10 @@ def _prune(
     gathered, halves = context.gather(step.block, module, step.recording)
     if anew:
         seen.note(step, gathered)
-    keep_U = lowest(seen.scores[key], counts[key]).to(context.device)
-    updated = counts[key] > 0 and (context.pruner.after or context.pruner.compensation)
+    context.announce(step.block, "prune")
+    count = quota.of(module, seen.scores[key])
+    keep_U = lowest(seen.scores[key], count).to(context.device)
+    updated = count > 0 and (context.pruner.after or context.pruner.compensation)
     if updated and context.pruner.after:
         notes["repair"] = step.repair(keep_U, halves)
     elif updated:

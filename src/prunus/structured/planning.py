@@ -17,7 +17,7 @@ from ..report.structured_report import StructuredReport
 from .gathering import MAPS
 from .run import Request, StructuredRun
 
-EACH_SAMPLE = ("look", "gradients", "recover", "record", "advance")  # steps, and all but "compare"
+EACH_SAMPLE = ("gradients", "recover", "record", "advance")  # steps that grow with samples
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def forecast(
     seconds = time.perf_counter() - begun
     assert structured is not None
     pruner, hidden = request.pruner, hidden_bytes(ids_ST, run.traced)
+    known = pruner.allocation == "uniform" and run.threshold is None
     if ids_ST is not None and few_ST is not None:
         samples = len(few_ST)
         more, maps = len(ids_ST) / samples, min(len(ids_ST), MAPS) / samples
@@ -72,7 +73,7 @@ def forecast(
     left = sum(p.numel() * p.itemsize for p in model.parameters())
     return SmallerPlan(
         structured=structured,
-        exact=pruner.allocation == "uniform" and not run.threshold(),
+        exact=ids_ST is None or len(ids_ST) <= REHEARSED or known,
         peak_bytes=peak_bytes() + (0 if spill else hidden),
         disk_bytes=left + (hidden if spill else 0),
         seconds=seconds,

@@ -6,17 +6,20 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from ..allocation.select import block_range
 from ..blocks import Block, Layer
 from ..calibration import Protocol
 from ..errors import InputError, UnsupportedModelError
+from ..experts import one_by_one
 from ..observer import Observer
 from ..replay import Recording, Trace
 from ..report.pruning_report import Coverage, PruningReport
@@ -24,7 +27,7 @@ from ..report.structured_report import BlockWidths, StructuredReport
 from ..spill import Spilled
 from ..survey import any_tokens, inspect, start
 from ..types import LayerReport
-from .allocation import Counts, adaptive, check, removable, removed, share_of, uniform
+from .allocation import Counts, Quota, adaptive, check, removable, share_of, uniform
 from .gathering import Context
 from .gradients import loss_gradients
 from .loop import Seen, look, prune_units
@@ -110,9 +113,35 @@ class StructuredRun:
             for module in found:
                 rehearse(blocks[index], module, call, hidden)
             modules += found
-        return cls(
+        run = cls(
             model, request, ids_ST, protocol, device, observer, blocks, traced, modules, spill
         )
+        run._check()
+        return run
+
+    def _check(self) -> None:
+        """What can be refused before any look at text is."""
+        share = self.share
+        if self.request.pruner.allocation == "uniform" and not self.threshold:
+            check(self.modules, uniform(self.modules, share), share)
+        elif self.request.pruner.allocation == "adaptive" and self.threshold:
+            raise InputError(
+                "heads.threshold says how many heads go, and so does --allocation adaptive. "
+                "Leave one of them out."
+            )
+
+    @cached_property
+    def share(self) -> float:
+        """Of the parameters in the modules' units: what is to go."""
+        asked = self.request.parameters
+        return self.request.sparsity if asked is None else share_of(self.modules, asked)
+
+    @property
+    def threshold(self) -> Redundancy | None:
+        """The score of heads, if it is that which says how many go."""
+        heads = self.request.pruner.heads
+        given = isinstance(heads, Redundancy) and heads.threshold > 0
+        return heads if given and "heads" in self.request.pruner.units else None  # type: ignore[return-value]
 
     def prune(self) -> PruningReport:
         """Do it, in place."""
@@ -122,18 +151,24 @@ class StructuredRun:
         before, blocks_before = self._size(), [_count(block) for block in self.blocks]
         context = self._context(layers)
         dense = self._look(context)
-        share, counts = self._counts(dense)
-        gone, total = self._said(counts), removable(self.modules)
+        quota, costs = self._quota(dense), {(m.block, m.unit): m.parameters for m in self.modules}
+        total = removable(self.modules)
         recording = self._recording() if pruner.sequential or pruner.recovery != "none" else None
         known = None if pruner.sequential else dense
-        reports, seen = prune_units(context, self.blocks, self.modules, counts, recording, known)
-        widths = self._widths(counts, seen)
+        reports, seen = prune_units(context, self.blocks, self.modules, quota, recording, known)
+        removed = sum(quota.counts[key] * cost for key, cost in costs.items())
+        if not removed:  # as no look before has said
+            raise InputError(
+                "No two heads are as near as heads.threshold, so nothing went. Give a larger one; "
+                "`prunus plot --show heads` of a run without it shows how near they are."
+            )
+        widths = self._widths(quota.counts, seen)
         stock = self._note(widths)
         after = self._size()
         structured = StructuredReport(
             parameters=(before[0], after[0]),
             removable=total,
-            removed=gone,
+            removed=removed,
             multiply_adds=(before[1], after[1]),
             stock=stock,
             blocks=self._blocks(blocks_before, widths, reports, seen),
@@ -143,7 +178,7 @@ class StructuredRun:
             method=self.request.method,
             pruner=repr(pruner),
             pattern=None,
-            requested=share,
+            requested=self.share,
             sparsity=structured.share,
             coverage=coverage,
             protocol=self.protocol,
@@ -151,15 +186,6 @@ class StructuredRun:
             layers=reports,
             structured=structured,
         )
-
-    def _said(self, counts: Counts) -> int:
-        """How many parameters go; the user is told."""
-        gone, total = removed(self.modules, counts), removable(self.modules)
-        self.observer.say(
-            f"removing {gone:,} of the {total:,} parameters in {len(self.modules)} modules of "
-            f"heads and neurons, {gone / total:.1%}"
-        )
-        return gone
 
     def _note(self, widths: Widths) -> bool:
         """Leave the widths with the model: in its config, which then is a stock one, or beside."""
@@ -170,14 +196,15 @@ class StructuredRun:
         return stock is not None
 
     def _size(self) -> tuple[int, int]:
-        """Parameters of the model; multiply-adds of one token in the blocks' matrices and the head.
+        """Parameters of the model, tied ones once; and multiply-adds of one token, by running it.
 
-        Tied parameters count once; the head is multiplied by, tied or not.
+        Attention over one token is next to nothing.
         """
-        head = self.model.get_output_embeddings()
-        matrices = [layer.weight_OI for block in self.blocks for layer in block.layers]
-        work = sum(weight.numel() for weight in [*matrices, head.weight])
-        return sum(p.numel() for p in self.model.parameters()), work
+        token = any_tokens(self.model)[:, :1].to(self.model.device)
+        with torch.no_grad(), one_by_one(self.model):  # the counter sees experts only so
+            with FlopCounterMode(display=False) as operations:
+                self.model(input_ids=token, use_cache=False)
+        return sum(p.numel() for p in self.model.parameters()), operations.get_total_flops() // 2
 
     def _context(self, layers: Sequence[Layer]) -> Context:
         gradients, ids_ST = None, self.ids_ST
@@ -206,42 +233,30 @@ class StructuredRun:
     def _look(self, context: Context) -> Seen | None:
         """At the dense model, where the method or the allocation wants that."""
         pruner = self.request.pruner
-        if pruner.sequential and pruner.allocation == "uniform" and not self.threshold():
+        if pruner.sequential and pruner.allocation == "uniform":
             return None
         scores = [pruner.score(unit) for unit in pruner.units]
         reads = any(s.first or s.second or s.wants == "maps" for s in scores)
         recording = self._recording() if reads or pruner.compensation else None
         return look(context, self.blocks, self.modules, recording)
 
-    def threshold(self) -> Redundancy | None:
-        heads = self.request.pruner.heads
-        given = isinstance(heads, Redundancy) and heads.threshold > 0
-        return heads if isinstance(heads, Redundancy) and given else None
-
-    def _counts(self, dense: Seen | None) -> tuple[float, Counts]:
-        """The share that is asked for, and how many units of each module go."""
-        request = self.request
-        share = request.sparsity
-        if request.parameters is not None:
-            share = share_of(self.modules, request.parameters)
-        redundancy = self.threshold()
-        if request.pruner.allocation == "adaptive":
-            if redundancy is not None:
-                raise InputError(
-                    "heads.threshold says how many heads go, and so does --allocation adaptive. "
-                    "Leave one of them out."
-                )
+    def _quota(self, dense: Seen | None) -> Quota:
+        """How many units of each module go; the user is told, where it is known by now."""
+        modules, threshold = self.modules, self.threshold
+        if self.request.pruner.allocation == "adaptive":
             assert dense is not None
-            counts = adaptive(self.modules, dense.scores, share)
+            counts = adaptive(modules, dense.scores, self.share)
+            check(modules, counts, self.share)
         else:
-            heads = {}
-            if redundancy is not None and dense is not None:
-                found = dense.scores.items()
-                heads = {b: redundancy.count(s) for (b, unit), s in found if unit == "heads"}
-            counts = uniform(self.modules, share, heads)
-        if redundancy is None:
-            check(self.modules, counts, share)
-        return share, counts
+            counts = uniform(modules, self.share)
+        if threshold is None:
+            gone = sum(counts[m.block, m.unit] * m.parameters for m in modules)
+            total = removable(modules)
+            self.observer.say(
+                f"removing {gone:,} of the {total:,} parameters in {len(modules)} modules of "
+                f"heads and neurons, {gone / total:.1%}"
+            )
+        return Quota(modules, self.share, counts, threshold.count if threshold else None)
 
     def _widths(self, counts: Counts, seen: Seen) -> Widths:
         config = self.model.config.get_text_config()
@@ -259,6 +274,8 @@ class StructuredRun:
             heads, kv_heads = left.get(block.index, (was["heads"], was["kv_heads"]))
             readers = {layer.role: layer for layer in block.layers}
             o, down = readers.get("o"), readers.get("down")
+            if sum(layer.role == "down" for layer in block.layers) > 1:
+                down = None  # of experts: no one width
             widths.append(
                 {
                     "heads": heads,
@@ -314,6 +331,7 @@ def _count(block: Block) -> int:
 
 def _adopt(config: Any, stock: Any) -> None:
     """The model's own config, which its modules share, with the stock config's numbers."""
+    own = config.to_dict()
     for name, value in stock.to_dict().items():
-        if hasattr(config, name) and getattr(config, name) != value:
+        if name not in own or own[name] != value:
             setattr(config, name, value)

@@ -80,6 +80,7 @@ class Step:
             for layer, part in zip(layers, half, strict=True):
                 part.update(inputs[0], targets[layer], gram=part is half[0])
             self.context.observer.sample(sample + 1, samples)
+        self.context.announce(self.block, "prune")
         weights = [joined(layer.weight_OI, layer.bias_O) for layer in layers]
         solved = solve(weights, *halves)
         for layer, new in zip(layers, solved, strict=True):

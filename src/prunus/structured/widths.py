@@ -38,31 +38,35 @@ def stock_config(model: PreTrainedModel, blocks: Sequence[str], widths: Widths) 
     Proof is by construction: a model made from it has the same parameters with the same shapes, and
     its modules hold the same numbers.
     """
-    if any(width != widths[0] for width in widths):
-        return None
     config, first = copy.deepcopy(model.config), widths[0]
+    if any(width != first for width in widths) or config is not config.get_text_config():
+        return None
+    names = [name for name in INTERMEDIATE if hasattr(config, name)]
     try:
         if first["heads"] is not None and first["heads"] != config.num_attention_heads:
             config.head_dim = _head_dim(config)
             config.num_attention_heads = first["heads"]
             if getattr(config, "num_key_value_heads", None) is not None:
                 config.num_key_value_heads = first["kv_heads"]
-        for name in INTERMEDIATE:
-            if hasattr(config, name) and first["intermediate"] is not None:
-                setattr(config, name, first["intermediate"])
-                break
-        config = type(config).from_dict(config.to_dict())
-        with init_empty_weights():
-            made = AutoModelForCausalLM.from_config(config)
+        if _says(config, model, blocks, widths):  # the neurons are as many as they were
+            return config
+        if not names or first["intermediate"] is None:
+            return None
+        setattr(config, names[0], first["intermediate"])
+        return config if _says(config, model, blocks, widths) else None
     except Exception:  # a family's own checks, of any kind: it cannot say these widths
         return None
-    same = _shapes(made) == _shapes(model)
-    for block, width in zip(blocks, widths, strict=True):
-        same = same and all(
-            _number(made.get_submodule(block), path) == number
-            for path, number in width["numbers"].items()
-        )
-    return config if same else None
+
+
+def _says(config: Any, model: PreTrainedModel, blocks: Sequence[str], widths: Widths) -> bool:
+    """Whether a model that is made from the config is like this one."""
+    with init_empty_weights():
+        made = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()))
+    return _shapes(made) == _shapes(model) and all(
+        _number(made.get_submodule(block), path) == number
+        for block, width in zip(blocks, widths, strict=True)
+        for path, number in width["numbers"].items()
+    )
 
 
 def _head_dim(config: Any) -> int:
