@@ -122,7 +122,7 @@ def check(modules: Sequence[Depth2], counts: Counts, share: float) -> None:
         raise InputError(
             f"Nothing would be removed: {share:g} of the parameters in these units is "
             f"{share * total / len(blocks):,.0f} per block, and the smallest unit has {least:,}. "
-            "Ask for more, or for fewer --blocks."
+            f"Ask for more{', or use --allocation adaptive' if share * total >= least else ''}."
         )
     short = share * total - gone
     if short > 0.02 * total and all(counts[m.block, m.unit] == m.units - 1 for m in modules):
