@@ -11,7 +11,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import prunus
 from conftest import MODELS
-from prunus.errors import UnsupportedModelError
+from prunus.errors import PatternError, UnsupportedModelError
+from prunus.runtime.timed import _cache
 
 WIDE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 MLP = {**WIDE, "intermediate_size": 96}
@@ -172,3 +173,36 @@ def test_the_optimal_update_serves_state_space_models(family):
     for layer in report.layers:
         assert layer.notes["gap"] <= 1e-3
         assert layer.relative_output_error < layer.error_before_update
+
+
+def test_a_model_that_changes_the_stream_between_blocks_is_refused():
+    model = build("rwkv", {"hidden_size": 64, "num_hidden_layers": 8})
+    with pytest.raises(UnsupportedModelError, match="rescale_every set to 0"):
+        prunus.prune(model, method="wanda", tokens_ST=IDS)
+    model = build("rwkv", {"hidden_size": 64, "num_hidden_layers": 8, "rescale_every": 0})
+    assert prunus.prune(model, method="wanda", tokens_ST=IDS).report.sparsity == 0.5
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba", "mamba2", "rwkv"])
+@torch.no_grad()
+def test_bench_decodes_from_what_each_family_calls_its_cache(family):
+    model = build(family, FAMILIES[family])
+    before = model(input_ids=IDS[:1, :-1], use_cache=True)
+    step = model(input_ids=IDS[:1, -1:], use_cache=True, **_cache(before)).logits[:, -1]
+    whole = model(input_ids=IDS[:1], use_cache=False).logits[:, -1]
+    torch.testing.assert_close(step, whole, rtol=1e-3, atol=1e-4)
+
+
+def test_a_fold_in_half_precision_does_not_stumble_over_a_router():
+    model = build("minimax_m2", MIXTURES["minimax_m2"]).bfloat16()
+    report = prunus.prune(
+        model, method="wanda", pattern="2:4", permutation="fold", tokens_ST=IDS
+    ).report
+    assert report.sparsity == 0.5
+
+
+def test_a_refused_model_is_in_training_mode_still():
+    model = build("llama", GQA).train()
+    with pytest.raises(PatternError):
+        prunus.prune(model, method="wanda", pattern="7:9", tokens_ST=IDS)
+    assert all(module.training for module in model.modules())

@@ -161,6 +161,8 @@ def test_plot_draws_what_a_report_says(names, show, written, tmp_path):
         (["single"], "x.docx", [], "cannot be drawn"),
         (["nothing"], "x.png", [], "has no pruning_report.json"),
         (["single"], "there.png", [], "exists"),
+        (["single"], "noending", [], "no ending"),
+        (["goa"], "x.png", ["--threshold", "0.2"], "is for --show heads"),
     ],
 )
 def test_plot_says_what_cannot_be_drawn(names, output, options, message, written, tmp_path):

@@ -104,8 +104,9 @@ def prune(
             model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code,
             observer or Silent(),
         )  # fmt: skip
-        return prune_structured(asked, output)
-    with team.agreed():
+        with _modes_kept(model, always=False):
+            return prune_structured(asked, output)
+    with team.agreed(), _modes_kept(model, always=False):
         run, tokenizer = _prepared(
             model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
         )
@@ -167,15 +168,17 @@ def plan(
 
 
 @contextmanager
-def _modes_kept(model: Any) -> Iterator[None]:
-    """A model in memory is in training mode again where it was."""
+def _modes_kept(model: Any, always: bool = True) -> Iterator[None]:
+    """A model in memory is in training mode again where it was; or only if this is refused."""
     modules = list(model.modules()) if isinstance(model, PreTrainedModel) else []
     before = [(module, module.training) for module in modules]
+    done = False
     try:
         yield
+        done = True
     finally:
         for module, training in before:
-            module.training = training
+            module.training = training if always or not done else module.training
 
 
 def _prepared(

@@ -22,7 +22,7 @@ from .permutation.ordering import Ordering, together
 from .permutation.orders import Orders
 from .permutation.residual import Residual
 from .permutation.retained import Retained
-from .replay import Trace
+from .replay import Trace, around, hidden_of
 from .stats import Statistics
 from .types import Plan
 from .weights import Weights
@@ -181,14 +181,28 @@ class Channels:
                 hidden = traced.inputs[block.index].float()
                 _check_block(block.name, hidden, output, found[..., order_I.argsort()])
             if self.residual is not None:
-                ids = ids[:1, : traced.inputs[0].shape[1]].to(self.weights.model.device)
-                with self.weights.passing([block.name for block in blocks]):
-                    found = self.weights.model(input_ids=ids, use_cache=False).logits
-                _check_logits(found, traced.logits)
+                self._check_ends(blocks, traced, ids, order_I)
         finally:
             if self.residual is not None:
                 self.fold_residual(order_I.argsort())
             self.orders = Orders()
+
+    def _check_ends(
+        self, blocks: Sequence[Block], traced: Trace, ids: Tensor, order_I: Tensor
+    ) -> None:
+        """What lies before the blocks, and behind them, in the model's own dtype."""
+        model, first = self.weights.model, traced.inputs[0]
+        outputs = [_reordered(output, order_I) for output in traced.outputs]
+        ids = ids[:1, : first.shape[1]].to(model.device)
+        given, logits = around(model, [block.module for block in blocks], ids, outputs)
+        tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
+        for name, found, expected in (
+            ("the embedding", given, first[..., order_I]),
+            ("the model as a whole", logits, traced.logits),
+        ):
+            off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+            if not off <= tolerance:
+                raise _cannot_fold(name, f"by {off:.2g} of the largest number")
 
     @contextmanager
     def _shuffled(self, block: Block, generator: torch.Generator) -> Iterator[None]:
@@ -237,12 +251,10 @@ def _check_block(name: str, hidden: Tensor, expected: Tensor, found: Tensor) -> 
         raise _cannot_fold(name, f"by {off:.2g} of what it adds to a channel")
 
 
-def _check_logits(found: Tensor, expected: Tensor) -> None:
-    """In the model's own dtype; the blocks have been checked by now."""
-    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
-    off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    if not off <= tolerance:
-        raise _cannot_fold("the model as a whole", f"by {off:.2g} of its largest logit")
+def _reordered(output: Any, order_I: Tensor) -> Any:
+    """A block's output, its hidden states in this order."""
+    hidden = hidden_of(output)[..., order_I]
+    return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
 
 def _cannot_fold(name: str, off: str) -> UnsupportedModelError:

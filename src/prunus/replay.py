@@ -190,6 +190,23 @@ def check_replay(
         )
 
 
+def check_chain(names: Sequence[str], traced: Trace) -> None:
+    """What a block puts out is what the next one is given: the replay passes it on as it is.
+
+    Raises:
+        UnsupportedModelError: a model that does something in between.
+    """
+    pairs = zip(traced.outputs, traced.inputs[1:], strict=False)
+    for index, (output, given) in enumerate(pairs):
+        hidden = hidden_of(output)
+        if hidden.shape != given.shape or not torch.allclose(hidden, given, equal_nan=True):
+            raise UnsupportedModelError(
+                f"{names[index + 1]} is not given what {names[index]} puts out: the model changes "
+                "it in between, which prunus does not replay yet. (RWKV halves it every six "
+                "blocks; with rescale_every set to 0 in config.json it computes the same without.)"
+            )
+
+
 def hidden_of(output: Any) -> Tensor:
     """The hidden states that a block returned: the output itself, or the first of a tuple."""
     hidden = output[0] if isinstance(output, tuple | list) else output
@@ -213,6 +230,28 @@ class _LastBlockReached(Exception):  # noqa: N818 - a signal, not an error; neve
     pass
 
 
+@torch.no_grad()
+def around(
+    model: nn.Module, modules: Sequence[nn.Module], ids: Tensor, outputs: Sequence[Any]
+) -> tuple[Tensor, Tensor]:
+    """What the first block is given, and the logits if block i puts out ``outputs[i]``.
+
+    No block runs: it is the embedding, the last norm and the head alone that are tried.
+    """
+    given: list[Tensor] = []
+
+    def stand_in(index: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given.append(Call.split(args, kwargs)[1])
+            return outputs[index]
+
+        return forward
+
+    with _standing_in(modules, stand_in):
+        logits = model(input_ids=ids, use_cache=False).logits
+    return given[0], logits
+
+
 @contextmanager
 def _recording(
     modules: Sequence[nn.Module], recording: Recording, outputs: Sequence[Any]
@@ -233,6 +272,15 @@ def _recording(
 
         return forward
 
+    with _standing_in(modules, stand_in):
+        yield
+
+
+@contextmanager
+def _standing_in(
+    modules: Sequence[nn.Module], stand_in: Callable[[int], Callable[..., Any]]
+) -> Iterator[None]:
+    """Every block's forward is another one for a while."""
     own = [module.__dict__.get("forward") for module in modules]  # accelerate's hooks put one there
     try:
         for index, module in enumerate(modules):

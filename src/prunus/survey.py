@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from .blocks import Block, check_finite, check_outside, find_blocks, find_linears
 from .experts import one_by_one
 from .probe import probe_block
-from .replay import Hidden, Recording, Trace, check_replay, record, trace
+from .replay import Hidden, Recording, Trace, check_chain, check_replay, record, trace
 from .weights import InMemory, Weights
 
 PROBE_TOKENS = 64
@@ -39,6 +39,7 @@ def inspect(
     with one_by_one(model):
         with weights.passing(list(modules)):
             traced = trace(model, modules, ids)
+        check_chain(list(modules), traced)
         recording = record(model, modules, [ids], traced)
         blocks = []
         for index, (name, module) in enumerate(modules.items()):

@@ -32,15 +32,15 @@ def check(layers: Sequence[Layer], grid: Grid) -> None:
     _library(grid)
     common = math.gcd(*(layer.shape[1] for layer in layers))
     for layer in layers:
-        if layer.transposed:
-            raise InputError(
-                f"{layer.name} is a Conv1D, which stores (inputs, outputs); compressed-tensors "
-                "packs nn.Linear alone. Leave --pack out."
-            )
         if layer.expert is not None:
             raise InputError(
                 f"{layer.name} is one of many experts in one tensor, which compressed-tensors does "
                 "not pack. Leave --pack out."
+            )
+        if layer.transposed:
+            raise InputError(
+                f"{layer.name} is a Conv1D, which stores (inputs, outputs); compressed-tensors "
+                "packs nn.Linear alone. Leave --pack out."
             )
         if grid.bits == 4 and layer.shape[0] <= 8:
             raise InputError(

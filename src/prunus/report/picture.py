@@ -48,7 +48,9 @@ def plot(
     reports = {path.name: read_report(path) for path in paths}
     first = next(iter(reports.values()))
     show = show or ("sparsity" if first.structured is None else "removed")
-    _check(show, reports, len(given))
+    _check(show, reports, len(given), threshold)
+    if not Path(output).suffix:
+        raise InputError(f"{output} has no ending to say what kind of picture it is; give .png.")
     if title is None:
         methods = dict.fromkeys(report.method for report in reports.values())
         title = f"{', '.join(methods)} on {Path(first.model).name}"
@@ -61,7 +63,11 @@ def plot(
             raise InputError(f"{output} cannot be drawn: {error}.") from None
 
 
-def _check(show: str, reports: dict[str, PruningReport], given: int) -> None:
+def _check(
+    show: str, reports: dict[str, PruningReport], given: int, threshold: float | None
+) -> None:
+    if threshold is not None and show != "heads":
+        raise InputError(f"A threshold is for --show heads; this is {show}. Leave it out.")
     known = dict.fromkeys((*SINGLE, *UNITS))
     if show not in known:
         raise UnknownNameError("picture", show, known)

@@ -77,10 +77,18 @@ def _run(model: Any, ids: list[list[int]], new: int) -> dict[str, float]:
     next_B1 = _next(out.logits)
     prefilled = _now(model)
     for _ in range(new - 1):
-        out = model(input_ids=next_B1, past_key_values=out.past_key_values, use_cache=True)
+        out = model(input_ids=next_B1, use_cache=True, **_cache(out))
         next_B1 = _next(out.logits)
     done = _now(model)
     return {"prefill": prefilled - begun, "decode": done - prefilled, "peak": _peak_bytes(model)}
+
+
+def _cache(out: Any) -> dict[str, Any]:
+    """What a step hands to the next one, as its family calls it."""
+    for name in ("past_key_values", "cache_params", "state"):
+        if getattr(out, name, None) is not None:
+            return {name: out[name]}
+    raise TypeError(f"{type(out).__name__} has no cache that decoding could go on from.")
 
 
 def _next(logits_BTV: Tensor) -> Tensor:
