@@ -279,7 +279,8 @@ def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path, undisturbed):
     )
     kill(run, unfinished(output), 1)
     errors = run.communicate()[1].decode()
-    assert run.returncode == 0, errors  # the survivor's sentence is not sure to come out in time
+    assert run.returncode == 0, errors
+    assert "start all processes again with --resume" in errors
     same(undisturbed, output)
 
 

@@ -172,13 +172,13 @@ def _modes_kept(model: Any, always: bool = True) -> Iterator[None]:
     """A model in memory is in training mode again where it was; or only if this is refused."""
     modules = list(model.modules()) if isinstance(model, PreTrainedModel) else []
     before = [(module, module.training) for module in modules]
-    done = False
+    refused = True
     try:
         yield
-        done = True
+        refused = False
     finally:
-        for module, training in before:
-            module.training = training if always or not done else module.training
+        for module, training in before if always or refused else ():
+            module.training = training
 
 
 def _prepared(

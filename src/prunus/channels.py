@@ -22,7 +22,7 @@ from .permutation.ordering import Ordering, together
 from .permutation.orders import Orders
 from .permutation.residual import Residual
 from .permutation.retained import Retained
-from .replay import Trace, around, hidden_of
+from .replay import Trace, around, hidden_of, with_hidden
 from .stats import Statistics
 from .types import Plan
 from .weights import Weights
@@ -192,7 +192,7 @@ class Channels:
     ) -> None:
         """What lies before the blocks, and behind them, in the model's own dtype."""
         model, first = self.weights.model, traced.inputs[0]
-        outputs = [_reordered(output, order_I) for output in traced.outputs]
+        outputs = [with_hidden(x, hidden_of(x)[..., order_I]) for x in traced.outputs]
         ids = ids[:1, : first.shape[1]].to(model.device)
         given, logits = around(model, [block.module for block in blocks], ids, outputs)
         tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
@@ -249,12 +249,6 @@ def _check_block(name: str, hidden: Tensor, expected: Tensor, found: Tensor) -> 
     if not bool((off_I <= allowed_I).all()):
         off = float((off_I / (added_I + added_I.median()).clamp_min(1e-12)).max())
         raise _cannot_fold(name, f"by {off:.2g} of what it adds to a channel")
-
-
-def _reordered(output: Any, order_I: Tensor) -> Any:
-    """A block's output, its hidden states in this order."""
-    hidden = hidden_of(output)[..., order_I]
-    return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
 
 def _cannot_fold(name: str, off: str) -> UnsupportedModelError:

@@ -53,11 +53,16 @@ def check_output(output: str | Path) -> None:
     """Raise CheckpointError if ``output`` exists or cannot be made: before the work, not after."""
     output = Path(output)
     _refuse_existing(output)
-    try:  # rehearse in the nearest folder that is there
-        near = next(folder for folder in output.absolute().parents if folder.exists())
-        Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=near)).rmdir()
+    try:
+        try_folder(output.absolute().parent)
     except OSError as error:
         raise CheckpointError(f"{output} cannot be written: {error}.") from None
+
+
+def try_folder(folder: Path) -> None:
+    """Raise OSError where the nearest folder that is there takes no new one; nothing is left."""
+    near = next(place for place in (folder, *folder.parents) if place.exists())
+    Path(tempfile.mkdtemp(prefix=".prunus.", dir=near)).rmdir()
 
 
 @contextmanager

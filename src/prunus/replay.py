@@ -215,6 +215,11 @@ def hidden_of(output: Any) -> Tensor:
     return hidden
 
 
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """What a block returned, with other hidden states."""
+    return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
+
+
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """``tree`` with every tensor replaced; anything that is not a container stays as it is."""
     if isinstance(tree, Tensor):
@@ -268,7 +273,7 @@ def _recording(
             if index == len(modules) - 1:
                 raise _LastBlockReached
             output = outputs[index]
-            return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
+            return with_hidden(output, hidden)
 
         return forward
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import CheckpointError
+from .output import try_folder
 
 LOCK = "in-use"
 
@@ -39,10 +40,8 @@ class Scratch:
 
 def check_spill(folder: Path) -> None:
     """Raise CheckpointError if activations cannot be put there; nothing is left of the trial."""
-    folder = folder.absolute()
     try:
-        near = next(place for place in (folder, *folder.parents) if place.exists())
-        Path(tempfile.mkdtemp(prefix=".prunus.", dir=near)).rmdir()
+        try_folder(folder.absolute())
     except OSError as error:
         raise CheckpointError(f"--spill {folder} cannot be used: {error}.") from None
 

@@ -91,8 +91,8 @@ def _draw(
         structured = {name: x.structured for name, x in reports.items() if x.structured}
         removed_share(structured, path, title)
     elif show == "heads":
-        fifth = closest_fifth(report.structured) if threshold is None else threshold
-        heads_graph(report.structured, path, fifth, title=f"{title}, below {fifth:.3g}")
+        most = closest_fifth(report.structured) if threshold is None else threshold
+        heads_graph(report.structured, path, most, title=f"{title}, below {most:.3g}")
     elif show == "learning":
         learning(report.learning, path, title)
     else:

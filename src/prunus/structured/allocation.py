@@ -23,6 +23,16 @@ def removable(modules: Sequence[Depth2]) -> int:
     return sum(module.units * module.parameters for module in modules)
 
 
+def costs(modules: Sequence[Depth2]) -> dict[Key, int]:
+    """Parameters of a unit of each module, as it is now."""
+    return {(module.block, module.unit): module.parameters for module in modules}
+
+
+def removed(cost: Mapping[Key, int], counts: Counts) -> int:
+    """Parameters in the units that go."""
+    return sum(counts[key] * parameters for key, parameters in cost.items())
+
+
 def uniform(
     modules: Sequence[Depth2], share: float, heads: Mapping[int, int] = MappingProxyType({})
 ) -> dict[Key, int]:
@@ -115,7 +125,7 @@ def standardised(score_UN: Tensor) -> Tensor:
 
 def check(modules: Sequence[Depth2], counts: Counts, share: float) -> None:
     """Raise InputError where nothing would go, or where the share cannot be had."""
-    gone = sum(counts[m.block, m.unit] * m.parameters for m in modules)
+    gone = removed(costs(modules), counts)
     total, blocks = removable(modules), {m.block for m in modules}
     if not gone:
         least = min(module.parameters for module in modules)

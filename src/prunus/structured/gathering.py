@@ -102,7 +102,6 @@ class Context:
         Raises:
             NumericalError: one of them is NaN.
         """
-        self.announce(block, "prune")
         score_UN = self.pruner.score(module.unit)(module, gathered).cpu()
         if bool(score_UN.isnan().any()):
             raise NumericalError(f"{module.reader.name}: the score of a unit is NaN.")

@@ -46,7 +46,9 @@ class Seen:
 
     def look(self, step: Step) -> None:
         """Score the module as it is now."""
-        self.note(step, step.context.gather(step.block, step.module, step.recording)[0])
+        gathered = step.context.gather(step.block, step.module, step.recording)[0]
+        step.context.announce(step.block, "prune")
+        self.note(step, gathered)
 
     def note(self, step: Step, gathered: Gathered) -> None:
         """The same, of what was gathered."""
@@ -119,9 +121,9 @@ def _prune(
     notes = {} if dense is None else {"recovery": step.recover(dense)}
     old_OA = joined(module.reader.weight_OI, module.reader.bias_O)
     gathered, halves = context.gather(step.block, module, step.recording)
+    context.announce(step.block, "prune")
     if anew:
         seen.note(step, gathered)
-    context.announce(step.block, "prune")
     count = quota.of(module, seen.scores[key])
     keep_U = lowest(seen.scores[key], count).to(context.device)
     updated = count > 0 and (context.pruner.after or context.pruner.compensation)

@@ -27,7 +27,17 @@ from ..report.structured_report import BlockWidths, StructuredReport
 from ..spill import Spilled
 from ..survey import any_tokens, inspect, start
 from ..types import LayerReport
-from .allocation import Counts, Quota, adaptive, check, removable, share_of, uniform
+from .allocation import (
+    Counts,
+    Quota,
+    adaptive,
+    check,
+    costs,
+    removable,
+    removed,
+    share_of,
+    uniform,
+)
 from .gathering import Context
 from .gradients import loss_gradients
 from .loop import Seen, look, prune_units
@@ -139,9 +149,10 @@ class StructuredRun:
     @property
     def threshold(self) -> Redundancy | None:
         """The score of heads, if it is that which says how many go."""
-        heads = self.request.pruner.heads
-        given = isinstance(heads, Redundancy) and heads.threshold > 0
-        return heads if given and "heads" in self.request.pruner.units else None  # type: ignore[return-value]
+        pruner = self.request.pruner
+        if isinstance(pruner.heads, Redundancy) and pruner.heads.threshold > 0:
+            return pruner.heads if "heads" in pruner.units else None
+        return None
 
     def prune(self) -> PruningReport:
         """Do it, in place."""
@@ -151,13 +162,12 @@ class StructuredRun:
         before, blocks_before = self._size(), [_count(block) for block in self.blocks]
         context = self._context(layers)
         dense = self._look(context)
-        quota, costs = self._quota(dense), {(m.block, m.unit): m.parameters for m in self.modules}
-        total = removable(self.modules)
+        quota, cost, total = self._quota(dense), costs(self.modules), removable(self.modules)
         recording = self._recording() if pruner.sequential or pruner.recovery != "none" else None
         known = None if pruner.sequential else dense
         reports, seen = prune_units(context, self.blocks, self.modules, quota, recording, known)
-        removed = sum(quota.counts[key] * cost for key, cost in costs.items())
-        if not removed:  # as no look before has said
+        gone = removed(cost, quota.counts)
+        if not gone:  # as no look before has said
             raise InputError(
                 "No two heads are as near as heads.threshold, so nothing went. Give a larger one; "
                 "`prunus plot --show heads` of a run without it shows how near they are."
@@ -168,7 +178,7 @@ class StructuredRun:
         structured = StructuredReport(
             parameters=(before[0], after[0]),
             removable=total,
-            removed=removed,
+            removed=gone,
             multiply_adds=(before[1], after[1]),
             stock=stock,
             blocks=self._blocks(blocks_before, widths, reports, seen),
@@ -250,8 +260,7 @@ class StructuredRun:
         else:
             counts = uniform(modules, self.share)
         if threshold is None:
-            gone = sum(counts[m.block, m.unit] * m.parameters for m in modules)
-            total = removable(modules)
+            gone, total = removed(costs(modules), counts), removable(modules)
             self.observer.say(
                 f"removing {gone:,} of the {total:,} parameters in {len(modules)} modules of "
                 f"heads and neurons, {gone / total:.1%}"
