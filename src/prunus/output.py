@@ -54,15 +54,15 @@ def check_output(output: str | Path) -> None:
     output = Path(output)
     _refuse_existing(output)
     try:
-        try_folder(output.absolute().parent)
+        try_folder(output.absolute().parent, output.name)
     except OSError as error:
         raise CheckpointError(f"{output} cannot be written: {error}.") from None
 
 
-def try_folder(folder: Path) -> None:
-    """Raise OSError where the nearest folder that is there takes no new one; nothing is left."""
+def try_folder(folder: Path, name: str = "prunus") -> None:
+    """Raise OSError where the nearest folder that is there takes no such name; nothing is left."""
     near = next(place for place in (folder, *folder.parents) if place.exists())
-    Path(tempfile.mkdtemp(prefix=".prunus.", dir=near)).rmdir()
+    Path(tempfile.mkdtemp(prefix=f".{name}.", dir=near)).rmdir()
 
 
 @contextmanager
@@ -79,11 +79,7 @@ def no_new_parents(output: Path) -> Iterator[None]:
 
 def _refuse_existing(output: Path) -> None:
     """Nothing is ever overwritten."""
-    try:
-        exists = os.path.lexists(output)
-    except OSError as error:
-        raise CheckpointError(f"{output} cannot be written: {error}.") from None
-    if exists:
+    if os.path.lexists(output):
         raise CheckpointError(
             f"{output} exists. Choose another --output, or remove it first; nothing is overwritten."
         )
