@@ -3,6 +3,7 @@
 That a replayed block gives what the model's own forward gives is checked in every run (law 5).
 """
 
+import copy
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 import prunus
 from conftest import MODELS
 from prunus.errors import PatternError, UnsupportedModelError
+from prunus.replay import hidden_of, record, trace
 from prunus.runtime.timed import _cache
 
 WIDE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -22,6 +24,9 @@ PAD = {**GQA, "pad_token_id": 0}
 GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4}
 STATE = {"hidden_size": 256, "num_hidden_layers": 2, "state_size": 8}
 LATENT = {"kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+SHARED = {**HEAD, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "global_head_dim": 16,
+          "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 16,
+          "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128}  # fmt: skip
 LLAMAS = ("llama", "mistral", "qwen2", "olmo", "olmo2", "olmo3", "cohere", "cohere2", "granite",
           "stablelm", "starcoder2", "exaone4", "arcee", "apertus", "diffllama", "bitnet",
           "lfm2")  # fmt: skip
@@ -40,6 +45,7 @@ FAMILIES = {
     "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4},
     "falcon": WIDE,
     "falcon_h1": GQA,
+    "gemma4_text": SHARED,
     "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4,
                 "attention_types": [[["global", "local"], 1]]},
     "mamba": STATE,
@@ -181,6 +187,24 @@ def test_a_model_that_changes_the_stream_between_blocks_is_refused():
         prunus.prune(model, method="wanda", tokens_ST=IDS)
     model = build("rwkv", {"hidden_size": 64, "num_hidden_layers": 8, "rescale_every": 0})
     assert prunus.prune(model, method="wanda", tokens_ST=IDS).report.sparsity == 0.5
+
+
+@torch.no_grad()
+def test_two_streams_do_not_share_what_blocks_leave_for_later_ones():
+    """Gemma 4's last blocks read keys and values of earlier ones, out of a mapping."""
+    dense = build("gemma4_text", SHARED)
+    pruned = copy.deepcopy(dense)
+    for parameter in pruned.model.layers.parameters():
+        parameter.mul_(0.5)
+    blocks, ours = dict(enumerate(dense.model.layers)), list(pruned.model.layers)
+    one = record(dense, blocks, IDS.split(1), trace(dense, blocks, IDS))
+    other = one.copy()
+    for index, block in blocks.items():
+        one.advance(index, ours[index], torch.device("cpu"))
+        other.advance(index, block, torch.device("cpu"))
+    for model, recording in ((pruned, one), (dense, other)):
+        outputs = trace(model, dict(enumerate(model.model.layers)), IDS).outputs
+        torch.testing.assert_close(torch.cat(list(recording.hidden)), hidden_of(outputs[-1]))
 
 
 @pytest.mark.parametrize("family", ["llama", "mamba", "mamba2", "rwkv"])

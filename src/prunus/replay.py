@@ -9,6 +9,7 @@ look-up. That is sound when no argument depends on an earlier block's output, wh
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -48,6 +49,17 @@ class Call:
         )
         return Call(args, kwargs, self.keyword)
 
+    def apart(self, left: dict[int, UserDict[Any, Any]]) -> Call:
+        """The same with copies of what blocks write into: those of ``left``, by id."""
+
+        def own(value: Any) -> Any:
+            if not isinstance(value, UserDict):
+                return value
+            return left.setdefault(id(value), value.copy())
+
+        kwargs = {name: own(value) for name, value in self.kwargs.items()}
+        return Call(tuple(map(own, self.args)), kwargs, self.keyword)
+
     @staticmethod
     def split(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Call, Tensor]:
         """A call and the hidden states that it was given."""
@@ -85,8 +97,13 @@ class Recording:
     first: int = 0
 
     def copy(self) -> Recording:
-        """The same samples, to go their own way from here on."""
-        return replace(self, hidden=self.hidden.copy(), calls=[list(x) for x in self.calls])
+        """The same samples, to go their own way from here on.
+
+        So do the keys and values that blocks leave for later ones beside the stream (Gemma 4).
+        """
+        left: dict[int, UserDict[Any, Any]] = {}
+        calls = [[call.apart(left) for call in block] for block in self.calls]
+        return replace(self, hidden=self.hidden.copy(), calls=calls)
 
     def advance(
         self,
