@@ -263,8 +263,8 @@ def test_bad_requests_say_what_to_change(fields, message):
 
 
 def test_what_a_structured_run_cannot_do_says_so(tmp_path):
-    with pytest.raises(InputError, match="nothing to resume"):
-        prunus.prune("model", method="goa", output=tmp_path / "out", resume=True)
+    with pytest.raises(InputError, match="given as a path, with an output"):
+        prunus.prune(build("llama"), method="goa", output=tmp_path / "out", resume=True)
     with pytest.raises(CalibrationError, match="reads text"):
         prunus.prune(build("llama"), method="flap", calibration="none")
 

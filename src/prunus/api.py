@@ -95,8 +95,8 @@ def prune(
             output = Path(output).expanduser().absolute()
             check_output(output)
         if recipe.structured:
-            check_alone(recipe, team.size, resume)
-        elif resume and (path is None or output is None):
+            check_alone(recipe, team.size)
+        if resume and (path is None or output is None):
             raise InputError("resume=True is for a model given as a path, with an output.")
     written = output is not None
     if recipe.structured:
@@ -105,7 +105,7 @@ def prune(
             observer or Silent(),
         )  # fmt: skip
         with _modes_kept(model, always=False):
-            return prune_structured(asked, output)
+            return prune_structured(asked, output, resume)
     with team.agreed(), _modes_kept(model, always=False):
         run, tokenizer = _prepared(
             model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code, observer

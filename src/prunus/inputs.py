@@ -36,7 +36,7 @@ def inputs(
         elif tokenizer is None and stream:
             tokenizer = tokenizer_to_copy(model, trust_remote_code, observer.say)
         # Text that the model writes takes hundreds of forwards: not from disk.
-        stream = stream and recipe.calibration != "self" and not recipe.structured
+        stream = stream and recipe.calibration != "self"
         weights = load_weights(
             model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
         )

@@ -130,8 +130,12 @@ class Journal:
         reports: list[LayerReport],
         channels: Channels | None,
         packed: Mapping[str, Tensor],
+        **notes: Any,
     ) -> None:
-        """Put the block's tensors into its shard, packed ones beside it, then say so."""
+        """Put the block's tensors into its shard, packed ones beside it, then say so.
+
+        ``notes`` are whatever else a later run needs of it.
+        """
         if packed:
             write_shard(packed_beside(self.shard(block.index)), dict(packed))
         path = self.put(block)
@@ -143,6 +147,7 @@ class Journal:
             "reports": [asdict(report) for report in reports],
             "folded": _lists(orders.folded, sites),
             "gathered": _lists(orders.gathered, sites),
+            **notes,
         }
         self._append(line)
         self.blocks[block.index] = line
@@ -157,21 +162,36 @@ class Journal:
     @torch.no_grad()
     def restore(self, block: Block, channels: Channels | None) -> list[LayerReport] | None:
         """Put an earlier run's weights into the block; None where the block is still to do."""
-        line = self.blocks.get(block.index)
-        if line is None:
-            return None
-        path = self.shard(block.index)
-        own = block.module.state_dict()
-        try:
-            if sha256(path) != line["sha256"]:
-                raise ValueError("other bytes than were written")
-            for name, tensor in load_file(path).items():
+        with self.found(block) as found:
+            if found is None:
+                return None
+            line, tensors = found
+            own = block.module.state_dict()
+            for name, tensor in tensors.items():
                 own[name.removeprefix(f"{block.name}.")].copy_(tensor)
             if channels is not None:
                 for kind in ("folded", "gathered"):
                     known = {site: torch.tensor(order) for site, order in line[kind].items()}
                     getattr(channels.orders, kind).update(known)
             return REPORTS.validate_python(line["reports"])
+
+    @contextmanager
+    def found(self, block: Block) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]] | None]:
+        """What an earlier run noted of the block, and its tensors; None: it is still to do.
+
+        Raises:
+            CheckpointError: the shard has other bytes than were written, or whatever is wrong with
+                what is inside.
+        """
+        line = self.blocks.get(block.index)
+        if line is None:
+            yield None
+            return
+        path = self.shard(block.index)
+        try:
+            if sha256(path) != line["sha256"]:
+                raise ValueError("other bytes than were written")
+            yield line, load_file(path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(
                 f"{path} is damaged ({error}). Remove {self.folder} and start anew."

@@ -6,7 +6,7 @@ import copy
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,7 +21,7 @@ from .gathering import on
 from .observer import LOOK, Silent
 from .replay import Trace
 from .run import Run
-from .weights import InMemory, Streamed
+from .weights import InMemory, Streamed, Weights
 
 REHEARSED = 2  # samples
 STEPS = 4  # of learning
@@ -105,20 +105,25 @@ def forecast(run: Run) -> Plan:
     streams = 2 if learns is not None else 1
     hidden = streams * hidden_bytes(run.ids_ST, run.traced)
     held = 0 if run.spill else hidden
-    total = sum(p.numel() * p.itemsize for p in run.weights.model.parameters())
-    converted = run.weights.converted_bytes if isinstance(run.weights, Streamed) else 0
-    # Shards are copied into larger ones, or because their names on disk are others.
-    merged = min(map(_block_bytes, run.blocks)) * 2 <= SMALL or converted > 0
     return Plan(
         coverage=run.coverage.share,
         kinds=_kinds(run),
         sparsity=float(run.recipe.sparsity or 0),
         peak_bytes=peak_bytes() + held + search + shard,
-        disk_bytes=total * (2 if merged or run.recipe.pack else 1) + hidden - held + 2 * converted,
+        disk_bytes=checkpoint_bytes(run.weights, run.blocks, run.recipe.pack) + hidden - held,
         seconds=seconds,
         blocks=len(run.blocks),
         rehearsed=times,
     )
+
+
+def checkpoint_bytes(weights: Weights, blocks: Sequence[Block], packed: bool = False) -> int:
+    """Of a checkpoint while it is put together from the blocks' shards."""
+    total = int(sum(p.numel() * p.itemsize for p in weights.model.parameters()))
+    converted = weights.converted_bytes if isinstance(weights, Streamed) else 0
+    # Shards are copied into larger ones, or because their names on disk are others.
+    copied = packed or converted > 0 or min(map(_block_bytes, blocks)) * 2 <= SMALL
+    return total * (2 if copied else 1) + 2 * converted
 
 
 class Stopwatch(Silent):

@@ -17,8 +17,7 @@ from .methods import QUANTIZE, build_allocation, build_method, build_structured
 from .patterns import NM, check_sparsity, parse_pattern
 from .quantization import Grid
 from .structured.methods import STRUCTURED
-from .structured.pruner import UnitPruner
-from .structured.run import DEFAULT
+from .structured.pruner import DEFAULT, UnitPruner
 from .types import BlockPruner
 
 WEIGHTS_ONLY = (

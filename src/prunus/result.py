@@ -7,26 +7,45 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from transformers import PreTrainedModel
 
 from .assembly import assemble
+from .blocks import Block
 from .checkpoint import load_model
 from .errors import CheckpointError, NotVerifiedError
 from .journal import Journal
 from .observer import Observer
 from .output import new_folder, no_new_parents, write_model
+from .parallel import Team
 from .permutation.orders import FILE as ORDERS
 from .permutation.orders import Orders
 from .recipe import Recipe
 from .report import PruningReport, model_card
 from .report.pruning_report import FILE as REPORT
-from .run import Run
 from .structured.widths import FILE as WIDTHS
 from .structured.widths import to_json, widths_of
 from .verification import Verification, verify
-from .weights import InMemory
+from .weights import InMemory, Weights
+
+
+class Journaled(Protocol):
+    """A run that can be taken up again."""
+
+    weights: Weights
+    recipe: Recipe
+    blocks: list[Block]
+    observer: Observer
+    team: Team
+
+    def prune(self, journal: Journal | None = None) -> tuple[PruningReport, Orders]:
+        """Do it; with a journal, from where an earlier run ended."""
+        ...
+
+    def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
+        """All that decides what comes out, flat, for a later run to compare."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,7 @@ class Result:
 
 
 def prune_journaled(
-    run: Run,
+    run: Journaled,
     checkpoint: str | Path,
     output: Path,
     resume: bool,
@@ -86,7 +105,7 @@ def prune_journaled(
 
 @contextmanager
 def _journal(
-    run: Run, checkpoint: str | Path, output: Path, resume: bool
+    run: Journaled, checkpoint: str | Path, output: Path, resume: bool
 ) -> Iterator[Journal | None]:
     """The first process's; what is done when the run ends early stays, if it is something."""
     journal = None

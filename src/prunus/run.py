@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from torch import Tensor
 
-from ._version import __version__
 from .allocation import BESA, OWL, Allocation, Uniform, select_layers
 from .allocation.budget import settle, total
 from .blocks import Block, Layer
 from .calibration import Protocol
 from .channels import Channels
-from .checkpoint import check_shards, find
 from .dense import outliers, residual_order
 from .engine import prune_blocks
 from .errors import InputError
-from .journal import Journal, sha256
+from .fingerprint import choices, fingerprint
+from .journal import Journal
 from .learning import Learner
 from .observer import Observer
 from .parallel import ALONE, Team
@@ -37,8 +35,6 @@ from .spill import Spilled
 from .survey import any_tokens, inspect, start
 from .types import BlockPruner, Pattern, Plan
 from .weights import Weights
-
-ELSEWHERE = {"calibration", "data_dir", "device"}  # fields that a fingerprint has in other words
 
 
 @dataclass
@@ -123,7 +119,7 @@ class Run:
         """
         self.team, self.device = team, team.device(self.device)
         todo = {
-            **_choices(self.recipe),
+            **choices(self.recipe),
             "calibration sha256": self.protocol.sha256 if self.protocol else None,
         }
         told = team.told(todo)
@@ -260,17 +256,9 @@ class Run:
 
     def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
         """All that decides what comes out, flat, for a later run to compare."""
-        return {
-            **_files(checkpoint, self.weights),
-            **_choices(self.recipe),
-            "calibration sha256": self.protocol.sha256 if self.protocol else None,
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-            "number of processes": self.team.size,
-            "prunus": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
+        return fingerprint(
+            checkpoint, self.weights, self.recipe, self.protocol, self.device, self.team.size
+        )
 
 
 def _check_free(pattern: Pattern, allocation: Allocation, layer: Layer, plan: Plan) -> None:
@@ -283,21 +271,3 @@ def _check_free(pattern: Pattern, allocation: Allocation, layer: Layer, plan: Pl
             "to allocate. Give an unstructured pattern, or several to choose from "
             "(--pattern 1:4,2:4,3:4 --sparsity 0.5), or --allocation uniform."
         )
-
-
-def _choices(recipe: Recipe) -> dict[str, Any]:
-    return {f"recipe {k}": v for k, v in recipe.model_dump().items() if k not in ELSEWHERE}
-
-
-def _files(checkpoint: str | Path, weights: Weights) -> dict[str, str]:
-    """A hash of every file that decides what the model is; a hub id's commit."""
-    source = find(checkpoint)
-    if not source.local:
-        return {"model": source.location, "commit": str(weights.model.config._commit_hash)}
-    folder = Path(source.location)
-    if source.gguf_file:
-        files = {folder / source.gguf_file}
-    else:
-        text = {path for kind in ("*.json", "*.py", "*.model") for path in folder.glob(kind)}
-        files = text | set(check_shards(folder).values())
-    return {f"file {path.name}": sha256(path) for path in sorted(files)}

@@ -124,7 +124,7 @@ class Streamed:
 
     @contextmanager
     def at_hand(self, name: str) -> Iterator[nn.Module]:
-        """The block with its weights; changes are lost at the end."""
+        """The block with its weights; what they become is lost at the end, but for shapes."""
         module = self.model.get_submodule(name)
         absent = {
             key: tensor
@@ -139,8 +139,10 @@ class Streamed:
         try:
             yield module
         finally:
-            for key, tensor in absent.items():
-                _put(module, key, tensor)
+            for key, now in module.state_dict(keep_vars=True).items():
+                if key in absent:
+                    like = absent[key]
+                    _put(module, key, like if like.shape == now.shape else now.detach().to("meta"))
 
     @contextmanager
     def passing(self, blocks: Sequence[str]) -> Iterator[None]:

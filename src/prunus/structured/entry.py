@@ -7,20 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..calibration import Protocol
 from ..calibration.tokens import GIVEN
 from ..errors import CalibrationError, InputError
 from ..inputs import inputs, named, pick_device
 from ..observer import Observer
-from ..permutation.orders import Orders
 from ..recipe import Recipe
-from ..result import Result, write
+from ..result import Result, prune_journaled, write
 from .planning import SmallerPlan, forecast
-from .run import Request, StructuredRun
+from .run import StructuredRun
 
 
 @dataclass(frozen=True)
@@ -48,26 +45,8 @@ class Asked:
     observer: Observer
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """All that comes before the look at the model."""
-
-    model: PreTrainedModel
-    request: Request
-    recipe: Recipe
-    tokens: tuple[Tensor | None, Protocol | None]
-    tokenizer: Any
-    device: torch.device
-    spill: Path | None
-
-
-def check_alone(recipe: Recipe, processes: int, resume: bool) -> None:
-    """Raise InputError for what a run with the whole model in one memory cannot do."""
-    if resume:
-        raise InputError(
-            f"{recipe.method} changes the widths of a model that is in memory as a whole, and "
-            "writes it at the end: there is nothing to resume. Leave --resume out."
-        )
+def check_alone(recipe: Recipe, processes: int) -> None:
+    """Raise InputError if several processes are to do what one does alone."""
     if processes > 1:
         raise InputError(
             f"{recipe.method} removes heads and neurons, which one process does alone; there are "
@@ -75,28 +54,27 @@ def check_alone(recipe: Recipe, processes: int, resume: bool) -> None:
         )
 
 
-def prune_structured(asked: Asked, output: Path | None) -> Result:
-    """Whole heads and neurons: the model is in memory, and becomes smaller there."""
-    ready, observer = _prepared(asked), asked.observer
-    run = StructuredRun.of(
-        ready.model, ready.request, ready.tokens, ready.device, observer, ready.spill
-    )
-    result = Result(run.prune(), Orders(), output, held=ready.model)
+def prune_structured(asked: Asked, output: Path | None, resume: bool) -> Result:
+    """Whole heads and neurons: each block becomes smaller, and is on disk then."""
+    run, tokenizer = _prepared(asked)
+    if output is not None and isinstance(asked.model, str | Path):
+        return prune_journaled(run, asked.model, output, resume, tokenizer, asked.trust_remote_code)
+    result = Result(*run.prune(), output, held=run.model)
     if output is None:
         return result
-    proof = write(result, ready.tokenizer, ready.recipe, observer, asked.trust_remote_code)
+    proof = write(result, tokenizer, run.recipe, run.observer, asked.trust_remote_code)
     return replace(result, verification=proof)
 
 
 def plan_structured(asked: Asked) -> SmallerPlan:
     """The same on a few samples, for nothing; a model in memory is copied first."""
-    ready = _prepared(asked)
     held = isinstance(asked.model, PreTrainedModel)
-    model = copy.deepcopy(ready.model) if held else ready.model
-    return forecast(model, ready.request, ready.tokens, ready.device, ready.spill)
+    run, _ = _prepared(replace(asked, model=copy.deepcopy(asked.model)) if held else asked)
+    return forecast(run, held)
 
 
-def _prepared(asked: Asked) -> _Prepared:
+def _prepared(asked: Asked) -> tuple[StructuredRun, Any]:
+    """All that comes before the first change: a run, and the tokenizer if one is needed."""
     pruner, sparsity = asked.recipe.build_units()
     source = asked.recipe.calibration or ("builtin" if pruner.reads_text else "none")
     if asked.tokens_ST is not None:
@@ -110,12 +88,10 @@ def _prepared(asked: Asked) -> _Prepared:
     recipe = asked.recipe.model_copy(update={"sparsity": share, "calibration": source})
     device = pick_device(recipe.device)
     weights, tokens, tokenizer = inputs(
-        asked.model, recipe, asked.written, asked.tokenizer, asked.tokens_ST,
-        asked.trust_remote_code, asked.observer,
-    )  # fmt: skip
-    request = Request(
-        named(asked.model, weights.model), recipe.method, pruner, sparsity, recipe.parameters,
-        recipe.blocks, recipe.seed,
+        asked.model, recipe, asked.written and not pruner.wants("gradients"), asked.tokenizer,
+        asked.tokens_ST, asked.trust_remote_code, asked.observer,
     )  # fmt: skip
     spill = None if asked.spill is None else Path(asked.spill).expanduser()
-    return _Prepared(weights.model, request, recipe, tokens, tokenizer, device, spill)
+    name = named(asked.model, weights.model)
+    run = StructuredRun.of(weights, name, recipe, pruner, tokens, device, asked.observer, spill)
+    return run, tokenizer

@@ -19,6 +19,7 @@ from .divergence import HeadDivergence
 from .modules import Depth2
 from .pruner import UnitPruner
 from .scores import Gathered, Redundancy
+from .size import OneToken
 from .statistics import ChannelMoments, Moments
 from .watching import Watcher, attention_maps, eager, watch
 
@@ -30,12 +31,13 @@ class Context:
     """What every step of a run needs.
 
     Attributes:
-        model: in memory.
+        model: the whole structure.
         blocks: how many it has.
         pruner: what to do.
         device: where a block is pruned.
         observer: told of every step.
         seed: of the run.
+        token: a forward of one token.
         gradients: of the loss, where a score reads them.
         looking: at the dense model as a whole, before anything goes.
     """
@@ -46,6 +48,7 @@ class Context:
     device: torch.device
     observer: Observer
     seed: int
+    token: OneToken
     gradients: Mapping[str, Tensor] | None = None
     looking: bool = False
 

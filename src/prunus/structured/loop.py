@@ -1,8 +1,8 @@
 """The loop of structured runs: one module after the other, attention before the MLP that reads it.
 
-It is not the engine's. That one prunes weights within widths that stay, and can stop after any
-block; here a block has two steps, some methods see the dense model as a whole first, and recovery
-runs a dense stream beside the pruned one. The recording, the statistics and the layers are shared.
+It is not the engine's. That one prunes weights within widths that stay; here a block has two
+steps, some methods see the dense model as a whole first, and recovery runs a dense stream beside
+the pruned one. The recording, the statistics, the layers and the journal are shared.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ..blocks import Block
 from ..gathering import on
+from ..journal import Journal
 from ..replay import Recording
 from ..types import LayerReport
 from .allocation import Key, Quota
+from .diary import noted, restored
 from .gathering import Context
 from .modules import Depth2, moved
 from .recovery import joined
@@ -37,12 +39,14 @@ class Seen:
         means: of the second level's inputs, where a bias is to compensate.
         divergences: between heads, by block.
         numbers: what surgery changed beside tensors, by block: attributes by their path in it.
+        saved: multiply-adds of one token that went.
     """
 
     scores: dict[Key, Tensor] = field(default_factory=dict)
     means: dict[Key, Tensor] = field(default_factory=dict)
     divergences: dict[int, Tensor] = field(default_factory=dict)
     numbers: dict[int, dict[str, int]] = field(default_factory=dict)
+    saved: int = 0
 
     def look(self, step: Step) -> None:
         """Score the module as it is now."""
@@ -83,6 +87,7 @@ def prune_units(
     quota: Quota,
     recording: Recording | None,
     dense: Seen | None,
+    journal: Journal | None = None,
 ) -> tuple[list[LayerReport], Seen]:
     """Remove the least worthy units of each module, in place.
 
@@ -93,6 +98,7 @@ def prune_units(
         quota: how many units of each go.
         recording: the samples at the first block, consumed; None: nothing is to be measured.
         dense: what a look at the dense model gave; None: scores are taken on the way.
+        journal: takes every block that became smaller, and gives those of an earlier run back.
 
     Returns:
         A report for each layer, and what was seen.
@@ -102,11 +108,24 @@ def prune_units(
     beside = DenseStream.beside(recording) if recording is not None and pruner.before else None
     reports: list[LayerReport] = []
     for block, mine in _through(context, blocks, modules, recording, beside):
-        for module in mine:
-            step = Step(context, block, module, recording)
-            reports += _prune(step, quota, seen, dense is None, beside if reports else None)
-            for report in reports[-len(module.layers) :]:
-                context.observer.layer(report)
+        if not mine:
+            continue
+        before = context.token.of(block, context.device)
+        done = restored(block, seen, quota, journal, context.device)
+        if done is None:
+            done = []
+            for module in mine:
+                aims = beside if reports or done else None
+                found = _prune(
+                    Step(context, block, module, recording), quota, seen, dense is None, aims
+                )
+                for report in found:
+                    context.observer.layer(report)
+                done += found
+            if journal is not None:
+                journal.write(block, done, None, {}, **noted(block, seen, quota))
+        reports += done
+        seen.saved += before - context.token.of(block, context.device)
     context.observer.done()
     return reports, seen
 

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from ..calibration import Protocol
-from ..planning import REHEARSED, Stopwatch, hidden_bytes, peak_bytes
+from ..planning import REHEARSED, Stopwatch, checkpoint_bytes, hidden_bytes, peak_bytes
 from ..report.structured_report import StructuredReport
 from .gathering import MAPS
-from .run import Request, StructuredRun
+from .run import StructuredRun
 
 EACH_SAMPLE = ("gradients", "recover", "record", "advance")  # steps that grow with samples
 
@@ -48,33 +42,31 @@ class SmallerPlan:
         return {**self.structured.summary(), **rest, "blocks": blocks}
 
 
-def forecast(
-    model: PreTrainedModel,
-    request: Request,
-    tokens: tuple[Tensor | None, Protocol | None],
-    device: torch.device,
-    spill: Path | None,
-) -> SmallerPlan:
-    """Prune ``model``, which is of no use afterwards, by a few samples, and reckon."""
-    ids_ST, protocol = tokens
-    few_ST, watch = None if ids_ST is None else ids_ST[:REHEARSED], Stopwatch()
-    run = StructuredRun.of(model, request, (few_ST, protocol), device, watch)
+def forecast(run: StructuredRun, held: bool) -> SmallerPlan:
+    """Prune by a few samples, after which the model is of no use; and reckon.
+
+    ``held`` is a model that is written at the end, not block by block.
+    """
+    ids_ST, watch = run.ids_ST, Stopwatch()
+    few_ST = None if ids_ST is None else ids_ST[:REHEARSED]
+    rehearsal = replace(run, ids_ST=few_ST, observer=watch, spill=None)
     begun = time.perf_counter()
-    structured = run.prune().structured
+    structured = rehearsal.prune()[0].structured
     seconds = time.perf_counter() - begun
     assert structured is not None
-    pruner, hidden = request.pruner, hidden_bytes(ids_ST, run.traced)
+    pruner, hidden = run.pruner, hidden_bytes(ids_ST, run.traced)
     known = pruner.allocation == "uniform" and run.threshold is None
     if ids_ST is not None and few_ST is not None:
         samples = len(few_ST)
         more, maps = len(ids_ST) / samples, min(len(ids_ST), MAPS) / samples
         seconds += (more - 1) * watch.seconds(*EACH_SAMPLE) + (maps - 1) * watch.seconds("compare")
     hidden *= 2 if pruner.before else 1  # a dense stream beside
-    left = sum(p.numel() * p.itemsize for p in model.parameters())
+    left = sum(p.numel() * p.itemsize for p in run.model.parameters())
+    disk = left if held else checkpoint_bytes(run.weights, run.blocks)
     return SmallerPlan(
         structured=structured,
         exact=ids_ST is None or len(ids_ST) <= REHEARSED or known,
-        peak_bytes=peak_bytes() + (0 if spill else hidden),
-        disk_bytes=left + (hidden if spill else 0),
+        peak_bytes=peak_bytes() + (0 if run.spill else hidden),
+        disk_bytes=disk + (hidden if run.spill else 0),
         seconds=seconds,
     )

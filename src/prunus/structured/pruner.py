@@ -9,6 +9,7 @@ from ..errors import InputError, UnknownNameError
 from .modules import Unit
 from .scores import UnitScore
 
+DEFAULT = 0.2  # of the parameters in heads and neurons: the paper's first table
 ALLOCATIONS = ("uniform", "adaptive")
 RECOVERIES = ("none", "before", "after", "both")
 TARGETS = ("both", "heads", "neurons")

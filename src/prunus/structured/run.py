@@ -8,25 +8,29 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..allocation.select import block_range
 from ..blocks import Block, Layer
 from ..calibration import Protocol
 from ..errors import InputError, UnsupportedModelError
-from ..experts import one_by_one
+from ..fingerprint import fingerprint
+from ..journal import Journal
 from ..observer import Observer
+from ..parallel import ALONE, Team
+from ..permutation.orders import Orders
+from ..recipe import Recipe
 from ..replay import Recording, Trace
 from ..report.pruning_report import Coverage, PruningReport
 from ..report.structured_report import BlockWidths, StructuredReport
 from ..spill import Spilled
 from ..survey import any_tokens, inspect, start
 from ..types import LayerReport
+from ..weights import Weights
 from .allocation import (
     Counts,
     Quota,
@@ -44,56 +48,55 @@ from .loop import Seen, look, prune_units
 from .modules import Depth2, find_modules
 from .pruner import UnitPruner
 from .scores import Redundancy
+from .size import OneToken
 from .surgery import rehearse
 from .watching import eager
 from .widths import Widths, note_widths, stock_config, widths_of
 
-DEFAULT = 0.2  # of the parameters in heads and neurons: the paper's first table
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a structured run.
-
-    Attributes:
-        name: of the model, for the report.
-        method: row of the table.
-        pruner: what that spells.
-        sparsity: share of the parameters in heads and neurons to remove.
-        parameters: how many instead.
-        blocks: "A:B", the blocks A to B − 1; None: all.
-        seed: of the run.
-    """
-
-    name: str
-    method: str
-    pruner: UnitPruner
-    sparsity: float = DEFAULT
-    parameters: int | None = None
-    blocks: str | None = None
-    seed: int = 0
-
 
 @dataclass
 class StructuredRun:
-    """A model in memory that has been looked at, and what is to be removed from it."""
+    """A model that has been looked at, and what is to be removed from it.
 
-    model: PreTrainedModel
-    request: Request
+    Attributes:
+        weights: of the model.
+        name: of the model, for the report.
+        recipe: every choice, defaults filled in.
+        pruner: what the recipe spells.
+        ids_ST: calibration tokens; None: the method needs none.
+        protocol: where they came from.
+        device: where blocks are pruned.
+        observer: told of every step.
+        spill: a folder for activations; None: they stay in memory.
+        blocks: of the model.
+        traced: a short forward of it.
+        token: a forward of one token.
+        modules: what is to lose units.
+        team: of one.
+    """
+
+    weights: Weights
+    name: str
+    recipe: Recipe
+    pruner: UnitPruner
     ids_ST: Tensor | None
     protocol: Protocol | None
     device: torch.device
     observer: Observer
+    spill: Path | None
     blocks: list[Block]
     traced: Trace
+    token: OneToken
     modules: list[Depth2]
-    spill: Path | None = None
+    team: Team = ALONE
 
     @classmethod
     def of(
         cls,
-        model: PreTrainedModel,
-        request: Request,
+        weights: Weights,
+        name: str,
+        recipe: Recipe,
+        pruner: UnitPruner,
         tokens: tuple[Tensor | None, Protocol | None],
         device: torch.device,
         observer: Observer,
@@ -106,35 +109,39 @@ class StructuredRun:
             InputError: a range outside of the model, too little text.
         """
         ids_ST, protocol = tokens
-        if request.pruner.recovery != "none" and (ids_ST is None or len(ids_ST) < 2):
+        if pruner.recovery != "none" and (ids_ST is None or len(ids_ST) < 2):
             raise InputError(
-                f"--recovery {request.pruner.recovery} holds a quarter of the calibration samples "
+                f"--recovery {pruner.recovery} holds a quarter of the calibration samples "
                 "out, so it needs at least two. Give more --samples."
             )
-        blocks, traced = inspect(model, ids_ST if ids_ST is not None else any_tokens(model))
-        modules = []
+        ids = ids_ST if ids_ST is not None else any_tokens(weights.model)
+        blocks, traced = inspect(weights.model, ids, weights)
         chosen = range(len(blocks))
-        if request.blocks is not None:
-            chosen = block_range("--blocks", request.blocks, len(blocks))
-        for index in chosen:
-            call, hidden = traced.calls[index], traced.inputs[index]
-            _check_alive(blocks[index])
-            found = find_modules(blocks[index], call, hidden, request.pruner.units)
-            for module in found:
-                rehearse(blocks[index], module, call, hidden)
+        if recipe.blocks is not None:
+            chosen = block_range("--blocks", recipe.blocks, len(blocks))
+        modules = []
+        for block in (blocks[index] for index in chosen):
+            call, hidden = traced.calls[block.index], traced.inputs[block.index]
+            with block.at_hand():
+                _check_alive(block)
+                found = find_modules(block, call, hidden, pruner.units)
+                for module in found:
+                    rehearse(block, module, call, hidden)
             modules += found
+        token = OneToken.through(weights, blocks)
         run = cls(
-            model, request, ids_ST, protocol, device, observer, blocks, traced, modules, spill
-        )
+            weights, name, recipe, pruner, ids_ST, protocol, device, observer, spill, blocks,
+            traced, token, modules,
+        )  # fmt: skip
         run._check()
         return run
 
     def _check(self) -> None:
         """What can be refused before any look at text is."""
         share = self.share
-        if self.request.pruner.allocation == "uniform" and not self.threshold:
+        if self.pruner.allocation == "uniform" and not self.threshold:
             check(self.modules, uniform(self.modules, share), share)
-        elif self.request.pruner.allocation == "adaptive" and self.threshold:
+        elif self.pruner.allocation == "adaptive" and self.threshold:
             raise InputError(
                 "heads.threshold says how many heads go, and so does --allocation adaptive. "
                 "Leave one of them out."
@@ -143,49 +150,55 @@ class StructuredRun:
     @cached_property
     def share(self) -> float:
         """Of the parameters in the modules' units: what is to go."""
-        asked = self.request.parameters
-        return self.request.sparsity if asked is None else share_of(self.modules, asked)
+        asked = self.recipe.parameters
+        if asked is not None:
+            return share_of(self.modules, asked)
+        return cast(float, self.recipe.sparsity)
 
     @property
     def threshold(self) -> Redundancy | None:
         """The score of heads, if it is that which says how many go."""
-        pruner = self.request.pruner
+        pruner = self.pruner
         if isinstance(pruner.heads, Redundancy) and pruner.heads.threshold > 0:
             return pruner.heads if "heads" in pruner.units else None
         return None
 
-    def prune(self) -> PruningReport:
-        """Do it, in place."""
-        begun, pruner = time.perf_counter(), self.request.pruner
+    def prune(self, journal: Journal | None = None) -> tuple[PruningReport, Orders]:
+        """Do it; with a journal, from where an earlier run ended."""
+        begun, pruner = time.perf_counter(), self.pruner
         layers = [layer for module in self.modules for layer in module.layers]
         coverage = Coverage.of(self.model, self.blocks, {layer.name for layer in layers})
-        before, blocks_before = self._size(), [_count(block) for block in self.blocks]
+        before, blocks_before = _count(self.model), [_count(b.module) for b in self.blocks]
         context = self._context(layers)
         dense = self._look(context)
         quota, cost, total = self._quota(dense), costs(self.modules), removable(self.modules)
         recording = self._recording() if pruner.sequential or pruner.recovery != "none" else None
         known = None if pruner.sequential else dense
-        reports, seen = prune_units(context, self.blocks, self.modules, quota, recording, known)
+        reports, seen = prune_units(
+            context, self.blocks, self.modules, quota, recording, known, journal
+        )
         gone = removed(cost, quota.counts)
         if not gone:  # as no look before has said
+            if journal is not None:
+                journal.remove()
             raise InputError(
                 "No two heads are as near as heads.threshold, so nothing went. Give a larger one; "
                 "`prunus plot --show heads` of a run without it shows how near they are."
             )
         widths = self._widths(quota.counts, seen)
         stock = self._note(widths)
-        after = self._size()
+        dear = self.token.multiply_adds
         structured = StructuredReport(
-            parameters=(before[0], after[0]),
+            parameters=(before, _count(self.model)),
             removable=total,
             removed=gone,
-            multiply_adds=(before[1], after[1]),
+            multiply_adds=(dear, dear - seen.saved),
             stock=stock,
             blocks=self._blocks(blocks_before, widths, reports, seen),
         )
-        return PruningReport(
-            model=self.request.name,
-            method=self.request.method,
+        report = PruningReport(
+            model=self.name,
+            method=self.recipe.method,
             pruner=repr(pruner),
             pattern=None,
             requested=self.share,
@@ -196,6 +209,16 @@ class StructuredRun:
             layers=reports,
             structured=structured,
         )
+        return report, Orders()
+
+    def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
+        """All that decides what comes out, flat, for a later run to compare."""
+        return fingerprint(checkpoint, self.weights, self.recipe, self.protocol, self.device, 1)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The whole structure."""
+        return self.weights.model
 
     def _note(self, widths: Widths) -> bool:
         """Leave the widths with the model: in its config, which then is a stock one, or beside."""
@@ -205,20 +228,9 @@ class StructuredRun:
         note_widths(self.model, None if stock is not None else widths)
         return stock is not None
 
-    def _size(self) -> tuple[int, int]:
-        """Parameters of the model, tied ones once; and multiply-adds of one token, by running it.
-
-        Attention over one token is next to nothing.
-        """
-        token = any_tokens(self.model)[:, :1].to(self.model.device)
-        with torch.no_grad(), one_by_one(self.model):  # the counter sees experts only so
-            with FlopCounterMode(display=False) as operations:
-                self.model(input_ids=token, use_cache=False)
-        return sum(p.numel() for p in self.model.parameters()), operations.get_total_flops() // 2
-
     def _context(self, layers: Sequence[Layer]) -> Context:
         gradients, ids_ST = None, self.ids_ST
-        if self.request.pruner.wants("gradients") and ids_ST is not None:
+        if self.pruner.wants("gradients") and ids_ST is not None:
             weights = sum(layer.weight_OI.numel() for layer in layers)
             self.observer.say(
                 f"gradients of the whole model in memory: {weights:,} numbers beside the weights"
@@ -227,8 +239,8 @@ class StructuredRun:
             self.observer.block(0, 1, "the model", "gradients")
             gradients = loss_gradients(self.model, layers, ids_ST, self.observer.sample)
         return Context(
-            self.model, len(self.blocks), self.request.pruner, self.device, self.observer,
-            self.request.seed, gradients,
+            self.model, len(self.blocks), self.pruner, self.device, self.observer,
+            self.recipe.seed, self.token, gradients,
         )  # fmt: skip
 
     def _recording(self) -> Recording | None:
@@ -236,13 +248,13 @@ class StructuredRun:
         if self.ids_ST is None:
             return None
         hidden = Spilled(self.spill) if self.spill is not None else None
-        maps = self.request.pruner.wants("maps")
+        maps = self.pruner.wants("maps")
         with eager(self.model) if maps else nullcontext():
             return start(self.model, self.blocks, self.traced, self.ids_ST, hidden)
 
     def _look(self, context: Context) -> Seen | None:
         """At the dense model, where the method or the allocation wants that."""
-        pruner = self.request.pruner
+        pruner = self.pruner
         if pruner.sequential and pruner.allocation == "uniform":
             return None
         scores = [pruner.score(unit) for unit in pruner.units]
@@ -253,7 +265,7 @@ class StructuredRun:
     def _quota(self, dense: Seen | None) -> Quota:
         """How many units of each module go; the user is told, where it is known by now."""
         modules, threshold = self.modules, self.threshold
-        if self.request.pruner.allocation == "adaptive":
+        if self.pruner.allocation == "adaptive":
             assert dense is not None
             counts = adaptive(modules, dense.scores, self.share)
             check(modules, counts, self.share)
@@ -316,7 +328,7 @@ class StructuredRun:
                     heads=(attention.heads, width["heads"]) if attention else None,
                     kv_heads=(attention.kv_heads, width["kv_heads"]) if attention else None,
                     neurons=(mlp.units, width["intermediate"]) if mlp else None,
-                    parameters=(parameters, _count(block)),
+                    parameters=(parameters, _count(block.module)),
                     kept_heads=kept.get(block.index),
                     divergence=rounded,
                 )
@@ -334,8 +346,9 @@ def _check_alive(block: Block) -> None:
             )
 
 
-def _count(block: Block) -> int:
-    return sum(parameter.numel() for parameter in block.module.parameters())
+def _count(module: nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _adopt(config: Any, stock: Any) -> None:

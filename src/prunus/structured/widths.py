@@ -154,11 +154,9 @@ def rebuilt(
     }
     with torch.no_grad():
         for name, block in blocks.items():
-            _resize(name, block, state)
+            resize(name, block, state)
         for block, width in zip(blocks.values(), widths, strict=True):
-            for path, number in width.get("numbers", {}).items():
-                owner, _, attribute = path.rpartition(".")
-                setattr(block.get_submodule(owner), attribute, number)
+            renumbered(block, width.get("numbers", {}))
     _fill(folder, model, state)
     note_widths(model, widths)
     if (folder / "generation_config.json").is_file():
@@ -166,8 +164,21 @@ def rebuilt(
     return model
 
 
-def _resize(name: str, block: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give every linear layer the shape, and the bias, that its tensors have."""
+def renumbered(block: nn.Module, numbers: Mapping[str, int]) -> None:
+    """Set what surgery changed beside tensors: attributes by their path in the block."""
+    for path, number in numbers.items():
+        owner, _, attribute = path.rpartition(".")
+        setattr(block.get_submodule(owner), attribute, number)
+
+
+def resize(name: str, block: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give every linear layer the shape, and the bias, that its tensors have.
+
+    Args:
+        name: of the block.
+        block: that of the dense model.
+        state: its tensors by full name.
+    """
     for path, module in block.named_modules():
         weight = state.get(f"{name}.{path}.weight")
         if isinstance(module, nn.Linear | Conv1D) and weight is not None:

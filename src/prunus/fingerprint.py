@@ -1,0 +1,59 @@
+"""All that decides what comes out of a run, for a later one to compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ._version import __version__
+from .calibration import Protocol
+from .checkpoint import check_shards, find
+from .journal import sha256
+from .recipe import Recipe
+from .weights import Weights
+
+ELSEWHERE = {"calibration", "data_dir", "device"}  # fields that a fingerprint has in other words
+
+
+def fingerprint(
+    checkpoint: str | Path,
+    weights: Weights,
+    recipe: Recipe,
+    protocol: Protocol | None,
+    device: torch.device,
+    processes: int,
+) -> dict[str, Any]:
+    """Flat, one entry for each thing that can differ."""
+    return {
+        **_files(checkpoint, weights),
+        **choices(recipe),
+        "calibration sha256": protocol.sha256 if protocol else None,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "number of processes": processes,
+        "prunus": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def choices(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's fields, but for those that stand there in other words."""
+    return {f"recipe {k}": v for k, v in recipe.model_dump().items() if k not in ELSEWHERE}
+
+
+def _files(checkpoint: str | Path, weights: Weights) -> dict[str, str]:
+    """A hash of every file that decides what the model is; a hub id's commit."""
+    source = find(checkpoint)
+    if not source.local:
+        return {"model": source.location, "commit": str(weights.model.config._commit_hash)}
+    folder = Path(source.location)
+    if source.gguf_file:
+        files = {folder / source.gguf_file}
+    else:
+        text = {path for kind in ("*.json", "*.py", "*.model") for path in folder.glob(kind)}
+        files = text | set(check_shards(folder).values())
+    return {f"file {path.name}": sha256(path) for path in sorted(files)}
