@@ -217,6 +217,24 @@ def test_bench_decodes_from_what_each_family_calls_its_cache(family):
     torch.testing.assert_close(step, whole, rtol=1e-3, atol=1e-4)
 
 
+def test_a_model_whose_blocks_hand_more_than_hidden_states_to_the_next_is_refused():
+    """GLM's second kind of attention reads the tokens that the block before it has chosen."""
+    settings = {
+        **DEEPSEEK, "num_hidden_layers": 4, "mlp_layer_types": ["dense"] * 4, "index_topk": 8,
+        "index_head_dim": 16, "index_n_heads": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    alone = build("glm_moe_dsa", {**settings, "indexer_types": ["full"] * 4})
+    assert prunus.prune(alone, method="wanda", tokens_ST=IDS).report.sparsity == 0.5
+    model = build("glm_moe_dsa", {**settings, "indexer_types": ["full", "shared"] * 2})
+    with pytest.raises(UnsupportedModelError, match="arguments depend on other blocks"):
+        prunus.prune(model, method="wanda", tokens_ST=IDS)
+
+
+def test_dass_without_a_gated_mlp_is_refused():
+    with pytest.raises(UnsupportedModelError, match="dass needs a gated MLP"):
+        prunus.prune(build("mamba", STATE), method="dass", tokens_ST=IDS)
+
+
 def test_a_fold_in_half_precision_does_not_stumble_over_a_router():
     model = build("minimax_m2", MIXTURES["minimax_m2"]).bfloat16()
     report = prunus.prune(

@@ -36,6 +36,7 @@ class Method:
         build: the composition; a pattern of None means the method's own comparison groups.
         differs: what differs from the authors' code.
         allocation: how much of each layer goes, unless another is asked for.
+        gated: whether it is about gated MLPs, and another method without one.
     """
 
     paper: str
@@ -43,6 +44,7 @@ class Method:
     build: Callable[[Pattern | None], BlockPruner]
     differs: str
     allocation: str = "uniform"
+    gated: bool = False
 
     @property
     def parts(self) -> str:
@@ -130,6 +132,7 @@ METHODS: Mapping[str, Method] = {
         build=DaSS.with_pattern,
         differs="Attention by Wanda as in the paper's Table 2; their code never prunes it "
         "(--mlp-only).",
+        gated=True,
     ),
     "sparsegpt": Method(
         paper="Frantar & Alistarh 2023 (ICML), SparseGPT",

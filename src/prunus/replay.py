@@ -3,12 +3,14 @@
 The calls are the model's own: every argument of every block is captured from a real forward
 (masks and rotary embeddings can differ per block, some are None), none is rebuilt by hand.
 ``record`` runs that forward with the blocks' computation left out, so a sample costs an embedding
-look-up. That is sound when no argument depends on an earlier block's output, which
-``check_replay`` proves on one batch before anything is pruned.
+look-up. That is sound when no argument depends on an earlier block's output. Stand-ins therefore
+put out nonsense where blocks put out more than hidden states, and ``check_replay`` proves on one
+batch, before anything is pruned, that nothing depends on it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -289,13 +291,17 @@ def _recording(
                 recording.hidden.append(hidden)
             if index == len(modules) - 1:
                 raise _LastBlockReached
-            output = outputs[index]
-            return with_hidden(output, hidden)
+            return with_hidden(map_tensors(outputs[index], _nonsense), hidden)
 
         return forward
 
     with _standing_in(modules, stand_in):
         yield
+
+
+def _nonsense(tensor: Tensor) -> Tensor:
+    """NaN of the same shape; 0 where there is no NaN."""
+    return torch.full_like(tensor, math.nan if tensor.is_floating_point() else 0)
 
 
 @contextmanager

@@ -18,10 +18,11 @@ from .calibration import Protocol
 from .channels import Channels
 from .dense import outliers, residual_order
 from .engine import prune_blocks
-from .errors import InputError
+from .errors import InputError, UnsupportedModelError
 from .fingerprint import choices, fingerprint
 from .journal import Journal
 from .learning import Learner
+from .methods import METHODS
 from .observer import Observer
 from .parallel import ALONE, Team
 from .patterns import NM
@@ -101,6 +102,7 @@ class Run:
         plan = Uniform()(layers, cast(float, recipe.sparsity))
         for block in blocks:
             pruner.check(block, plan)
+        _check_gated(recipe.method, [block for block in blocks if block.planned(plan)])
         for layer in layers:
             _check_free(pruner.pattern(layer), allocation, layer, plan)
         coverage = Coverage.of(weights.model, blocks, set(plan))
@@ -258,6 +260,15 @@ class Run:
         """All that decides what comes out, flat, for a later run to compare."""
         return fingerprint(
             checkpoint, self.weights, self.recipe, self.protocol, self.device, self.team.size
+        )
+
+
+def _check_gated(method: str, blocks: Sequence[Block]) -> None:
+    """A method for gated MLPs must have one in front of it."""
+    if method in METHODS and METHODS[method].gated and not any(block.gated for block in blocks):
+        raise UnsupportedModelError(
+            f"{method} needs a gated MLP (gate, up and down projections), and none of the blocks "
+            "that are to be pruned has one. Use wanda or ria for this model."
         )
 
 
