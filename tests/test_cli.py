@@ -240,6 +240,19 @@ BAD = {
     "bad range": (nothing, [*WANDA, "--skip-blocks", "3:9"], "A < B <= 3"),
     "long window": (nothing, [*WANDA, "--length", "4096"], "context of 512 tokens"),
     "bad refinement": (nothing, [*WANDA, "--refine", "swap"], "Did you mean 'swaps'? Available:"),
+    "spill into a file": (nothing, [*WANDA, "--spill", "{tmp}/short.txt"], "Not a directory. Give"),
+    "samples beyond memory": (
+        nothing,
+        [*WANDA, "--samples", "1" + 12 * "0"],
+        "Give fewer --samples",
+    ),
+    "tokens of experts": (nothing, ["--method", "goa", "--min-tokens", "0"], "does not apply"),
+    "no name to set": (nothing, [*WANDA, "--set", "=3"], "--set takes FIELD=VALUE"),
+    "patterns alike": (
+        nothing,
+        [*WANDA, "--pattern", "1:4,2:4,4:8", "--sparsity", "0.6", "--allocation", "owl"],
+        "2:4 and 4:8 have the same sparsity",
+    ),
     "no text for wanda": (nothing, [*WANDA, "--calibration", "none"], "needs calibration text"),
 }
 
@@ -251,8 +264,9 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(case, tmp_path):
     (tmp_path / "short.txt").write_text("too short")
     source, output = damaged(tmp_path, change), tmp_path / "out"
     arguments = [a.format(tmp=tmp_path) for a in arguments]
+    few = [] if "--samples" in arguments else ["--samples", "2"]
     length = [] if "--length" in arguments else ["--length", "64"]
-    result = run("prune", source, "--output", output, "--samples", "2", *length, *arguments)
+    result = run("prune", source, "--output", output, *few, *length, *arguments)
     assert result.exit_code == 2, result.output
     said = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert len(said) == 1, result.stderr
@@ -270,6 +284,17 @@ def test_an_output_that_exists_and_a_model_that_does_not(tmp_path):
     result = run("prune", tmp_path / "none", *WANDA, "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert "does not exist" in result.stderr
+    (tmp_path / "junk.gguf").write_text("junk")
+    result = run("prune", tmp_path / "junk.gguf", *WANDA, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "cannot be read as a GGUF" in result.stderr
+    result = run("prune", "nothere", *WANDA, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "is no folder here" in result.stderr
+    for command in (["bench"], ["simulate"], ["plot", "--output", tmp_path / "x.png"]):
+        result = run(*command, tmp_path / "none")
+        assert result.exit_code == 2
+        assert "does not exist" in result.stderr
     for command in ("eval", "verify"):
         assert run(command, tmp_path / "none").exit_code == 2
     assert run("verify", LLAMA).exit_code == 2

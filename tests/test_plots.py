@@ -151,7 +151,7 @@ def test_plot_draws_what_a_report_says(names, show, written, tmp_path):
     [
         (["single"], "x.png", ["--show", "heads"], "lost single weights"),
         (["goa"], "x.png", ["--show", "learning"], "lost whole heads and neurons"),
-        (["single"], "x.png", ["--show", "learning"], "Nothing was learned"),
+        (["single"], "x.png", ["--show", "learning"], "error: Nothing was learned"),
         (["data-free"], "x.png", ["--show", "error"], "knows no output error"),
         (["l1"], "x.png", ["--show", "heads"], "no graph"),
         (["single"], "x.png", ["--show", "sparseness"], "Unknown picture 'sparseness'"),
@@ -159,10 +159,12 @@ def test_plot_draws_what_a_report_says(names, show, written, tmp_path):
         (["goa", "goa"], "x.png", [], "same name"),
         (["goa", "single"], "x.png", [], "lost single weights"),
         (["single"], "x.docx", [], "cannot be drawn"),
-        (["nothing"], "x.png", [], "has no pruning_report.json"),
+        (["nothing"], "x.png", [], "does not exist"),
+        ([""], "x.png", [], "has no pruning_report.json"),
         (["single"], "there.png", [], "exists"),
         (["single"], "noending", [], "no ending"),
         (["goa"], "x.png", ["--threshold", "0.2"], "is for --show heads"),
+        (["goa"], "x.png", ["--show", "heads", "--threshold", "nan"], "threshold is nan"),
     ],
 )
 def test_plot_says_what_cannot_be_drawn(names, output, options, message, written, tmp_path):

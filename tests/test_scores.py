@@ -11,20 +11,23 @@ from prunus.stats import ColumnNorm, gather
 
 
 def loop(weight_OI, inputs_TI, formula):
-    """formula(|w|, sum of the column, sum of the row, rms of the input), in python floats."""
+    """formula(|w|, sum of the column, sum of the row, the input), in python floats."""
     w = weight_OI.double().abs().tolist()
     rows, columns = len(w), len(w[0])
     column_sum = [sum(w[o][i] for o in range(rows)) for i in range(columns)]
     row_sum = [sum(w[o]) for o in range(rows)]
-    tokens = inputs_TI.double().tolist()
-    rms = [math.sqrt(sum(t[i] ** 2 for t in tokens) / len(tokens)) for i in range(columns)]
+    inputs = inputs_TI.double().T.tolist()
     return torch.tensor(
         [
-            [formula(w[o][i], column_sum[i], row_sum[o], rms[i]) for i in range(columns)]
+            [formula(w[o][i], column_sum[i], row_sum[o], inputs[i]) for i in range(columns)]
             for o in range(rows)
         ],
         dtype=torch.float64,
     )
+
+
+def rms(x):
+    return math.sqrt(sum(value**2 for value in x) / len(x))
 
 
 def share(part, whole):
@@ -36,12 +39,12 @@ FORMULAS = [
     (RelativeImportance(), lambda w, c, r, x: share(w, c) + share(w, r)),
     (RelativeImportance("in"), lambda w, c, r, x: share(w, c)),
     (RelativeImportance("out"), lambda w, c, r, x: share(w, r)),
-    (Wanda(), lambda w, c, r, x: w * x),
-    (RIA(), lambda w, c, r, x: (share(w, c) + share(w, r)) * x**0.5),
-    (RIA(power=1.0), lambda w, c, r, x: (share(w, c) + share(w, r)) * x),
+    (Wanda(), lambda w, c, r, x: w * rms(x)),
+    (RIA(), lambda w, c, r, x: (share(w, c) + share(w, r)) * rms(x) ** 0.5),
+    (RIA(power=1.0), lambda w, c, r, x: (share(w, c) + share(w, r)) * rms(x)),
     (RIA(power=0.0), lambda w, c, r, x: share(w, c) + share(w, r)),
-    (RIA(terms="in"), lambda w, c, r, x: share(w, c) * x**0.5),
-    (RIA(terms="out"), lambda w, c, r, x: share(w, r) * x**0.5),
+    (RIA(terms="in"), lambda w, c, r, x: share(w, c) * rms(x) ** 0.5),
+    (RIA(terms="out"), lambda w, c, r, x: share(w, r) * rms(x) ** 0.5),
 ]
 
 
@@ -52,11 +55,11 @@ FORMULAS = [
     ids=lambda x: "" if callable(x) and not hasattr(x, "needs") else repr(x),
 )
 def test_score_equals_the_formula(score, formula, dtype, layer):
-    weight_OI, inputs_TI, stats = layer
+    weight_OI, inputs_TI, _ = layer
     weight_OI = weight_OI.to(dtype)
     weight_OI[5], weight_OI[:, 7] = 0, 0  # a dead output and a dead input: 0/0 in RI
     before = weight_OI.clone()
-    got_OI = score(weight_OI, stats)
+    got_OI = score(weight_OI, gather(inputs_TI, score.needs))
     assert got_OI.dtype == torch.float32
     expected_OI = loop(weight_OI, inputs_TI, formula)
     assert torch.allclose(got_OI.double(), expected_OI, rtol=1e-5, atol=1e-12)

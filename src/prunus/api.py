@@ -94,6 +94,8 @@ def prune(
         if output is not None:
             output = Path(output).expanduser().absolute()
             check_output(output)
+        if spill is not None:
+            check_spill(Path(spill).expanduser())
         if recipe.structured:
             check_alone(recipe, team.size)
         if resume and (path is None or output is None):

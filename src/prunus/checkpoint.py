@@ -247,6 +247,10 @@ def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -
             raise ValueError("its vocabulary is empty")
         return tokenizer
     except Exception as error:  # as below
+        if source.gguf_file is not None:
+            raise CheckpointError(
+                f"{checkpoint} cannot be read as a GGUF: {first_line(error)}. Download it again."
+            ) from None
         raise CheckpointError(
             f"{checkpoint} has no tokenizer that can be loaded ({first_line(error)}). Copy "
             "tokenizer.json and tokenizer_config.json of the model into the folder."
@@ -293,9 +297,12 @@ def _explained(checkpoint: str | Path) -> Iterator[None]:
                 f"{checkpoint} brings code of its own. Read it, and pass --trust-remote-code "
                 "(trust_remote_code=True) to run it."
             ) from None
-        raise CheckpointError(
-            f"{checkpoint} cannot be loaded as a causal language model: {first_line(error)}"
-        ) from error
+        why = f"cannot be loaded as a causal language model: {first_line(error)}."
+        cure = "Get a whole checkpoint of one."
+        if not find(checkpoint).local:
+            why = f"is no folder here, and cannot be had from the hub: {first_line(error)}."
+            cure = "Give a folder, a .gguf, or a hub id that can be reached or is in the cache."
+        raise CheckpointError(f"{checkpoint} {why} {cure}") from error
 
 
 def _is_quantised(checkpoint: str | Path, trust_remote_code: bool) -> bool:

@@ -95,8 +95,11 @@ def other_shape(name: str, found: Iterable[int], expected: Iterable[int]) -> str
 
 def first_line(error: Exception) -> str:
     """What an exception of another library says first; its type where it says nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".: ") if text else type(error).__name__
+    lines = str(error).split("\n")
+    first = next((line.strip() for line in lines if line.strip()), type(error).__name__)
+    if first.endswith(":"):  # what it announces comes on the next lines
+        first = " ".join(str(error).split()).split(". ")[0]
+    return first.rstrip(".: ")
 
 
 def at_least(least: float, **numbers: float) -> None:

@@ -56,7 +56,13 @@ def check_output(output: str | Path) -> None:
     try:
         try_folder(output.absolute().parent, output.name)
     except OSError as error:
-        raise CheckpointError(f"{output} cannot be written: {error}.") from None
+        raise _unwritable(output, error) from None
+
+
+def _unwritable(output: Path, error: OSError) -> CheckpointError:
+    """Without the temporary name, which nobody gave."""
+    why = error.strerror or error
+    return CheckpointError(f"{output} cannot be written: {why}. Choose another place for it.")
 
 
 def try_folder(folder: Path, name: str = "prunus") -> None:
@@ -91,7 +97,7 @@ def _temporary(output: Path) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
         folder.chmod(0o755)  # mkdtemp's 0700 is for secrets
     except OSError as error:
-        raise CheckpointError(f"{output} cannot be written: {error}.") from None
+        raise _unwritable(output, error) from None
     return folder
 
 

@@ -152,6 +152,16 @@ class OneOf:
 
     options: tuple[NM, ...]
 
+    def __post_init__(self) -> None:
+        known: dict[float, NM] = {}
+        for option in self.options:
+            other = known.setdefault(option.sparsity, option)
+            if other is not option:
+                raise PatternError(
+                    f"{other} and {option} have the same sparsity, so a share does not choose "
+                    "between them. Give one of them."
+                )
+
     def __str__(self) -> str:
         return ",".join(map(str, self.options))
 

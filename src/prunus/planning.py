@@ -84,14 +84,14 @@ def forecast(run: Run) -> Plan:
     planned = [block for block in run.blocks if block.planned(run.plan)]
     learns = run.allocation if isinstance(run.allocation, BESA) else None
     units = [block for block in planned if learns is None or block.index % learns.span == 0]
-    largest = max(units or planned, key=_block_bytes)
+    largest = max(units or planned, key=block_bytes)
     times = _rehearse(run, largest)
     samples = 0 if run.ids_ST is None else len(run.ids_ST)
     ordering = run.pruner.ordering
     passes = len(planned)  # over all samples
     if run.recipe.true_sequential:
         passes = sum(len({x.site for x in block.planned(run.plan)}) for block in planned)
-    search, shard = 0, _block_bytes(largest)  # which is copied to be written
+    search, shard = 0, block_bytes(largest)  # which is copied to be written
     if ordering is not None and ordering.realisation == "fold":
         passes += len(planned)
         search = 3 * 4 * ordering.rows * run.traced.inputs[0].shape[-1]
@@ -122,7 +122,7 @@ def checkpoint_bytes(weights: Weights, blocks: Sequence[Block], packed: bool = F
     total = int(sum(p.numel() * p.itemsize for p in weights.model.parameters()))
     converted = weights.converted_bytes if isinstance(weights, Streamed) else 0
     # Shards are copied into larger ones, or because their names on disk are others.
-    copied = packed or converted > 0 or min(map(_block_bytes, blocks)) * 2 <= SMALL
+    copied = packed or converted > 0 or min(map(block_bytes, blocks)) * 2 <= SMALL
     return total * (2 if copied else 1) + 2 * converted
 
 
@@ -222,7 +222,8 @@ def _kinds(run: Run) -> list[Kind]:
     return [Kind(kind, *count) for kind, count in counts.items()]
 
 
-def _block_bytes(block: Block) -> int:
+def block_bytes(block: Block) -> int:
+    """Of its tensors."""
     return sum(p.numel() * p.itemsize for p in block.module.parameters())
 
 

@@ -22,7 +22,7 @@ from .types import BlockPruner
 
 WEIGHTS_ONLY = (
     *("pattern", "update", "refine", "permutation", "search", "true_sequential"),
-    *("bits", "group", "quantize", "pack"),
+    *("bits", "group", "quantize", "pack", "min_tokens"),
 )
 STRUCTURED_ONLY = ("blocks", "parameters", "recovery")
 PARTS = {name: f"{name}." for name in ("permutation", "allocation", "update")}
@@ -232,7 +232,7 @@ class Recipe(BaseModel):
 
     def _refuse(self, names: tuple[str, ...], why: str) -> None:
         for name in names:
-            if getattr(self, name) not in (None, False):
+            if getattr(self, name) is not None and getattr(self, name) is not False:
                 option = name.replace("_", "-")
                 raise InputError(f"{why}, so --{option} does not apply. Leave it out.")
 

@@ -43,7 +43,10 @@ def check_spill(folder: Path) -> None:
     try:
         try_folder(folder.absolute())
     except OSError as error:
-        raise CheckpointError(f"--spill {folder} cannot be used: {error}.") from None
+        why = error.strerror or error
+        raise CheckpointError(
+            f"--spill {folder} cannot be used: {why}. Give a folder that can be written to."
+        ) from None
 
 
 def _remove(folder: Path, lock: IO[bytes] | None) -> None:

@@ -66,14 +66,15 @@ def run(
     update: Annotated[
         str | None,
         typer.Option(
-            help="keep, sparsegpt or least-squares: new values for the kept weights.",
+            help="keep, sparsegpt or least-squares: new values for the kept weights.  "
+            "[default: the method's]",
             rich_help_panel=WEIGHTS,
         ),
     ] = None,
     refine: Annotated[
         str | None,
         typer.Option(
-            help="none or swaps: exchange kept and pruned weights while it helps.",
+            help="none or swaps: exchange kept and pruned weights while it helps.  [default: none]",
             rich_help_panel=WEIGHTS,
         ),
     ] = None,
@@ -82,14 +83,15 @@ def run(
         typer.Option(
             help="none, fold, gather or free: N:M in an order of the inputs that keeps more. fold: "
             "in the stored weights, for hardware; gather: keeps more, needs prunus.load; free: the "
-            "papers' count, which nothing runs.",
+            "papers' count, which nothing runs.  [default: none]",
             rich_help_panel=WEIGHTS,
         ),
     ] = None,
     search: Annotated[
         str | None,
         typer.Option(
-            help="assignment, heuristic or greedy: how orders are found.", rich_help_panel=WEIGHTS
+            help="assignment, heuristic or greedy: how orders are found.  [default: assignment]",
+            rich_help_panel=WEIGHTS,
         ),
     ] = None,
     allocation: Annotated[
@@ -118,7 +120,7 @@ def run(
         str | None,
         typer.Option(
             help="before or after: the grid, then the mask, or the other way round. before with "
-            "--allocation besa learns clipping too.",
+            "--allocation besa learns clipping too.  [default: after]",
             rich_help_panel=INTEGERS,
         ),
     ] = None,
@@ -152,7 +154,7 @@ def run(
     mlp_only: Annotated[
         bool | None,
         typer.Option(
-            "--mlp-only/--no-mlp-only", help="Leave attention dense.", rich_help_panel=WEIGHTS
+            "--mlp-only/--no-mlp-only", help="Leave attention dense; also of heads and neurons."
         ),
     ] = None,
     skip_blocks: Annotated[
@@ -202,7 +204,7 @@ def run(
         str | None,
         typer.Option(help="auto, float32, bfloat16, float16.  [default: the checkpoint's]"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.  [default: auto]")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished run of this output.")
     ] = False,
@@ -282,7 +284,7 @@ def request(given: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None and name != "json"}
     arguments = dict(given)
     setting = arguments.pop("setting", None) or []
-    if wrong := [item for item in setting if "=" not in item]:
+    if wrong := [item for item in setting if item.find("=") < 1]:
         raise InputError(f"--set takes FIELD=VALUE, such as score.power=0.4; got {wrong[0]!r}.")
     if setting:
         arguments["settings"] = dict(item.split("=", 1) for item in setting)

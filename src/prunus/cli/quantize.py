@@ -22,12 +22,15 @@ EXAMPLES = """
 """
 
 SHARED = (
-    "model output bits group pack calibration data_dir samples length seed dtype device resume "
+    "model output group pack calibration data_dir samples length seed dtype device resume "
     "spill trust_remote_code json"
 ).split()
 
 
 def _run(
+    bits: Annotated[
+        int | None, typer.Option(help="2 to 8, of the integer grids.  [default: 4]")
+    ] = None,
     scales: Annotated[
         bool | None,
         typer.Option(
@@ -45,7 +48,7 @@ def _run(
     from ..api import quantize
 
     def asked() -> dict[str, Any]:
-        arguments = prune.request({**given, "scales": scales, "clip": clip})
+        arguments = prune.request({**given, "bits": bits, "scales": scales, "clip": clip})
         if arguments.get("group") == 0:
             arguments["group"] = None
         return arguments
@@ -71,7 +74,7 @@ def _options() -> tuple[inspect.Signature, dict[str, Any]]:
     own_hints = get_type_hints(_run, include_extras=True)
     own = inspect.signature(_run).parameters
     parameters = [shared[name].replace(annotation=hints[name]) for name in SHARED]
-    parameters += [own[x].replace(annotation=own_hints[x]) for x in ("scales", "clip")]
+    parameters += [own[x].replace(annotation=own_hints[x]) for x in ("bits", "scales", "clip")]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
     return inspect.Signature(parameters), {p.name: p.annotation for p in parameters}
 

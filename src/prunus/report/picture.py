@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, UnknownNameError, at_least
 from ..output import new_file
 from .plots import learning, over_depth
 from .pruning_report import PruningReport, read_report
@@ -59,6 +59,8 @@ def plot(
             _draw(show, reports, path, threshold, title)
         except ImportError:
             raise InputError("Pictures need matplotlib: pip install 'prunus[report]'.") from None
+        except InputError:
+            raise
         except ValueError as error:  # matplotlib's, about the ending
             raise InputError(f"{output} cannot be drawn: {error}.") from None
 
@@ -68,6 +70,7 @@ def _check(
 ) -> None:
     if threshold is not None and show != "heads":
         raise InputError(f"A threshold is for --show heads; this is {show}. Leave it out.")
+    at_least(0, threshold=threshold or 0)
     known = dict.fromkeys((*SINGLE, *UNITS))
     if show not in known:
         raise UnknownNameError("picture", show, known)

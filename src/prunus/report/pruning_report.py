@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 import transformers
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
 from .._version import __version__
 from ..blocks import Block
 from ..calibration import Protocol
-from ..errors import CheckpointError, UnsupportedModelError
+from ..errors import CheckpointError, UnsupportedModelError, first_line
 from ..quantization import Grid
 from ..types import LayerReport
 from .experts import ExpertTokens
@@ -167,10 +167,19 @@ def read_report(folder: Path) -> PruningReport:
         content = json.loads(path.read_text(encoding="utf-8"))
         report = TypeAdapter(PruningReport).validate_python(content)
     except FileNotFoundError:
+        if not folder.exists():
+            raise CheckpointError(f"{folder} does not exist. Give what prunus wrote.") from None
         raise CheckpointError(f"{folder} has no {FILE}: prunus did not write it.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{path} is damaged: {where}: {first['msg'].lower()}. Copy the checkpoint again."
+        ) from None
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()
-        raise CheckpointError(f"{path} is damaged: {' '.join(first[:3])}.") from None
+        raise CheckpointError(
+            f"{path} is damaged: {first_line(error)}. Copy the checkpoint again."
+        ) from None
     if not report.layers:
         raise CheckpointError(f"{path} is damaged: it names no layers.")
     return report

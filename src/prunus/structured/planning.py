@@ -6,7 +6,14 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..planning import REHEARSED, Stopwatch, checkpoint_bytes, hidden_bytes, peak_bytes
+from ..planning import (
+    REHEARSED,
+    Stopwatch,
+    block_bytes,
+    checkpoint_bytes,
+    hidden_bytes,
+    peak_bytes,
+)
 from ..report.structured_report import StructuredReport
 from .gathering import MAPS
 from .run import StructuredRun
@@ -63,10 +70,11 @@ def forecast(run: StructuredRun, held: bool) -> SmallerPlan:
     hidden *= 2 if pruner.before else 1  # a dense stream beside
     left = sum(p.numel() * p.itemsize for p in run.model.parameters())
     disk = left if held else checkpoint_bytes(run.weights, run.blocks)
+    shard = 0 if held else max(map(block_bytes, run.blocks))  # which is copied to be written
     return SmallerPlan(
         structured=structured,
         exact=ids_ST is None or len(ids_ST) <= REHEARSED or known,
-        peak_bytes=peak_bytes() + (0 if run.spill else hidden),
+        peak_bytes=peak_bytes() + shard + (0 if run.spill else hidden),
         disk_bytes=disk + (hidden if run.spill else 0),
         seconds=seconds,
     )
