@@ -306,6 +306,14 @@ def test_version():
     assert run("--version").stdout.strip() == prunus.__version__
 
 
+def test_a_reader_that_has_enough_ends_it_without_a_word():
+    line = f"{sys.executable} -m prunus methods | head -n 1; exit ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert run.stdout == "magnitude\n"
+    assert run.stderr == ""
+    assert run.returncode in (0, 141)  # or all of it was in the pipe before the reader went
+
+
 def test_an_output_that_takes_nothing_is_a_sentence_too():
     with Path("/dev/full").open("w") as full:
         said = subprocess.run(

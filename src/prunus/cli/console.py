@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 TERMINATED = 128 + SIGTERM  # exit code
+UNREAD = 128 + 13  # SIGPIPE, which some systems do not have
 
 # Results go to stdout, everything else here: `prunus … --json | jq` always works.
 console = Console(stderr=True, highlight=False)
@@ -62,6 +63,9 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 "ended by SIGTERM: another process of the run has died, or torchrun itself was "
                 "ended. Blocks that are done are kept: start all processes again with --resume."
             )
+        except BrokenPipeError:  # whoever reads it has enough, such as `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(UNREAD) from None
         except OSError as error:  # of the output: all else says what it is itself
             _fail(f"{error}.")
         except (MemoryError, RuntimeError) as error:
