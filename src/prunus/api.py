@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from .planning import Plan, forecast
 from .recipe import Recipe
 from .report.pruning_report import FILE as REPORT
 from .report.pruning_report import known_zeros, read_report
-from .result import Result, prune_journaled, write
+from .result import Result, carry_out
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
 from .spill import check_spill
@@ -113,23 +112,21 @@ def prune(
             model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
         )
     run.shared(team)
-    if path is None or output is None:
-        if run.recipe.pack:
-            raise InputError("pack is for a model given as a path, with an output.")
-        result = Result(*run.prune(), output, held=run.weights.model)
-        with team.agreed():
-            if output is not None and team.first:
-                proof = write(result, tokenizer, run.recipe, run.observer, trust_remote_code)
-                result = replace(result, verification=proof)
-        return result
     if run.recipe.pack:
-        if widths_of(run.weights.model) is not None:
-            raise InputError(
-                f"The blocks of {path} have different widths: prunus.load alone can load it, and "
-                "reads no packed integers. Leave --pack out."
-            )
-        check_names(run.weights.model, run.plan)
-    return prune_journaled(run, path, output, resume, tokenizer, trust_remote_code)
+        _check_pack(run, path if output is not None else None)
+    return carry_out(run, model, output, resume, tokenizer, trust_remote_code)
+
+
+def _check_pack(run: Run, path: str | Path | None) -> None:
+    """Raise InputError where integers cannot be written, or nothing could read them."""
+    if path is None:
+        raise InputError("pack is for a model given as a path, with an output.")
+    if widths_of(run.weights.model) is not None:
+        raise InputError(
+            f"The blocks of {path} have different widths: prunus.load alone can load it, and "
+            "reads no packed integers. Leave --pack out."
+        )
+    check_names(run.weights.model, run.plan)
 
 
 def plan(

@@ -204,6 +204,16 @@ def _loaded(
             **source.arguments,
         )
     model, loading = loaded
+    _check_loading(checkpoint, loading)
+    said = getattr(model.config, "quantization_config", None)
+    unpacked = bool(source.gguf_file or getattr(said, "dequantize", False))
+    result: PreTrainedModel = _plain(model) if unpacked else model
+    result.eval()
+    return result
+
+
+def _check_loading(checkpoint: str | Path, loading: Mapping[str, Any]) -> None:
+    """Tensors that are missing, have another shape, or no place."""
     missing = sorted(loading["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -218,13 +228,8 @@ def _loaded(
             f"{checkpoint} holds {len(unused)} tensors that its config.json has no place for, and "
             f"which are left out: {', '.join(unused[:3])} …",
             CheckpointWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    said = getattr(model.config, "quantization_config", None)
-    unpacked = bool(source.gguf_file or getattr(said, "dequantize", False))
-    result: PreTrainedModel = _plain(model) if unpacked else model
-    result.eval()
-    return result
 
 
 def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -76,7 +76,26 @@ class Result:
         return load_model(cast(Path, self.output), trust_remote_code=self.trust_remote_code)
 
 
-def prune_journaled(
+def carry_out(
+    run: Journaled,
+    model: str | Path | PreTrainedModel,
+    output: Path | None,
+    resume: bool,
+    tokenizer: Any,
+    trust_remote_code: bool,
+) -> Result:
+    """Prune: block by block onto the disk where a path becomes a checkpoint, else in memory."""
+    if output is not None and isinstance(model, str | Path):
+        return _prune_journaled(run, model, output, resume, tokenizer, trust_remote_code)
+    result = Result(*run.prune(), output, held=run.weights.model)
+    with run.team.agreed():
+        if output is not None and run.team.first:
+            proof = write(result, tokenizer, run.recipe, run.observer, trust_remote_code)
+            result = replace(result, verification=proof)
+    return result
+
+
+def _prune_journaled(
     run: Journaled,
     checkpoint: str | Path,
     output: Path,

@@ -28,6 +28,7 @@ from .structured import verification as structured
 from .structured.widths import read_widths
 from .survey import any_tokens, inspect
 from .types import LayerReport, Pattern
+from .weights import Weights
 
 # Run in a new interpreter that never imports prunus: what any user of the checkpoint will do.
 RELOAD = """
@@ -284,6 +285,19 @@ def _grid_problems(name: str, weight_OI: Tensor, grid: Grid) -> list[str]:
     return []
 
 
+def _interiors(old: Weights, orders: Orders) -> Mapping[str, Interior]:
+    """Of the source, whose residual stream is brought into the checkpoint's order."""
+    if orders.residual is None and not orders.folded:
+        return {}
+    ids = any_tokens(old.model)
+    blocks, traced = inspect(old.model, ids, old)
+    channels = Channels.of(old, blocks, traced, ids, orders.residual is not None)
+    channels.check(orders)
+    if orders.residual is not None:
+        channels.fold_residual(orders.residual)
+    return channels.interiors
+
+
 def _check_against(
     folder: Path,
     source: str | Path,
@@ -298,15 +312,7 @@ def _check_against(
     """
     new = load_weights(folder, trust_remote_code=trust_remote_code, stream=True)
     old = load_weights(source, trust_remote_code=trust_remote_code, stream=True)
-    interiors: Mapping[str, Interior] = {}
-    if orders.residual is not None or orders.folded:
-        ids = any_tokens(old.model)
-        blocks, traced = inspect(old.model, ids, old)
-        channels = Channels.of(old, blocks, traced, ids, orders.residual is not None)
-        channels.check(orders)
-        if orders.residual is not None:
-            channels.fold_residual(orders.residual)
-        interiors = channels.interiors
+    interiors = _interiors(old, orders)
     pruned: dict[str, bool] = {}
     for layer in report.layers:
         pruned[layer.parameter] = layer.updated or pruned.get(layer.parameter, False)

@@ -15,7 +15,7 @@ from ..errors import CalibrationError, InputError
 from ..inputs import inputs, named, pick_device
 from ..observer import Observer
 from ..recipe import Recipe
-from ..result import Result, prune_journaled, write
+from ..result import Result, carry_out
 from .planning import SmallerPlan, forecast
 from .run import StructuredRun
 
@@ -57,13 +57,7 @@ def check_alone(recipe: Recipe, processes: int) -> None:
 def prune_structured(asked: Asked, output: Path | None, resume: bool) -> Result:
     """Whole heads and neurons: each block becomes smaller, and is on disk then."""
     run, tokenizer = _prepared(asked)
-    if output is not None and isinstance(asked.model, str | Path):
-        return prune_journaled(run, asked.model, output, resume, tokenizer, asked.trust_remote_code)
-    result = Result(*run.prune(), output, held=run.model)
-    if output is None:
-        return result
-    proof = write(result, tokenizer, run.recipe, run.observer, asked.trust_remote_code)
-    return replace(result, verification=proof)
+    return carry_out(run, asked.model, output, resume, tokenizer, asked.trust_remote_code)
 
 
 def plan_structured(asked: Asked) -> SmallerPlan:

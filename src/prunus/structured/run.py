@@ -33,6 +33,7 @@ from ..types import LayerReport
 from ..weights import Weights
 from .allocation import (
     Counts,
+    Key,
     Quota,
     adaptive,
     check,
@@ -52,6 +53,29 @@ from .size import OneToken
 from .surgery import rehearse
 from .watching import eager
 from .widths import Widths, note_widths, stock_config, widths_of
+
+
+@dataclass(frozen=True)
+class Before:
+    """Numbers of the dense model.
+
+    Attributes:
+        parameters: of all, tied ones once.
+        blocks: of each block.
+        removable: in the units of the modules.
+        costs: of one unit of each module.
+    """
+
+    parameters: int
+    blocks: list[int]
+    removable: int
+    costs: dict[Key, int]
+
+    @classmethod
+    def of(cls, run: StructuredRun) -> Before:
+        """As the model is now."""
+        blocks = [_count(block.module) for block in run.blocks]
+        return cls(_count(run.model), blocks, removable(run.modules), costs(run.modules))
 
 
 @dataclass
@@ -116,18 +140,10 @@ class StructuredRun:
             )
         ids = ids_ST if ids_ST is not None else any_tokens(weights.model)
         blocks, traced = inspect(weights.model, ids, weights)
-        chosen = range(len(blocks))
+        chosen = blocks
         if recipe.blocks is not None:
-            chosen = block_range("--blocks", recipe.blocks, len(blocks))
-        modules = []
-        for block in (blocks[index] for index in chosen):
-            call, hidden = traced.calls[block.index], traced.inputs[block.index]
-            with block.at_hand():
-                _check_alive(block)
-                found = find_modules(block, call, hidden, pruner.units)
-                for module in found:
-                    rehearse(block, module, call, hidden)
-            modules += found
+            chosen = [blocks[i] for i in block_range("--blocks", recipe.blocks, len(blocks))]
+        modules = [module for block in chosen for module in _rehearsed(block, traced, pruner)]
         token = OneToken.through(weights, blocks)
         run = cls(
             weights, name, recipe, pruner, ids_ST, protocol, device, observer, spill, blocks,
@@ -168,34 +184,23 @@ class StructuredRun:
         begun, pruner = time.perf_counter(), self.pruner
         layers = [layer for module in self.modules for layer in module.layers]
         coverage = Coverage.of(self.model, self.blocks, {layer.name for layer in layers})
-        before, blocks_before = _count(self.model), [_count(b.module) for b in self.blocks]
+        before = Before.of(self)
         context = self._context(layers)
         dense = self._look(context)
-        quota, cost, total = self._quota(dense), costs(self.modules), removable(self.modules)
+        quota = self._quota(dense)
         recording = self._recording() if pruner.sequential or pruner.recovery != "none" else None
         known = None if pruner.sequential else dense
         reports, seen = prune_units(
             context, self.blocks, self.modules, quota, recording, known, journal
         )
-        gone = removed(cost, quota.counts)
-        if not gone:  # as no look before has said
+        if not any(quota.counts.values()):  # as no look before has said
             if journal is not None:
                 journal.remove()
             raise InputError(
                 "No two heads are as near as heads.threshold, so nothing went. Give a larger one; "
                 "`prunus plot --show heads` of a run without it shows how near they are."
             )
-        widths = self._widths(quota.counts, seen)
-        stock = self._note(widths)
-        dear = self.token.multiply_adds
-        structured = StructuredReport(
-            parameters=(before, _count(self.model)),
-            removable=total,
-            removed=gone,
-            multiply_adds=(dear, dear - seen.saved),
-            stock=stock,
-            blocks=self._blocks(blocks_before, widths, reports, seen),
-        )
+        structured = self._smaller(before, quota, reports, seen)
         report = PruningReport(
             model=self.name,
             method=self.recipe.method,
@@ -210,6 +215,20 @@ class StructuredRun:
             structured=structured,
         )
         return report, Orders()
+
+    def _smaller(
+        self, before: Before, quota: Quota, reports: Sequence[LayerReport], seen: Seen
+    ) -> StructuredReport:
+        """What came of it; the widths are with the model from here on."""
+        widths, dear = self._widths(quota.counts, seen), self.token.multiply_adds
+        return StructuredReport(
+            parameters=(before.parameters, _count(self.model)),
+            removable=before.removable,
+            removed=removed(before.costs, quota.counts),
+            multiply_adds=(dear, dear - seen.saved),
+            stock=self._note(widths),
+            blocks=self._blocks(before.blocks, widths, reports, seen),
+        )
 
     def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
         """All that decides what comes out, flat, for a later run to compare."""
@@ -334,6 +353,17 @@ class StructuredRun:
                 )
             )
         return found
+
+
+def _rehearsed(block: Block, traced: Trace, pruner: UnitPruner) -> list[Depth2]:
+    """What can lose units in a block, after a trial of that."""
+    call, hidden = traced.calls[block.index], traced.inputs[block.index]
+    with block.at_hand():
+        _check_alive(block)
+        modules = find_modules(block, call, hidden, pruner.units)
+        for module in modules:
+            rehearse(block, module, call, hidden)
+    return modules
 
 
 def _check_alive(block: Block) -> None:
