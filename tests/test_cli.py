@@ -277,7 +277,11 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(case, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.txt", "short.txt", "source"]
 
 
-def test_an_output_that_exists_and_a_model_that_does_not(tmp_path):
+def test_an_output_that_exists_and_a_model_that_does_not(tmp_path, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("We couldn't connect")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
     result = run("prune", LLAMA, *WANDA, "--output", tmp_path, *FAST)
     assert result.exit_code == 2
     assert "nothing is overwritten" in result.stderr
