@@ -140,6 +140,20 @@ def test_streamed_pruned_saved_and_loaded(family, tmp_path, monkeypatch):
     assert all(layer.role != "other" or family == "jetmoe" for layer in experts)  # its queries
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", ["glm4_moe", "gpt_oss", "llama", "rwkv"])
+def test_streamed_in_half_precision(family, dtype, tmp_path, monkeypatch):
+    """Also what transformers keeps in float32 there: RWKV's decay, routers."""
+    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    build(family, (FAMILIES | MIXTURES)[family]).to(dtype).save_pretrained(tmp_path / "dense")
+    run = {"method": "wanda", "tokens_ST": IDS, "min_tokens": 8}
+    prunus.prune(tmp_path / "dense", output=tmp_path / "out", **run)
+    held = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    prunus.prune(held, **run)
+    streamed = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(streamed[name], p) for name, p in held.state_dict().items())
+
+
 @pytest.mark.parametrize("family", sorted(REFUSED))
 def test_what_cannot_be_handled_yet_says_so(family):
     settings, reason = REFUSED[family]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -120,7 +121,17 @@ class Streamed:
         for axis in range(tensor.ndim):
             if (name, axis) in self._orders:
                 tensor = tensor.index_select(axis, self._orders[name, axis])
-        return tensor
+        return tensor.float() if any(part in name for part in self._wide) else tensor
+
+    @cached_property
+    def _wide(self) -> set[str]:
+        """Parts of names that are float32 in half precision; from disk transformers forgets it."""
+        half, found = self.model.dtype, set[str]()
+        if half in (torch.float16, torch.bfloat16):
+            found |= set(self.model._keep_in_fp32_modules_strict or ())
+        if half == torch.float16:
+            found |= set(self.model._keep_in_fp32_modules or ())
+        return found
 
     @contextmanager
     def at_hand(self, name: str) -> Iterator[nn.Module]:
