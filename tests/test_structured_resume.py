@@ -9,9 +9,12 @@ import torch
 import prunus
 from conftest import MODELS, load_tiny
 from prunus.errors import CheckpointError, InputError
-from prunus.journal import unfinished
+from prunus.journal import Journal, unfinished
 from prunus.observer import Silent
-from prunus.structured.loop import prune_units
+from prunus.structured.allocation import Quota
+from prunus.structured.diary import noted, restored
+from prunus.structured.loop import Seen, prune_units
+from prunus.survey import inspect
 from test_resume import FAST, Ends, end, same, tensors
 
 LATE = {"heads.threshold": 0.6, "target": "heads"}
@@ -102,6 +105,25 @@ def test_every_kind_of_run_resumes(run, done, tmp_path):
     assert widths(tmp_path / "whole") == widths(tmp_path / "out")
     assert result.verification.ok
     assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
+
+
+def test_what_the_diary_says_of_a_block_comes_back_to_the_last_digit(tmp_path):
+    """A report rounds divergences to four digits; one in float32 would round elsewhere."""
+    model, _ = load_tiny("llama")
+    block, _ = inspect(model, torch.arange(24)[None])
+    quota = Quota((), 0.4, {(0, "heads"): 1, (0, "neurons"): 7, (1, "heads"): 2})
+    seen = Seen(numbers={0: {"self_attn.num_heads": 2}})
+    seen.divergences[0] = torch.rand(4, 4, dtype=torch.float64)
+    journal = Journal.open(tmp_path / "out", {"a": 1}, False, print)
+    journal.write(block[0], [], None, {}, **noted(block[0], seen, quota))
+    journal.close()
+    again = Journal.open(tmp_path / "out", {"a": 1}, True, print)
+    found, counts = Seen(), Quota((), 0.4, {})
+    assert restored(block[0], found, counts, again, torch.device("cpu")) == []
+    assert restored(block[1], found, counts, again, torch.device("cpu")) is None
+    assert torch.equal(found.divergences[0], seen.divergences[0])
+    assert found.numbers == seen.numbers
+    assert counts.counts == {(0, "heads"): 1, (0, "neurons"): 7}
 
 
 def test_a_damaged_block_and_another_run_are_refused(tmp_path):

@@ -49,6 +49,7 @@ def restored(
             own[name.removeprefix(f"{block.name}.")].copy_(tensor)
         seen.numbers[block.index] = line["numbers"]
         if line["divergence"] is not None:
-            seen.divergences[block.index] = torch.tensor(line["divergence"])
+            divergence_HH = torch.tensor(line["divergence"], dtype=torch.float64)
+            seen.divergences[block.index] = divergence_HH
         quota.counts |= {(block.index, unit): count for unit, count in line["counts"].items()}
         return REPORTS.validate_python(line["reports"])
