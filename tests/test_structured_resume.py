@@ -121,6 +121,7 @@ def test_what_the_diary_says_of_a_block_comes_back_to_the_last_digit(tmp_path):
     found, counts = Seen(), Quota((), 0.4, {})
     assert restored(block[0], found, counts, again, torch.device("cpu")) == []
     assert restored(block[1], found, counts, again, torch.device("cpu")) is None
+    again.close()
     assert torch.equal(found.divergences[0], seen.divergences[0])
     assert found.numbers == seen.numbers
     assert counts.counts == {(0, "heads"): 1, (0, "neurons"): 7}
