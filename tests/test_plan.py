@@ -163,6 +163,15 @@ def test_a_smaller_model_is_foreseen(fields, exact):
     assert plan.seconds > 0
 
 
+def test_a_threshold_that_takes_nothing_by_a_few_samples_has_a_plan():
+    model, tokenizer = load_tiny("llama")
+    settings = {"heads.threshold": 1e-6, "target": "heads"}
+    plan = prunus.plan(model, method="goa", settings=settings, tokenizer=tokenizer, **FAST)
+    assert not plan.exact
+    assert plan.structured.removed == 0
+    assert plan.structured.predicted_speedup == 1
+
+
 def test_time_grows_with_samples_and_memory_with_spill(tmp_path):
     model, tokenizer = load_tiny("llama")
     run = {"method": "goa", "tokenizer": tokenizer, "length": 48}

@@ -56,7 +56,7 @@ def forecast(run: StructuredRun, held: bool) -> SmallerPlan:
     """
     ids_ST, watch = run.ids_ST, Stopwatch()
     few_ST = None if ids_ST is None else ids_ST[:REHEARSED]
-    rehearsal = replace(run, ids_ST=few_ST, observer=watch, spill=None)
+    rehearsal = replace(run, ids_ST=few_ST, observer=watch, spill=None, rehearsal=True)
     begun = time.perf_counter()
     structured = rehearsal.prune()[0].structured
     seconds = time.perf_counter() - begun
