@@ -64,7 +64,9 @@ def prune(
     >>> prunus.prune(model, method="wanda", pattern="2:4", tokenizer=tokenizer)  # in place
 
     With a path and an ``output`` every finished block is on disk at once, for a later run to take
-    up; and the model is never in memory as a whole, unless it is a GGUF or writes its own text.
+    up; and the model is never in memory as a whole, unless it cannot be read block by block (a
+    GGUF, packed integers, blocks of different widths), writes its own text, or ``llm-pruner`` wants
+    its gradients.
 
     Args:
         model: a folder, hub id or GGUF; or a model in memory, which is pruned in place.

@@ -21,22 +21,27 @@ from .weights import InMemory, Weights
 def inputs(
     model: str | Path | PreTrainedModel,
     recipe: Recipe,
-    stream: bool,
+    written: bool,
     tokenizer: Any,
     tokens_ST: Tensor | None,
     trust_remote_code: bool,
     observer: Observer,
+    whole: bool = False,
 ) -> tuple[Weights, tuple[Tensor | None, Protocol | None], Any]:
-    """The weights, the calibration tokens, and the tokenizer if one is needed."""
+    """The weights, the calibration tokens, and the tokenizer if one is needed.
+
+    A path is read block by block if a checkpoint is to be ``written``, unless the method wants the
+    ``whole`` model in memory.
+    """
     weights: Weights
     if isinstance(model, str | Path):
         observer.say(f"loading {model}")
         if tokenizer is None and recipe.calibration not in ("none", GIVEN):
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-        elif tokenizer is None and stream:
+        elif tokenizer is None and written:
             tokenizer = tokenizer_to_copy(model, trust_remote_code, observer.say)
         # Text that the model writes takes hundreds of forwards: not from disk.
-        stream = stream and recipe.calibration != "self"
+        stream = written and recipe.calibration != "self" and not whole
         weights = load_weights(
             model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
         )

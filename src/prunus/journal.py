@@ -26,6 +26,7 @@ from torch import Tensor
 from .blocks import Block
 from .channels import Channels
 from .errors import CheckpointError, InputError
+from .output import unfinished
 from .permutation.orders import Orders
 from .types import LayerReport
 
@@ -261,11 +262,6 @@ def sha256(path: Path) -> str:
 def packed_beside(shard: Path) -> Path:
     """The file with what a packed checkpoint holds in place of the shard's quantised weights."""
     return shard.with_suffix(".packed")
-
-
-def unfinished(output: Path) -> Path:
-    """The folder of a run that shall become ``output``."""
-    return output.parent / f".{output.name}.unfinished"
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:

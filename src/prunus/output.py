@@ -83,11 +83,19 @@ def no_new_parents(output: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def unfinished(output: Path) -> Path:
+    """The folder of a run that shall become ``output``."""
+    return output.parent / f".{output.name}.unfinished"
+
+
 def _refuse_existing(output: Path) -> None:
     """Nothing is ever overwritten."""
     if os.path.lexists(output):
+        left = unfinished(output)
+        beside = f" {left} is left of a run that was killed at its end; remove it too."
         raise CheckpointError(
             f"{output} exists. Choose another --output, or remove it first; nothing is overwritten."
+            f"{beside if left.exists() else ''}"
         )
 
 

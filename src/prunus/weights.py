@@ -103,9 +103,13 @@ class Streamed:
         files = hook.weights_map.dataset
         remove_hook_from_submodules(model)
         streamed = cls(model, files, keep)
+        for name, entry in files.index.items():
+            if entry.get("safetensors_file") and streamed._is_wide(name):
+                entry["dtype"] = "float32"  # what the file holds, not rounded on the way
         inside = tuple(f"{name}." for name in blocks)
         for name, tensor in list(model.state_dict(keep_vars=True).items()):
-            if not name.startswith(inside) and tensor.is_meta:
+            rounded = not tensor.is_meta and name in files and streamed._is_wide(name)
+            if rounded or (tensor.is_meta and not name.startswith(inside)):
                 _put(model, name, streamed.read(name))
         model.tie_weights()
         return streamed
@@ -121,7 +125,10 @@ class Streamed:
         for axis in range(tensor.ndim):
             if (name, axis) in self._orders:
                 tensor = tensor.index_select(axis, self._orders[name, axis])
-        return tensor.float() if any(part in name for part in self._wide) else tensor
+        return tensor.float() if self._is_wide(name) else tensor
+
+    def _is_wide(self, name: str) -> bool:
+        return any(part in name for part in self._wide)
 
     @cached_property
     def _wide(self) -> set[str]:

@@ -82,8 +82,8 @@ def _prepared(asked: Asked) -> tuple[StructuredRun, Any]:
     recipe = asked.recipe.model_copy(update={"sparsity": share, "calibration": source})
     device = pick_device(recipe.device)
     weights, tokens, tokenizer = inputs(
-        asked.model, recipe, asked.written and not pruner.wants("gradients"), asked.tokenizer,
-        asked.tokens_ST, asked.trust_remote_code, asked.observer,
+        asked.model, recipe, asked.written, asked.tokenizer, asked.tokens_ST,
+        asked.trust_remote_code, asked.observer, whole=pruner.wants("gradients"),
     )  # fmt: skip
     spill = None if asked.spill is None else Path(asked.spill).expanduser()
     name = named(asked.model, weights.model)

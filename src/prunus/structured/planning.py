@@ -29,7 +29,8 @@ class SmallerPlan:
         structured: what comes out.
         exact: whether the widths are the run's; else they depend on text, and the run reads more.
         peak_bytes: highest resident memory: that of the rehearsal, with all samples held.
-        disk_bytes: what has to be free: the checkpoint, and spilled activations.
+        disk_bytes: what has to be free: the checkpoint, for small blocks their shards beside it,
+            and spilled activations.
         seconds: from the time of the rehearsal; without loading and verifying.
     """
 

@@ -186,7 +186,7 @@ def resize(name: str, block: nn.Module, state: Mapping[str, Tensor]) -> None:
             bias_O = state.get(f"{name}.{path}.bias")
             old: Any = module.bias
             if weight_OI.shape != _outputs_first(module) or (bias_O is None) != (old is None):
-                module.weight = nn.Parameter(weight, requires_grad=False)
+                module.weight = nn.Parameter(weight, module.weight.requires_grad)
                 put(module, weight_OI, bias_O, [])
 
 
