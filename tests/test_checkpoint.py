@@ -252,6 +252,9 @@ def test_an_output_that_cannot_be_made_is_refused_before_the_work(tmp_path):
     for name in ("file/out", "dangling", "x" * 300):
         with pytest.raises(CheckpointError, match=r"cannot be written|exists"):
             prunus.prune("no/model", method="wanda", output=tmp_path / name)
+    (tmp_path / ".file.unfinished").mkdir()  # killed after the last rename
+    with pytest.raises(CheckpointError, match=r"exists\..* killed at its end; remove it too"):
+        prunus.prune("no/model", method="wanda", output=tmp_path / "file")
     with pytest.raises(CheckpointError, match="cannot be opened"):
         load_model("x" * 5000)
 

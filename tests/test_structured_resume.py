@@ -127,6 +127,16 @@ def test_what_the_diary_says_of_a_block_comes_back_to_the_last_digit(tmp_path):
     assert counts.counts == {(0, "heads"): 1, (0, "neurons"): 7}
 
 
+def test_a_resumed_model_in_memory_can_be_trained_as_a_whole(tmp_path):
+    """LLM-Pruner's is held; and its tokenizer is copied also where token ids are given."""
+    run = {"method": "llm-pruner", "tokens_ST": torch.arange(96).reshape(2, 48)}
+    end(tmp_path / "out", 2, "prune", **run)
+    result = prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
+    assert result.held is not None
+    assert all(p.requires_grad for p in result.model.parameters())
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
 def test_a_damaged_block_and_another_run_are_refused(tmp_path):
     run = {"method": "goa", **FAST}
     end(tmp_path / "out", 2, "prune", **run)

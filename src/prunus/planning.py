@@ -92,6 +92,7 @@ def forecast(run: Run) -> Plan:
     if run.recipe.true_sequential:
         passes = sum(len({x.site for x in block.planned(run.plan)}) for block in planned)
     search, shard = 0, block_bytes(largest)  # which is copied to be written
+    end = writing_bytes(run.weights, run.blocks, run.recipe.pack)  # activations are gone by then
     if ordering is not None and ordering.realisation == "fold":
         passes += len(planned)
         search = 3 * 4 * ordering.rows * run.traced.inputs[0].shape[-1]
@@ -109,7 +110,7 @@ def forecast(run: Run) -> Plan:
         coverage=run.coverage.share,
         kinds=_kinds(run),
         sparsity=float(run.recipe.sparsity or 0),
-        peak_bytes=peak_bytes() + held + search + shard,
+        peak_bytes=peak_bytes() + max(held + search + shard, end),
         disk_bytes=checkpoint_bytes(run.weights, run.blocks, run.recipe.pack) + hidden - held,
         seconds=seconds,
         blocks=len(run.blocks),
@@ -119,11 +120,28 @@ def forecast(run: Run) -> Plan:
 
 def checkpoint_bytes(weights: Weights, blocks: Sequence[Block], packed: bool = False) -> int:
     """Of a checkpoint while it is put together from the blocks' shards."""
-    total = int(sum(p.numel() * p.itemsize for p in weights.model.parameters()))
-    converted = weights.converted_bytes if isinstance(weights, Streamed) else 0
-    # Shards are copied into larger ones, or because their names on disk are others.
-    copied = packed or converted > 0 or min(map(block_bytes, blocks)) * 2 <= SMALL
-    return total * (2 if copied else 1) + 2 * converted
+    total, converted = _total(weights), _converted(weights)
+    return total * (2 if packed or _copied(weights, blocks) else 1) + 2 * converted
+
+
+def writing_bytes(weights: Weights, blocks: Sequence[Block], packed: bool = False) -> int:
+    """Of memory at the end: a shard, or those that become one file."""
+    largest = max(map(block_bytes, blocks))
+    joined = packed or _copied(weights, blocks)
+    return max(largest, min(SMALL, _total(weights))) if joined else largest
+
+
+def _total(weights: Weights) -> int:
+    return int(sum(p.numel() * p.itemsize for p in weights.model.parameters()))
+
+
+def _converted(weights: Weights) -> int:
+    return weights.converted_bytes if isinstance(weights, Streamed) else 0
+
+
+def _copied(weights: Weights, blocks: Sequence[Block]) -> bool:
+    """Shards are copied into larger ones, or because their names on disk are others."""
+    return _converted(weights) > 0 or min(map(block_bytes, blocks)) * 2 <= SMALL
 
 
 class Stopwatch(Silent):

@@ -13,6 +13,7 @@ from ..planning import (
     checkpoint_bytes,
     hidden_bytes,
     peak_bytes,
+    writing_bytes,
 )
 from ..report.structured_report import StructuredReport
 from .gathering import MAPS
@@ -72,10 +73,11 @@ def forecast(run: StructuredRun, held: bool) -> SmallerPlan:
     left = sum(p.numel() * p.itemsize for p in run.model.parameters())
     disk = left if held else checkpoint_bytes(run.weights, run.blocks)
     shard = 0 if held else max(map(block_bytes, run.blocks))  # which is copied to be written
+    end = 0 if held else writing_bytes(run.weights, run.blocks)  # activations are gone by then
     return SmallerPlan(
         structured=structured,
         exact=ids_ST is None or len(ids_ST) <= REHEARSED or known,
-        peak_bytes=peak_bytes() + shard + (0 if run.spill else hidden),
+        peak_bytes=peak_bytes() + max(shard + (0 if run.spill else hidden), end),
         disk_bytes=disk + (hidden if run.spill else 0),
         seconds=seconds,
     )
