@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
 from conftest import load_tiny
@@ -120,6 +121,20 @@ def test_the_multiply_adds_of_a_token_are_those_of_the_matrices_it_meets():
     removed = found.multiply_adds[0] - found.multiply_adds[1]
     assert removed == pytest.approx(found.removed, rel=0.01)
     assert found.predicted_speedup == found.multiply_adds[0] / found.multiply_adds[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "opt"])
+def test_blocks_and_what_is_around_them_cost_what_the_whole_model_costs(family):
+    model = build(family)
+
+    def whole():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(input_ids=IDS[:1, :1], use_cache=False)
+        return counter.get_total_flops() // 2
+
+    before = whole()
+    found = prunus.prune(model, method="l1", **RUN).report.structured
+    assert found.multiply_adds == (before, whole())
 
 
 def test_of_the_experts_those_that_a_token_is_sent_to_are_counted():

@@ -19,7 +19,6 @@ from prunus.structured.size import OneToken
 from prunus.structured.statistics import Moments
 from prunus.structured.step import DenseStream, Step
 from prunus.survey import inspect, start
-from prunus.weights import InMemory
 
 
 @pytest.fixture
@@ -135,9 +134,8 @@ def test_recovery_without_pruning_gives_the_dense_outputs_back(family):
     dense = DenseStream.beside(recording)
     dense.block = copy.deepcopy(block.module)
     expected = forward(block, call, hidden)
-    token = OneToken.through(InMemory(model), blocks)
     context = Context(
-        model, len(blocks), STRUCTURED["goa"].pruner, torch.device("cpu"), Silent(), 0, token
+        model, len(blocks), STRUCTURED["goa"].pruner, torch.device("cpu"), Silent(), 0, OneToken()
     )
     modules = find_modules(block, call, hidden)
     for module in modules:  # nothing was changed: nothing is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,10 @@ PROBE_TOKENS = 64
 
 
 def inspect(
-    model: PreTrainedModel, ids: Tensor, weights: Weights | None = None
+    model: PreTrainedModel,
+    ids: Tensor,
+    weights: Weights | None = None,
+    further: Callable[[Block, Trace], None] = lambda block, traced: None,
 ) -> tuple[list[Block], Trace]:
     """The blocks with sites and roles, after the proof that they can be replayed (law 5).
 
@@ -26,6 +29,7 @@ def inspect(
         model: in eval mode, on one device.
         ids: token ids (1, T); the first 64 are used.
         weights: of the model; None: they are in memory.
+        further: what else to do with each block while it is at hand.
 
     Raises:
         UnsupportedModelError: a structure that prunus cannot handle yet.
@@ -48,6 +52,7 @@ def inspect(
                 check_replay(index, name, module, recording, traced)
                 call, hidden = traced.calls[index], traced.inputs[index]
                 block = probe_block(index, name, module, linears[name], call, hidden, weights)
+                further(block, traced)
                 blocks.append(block)
     return blocks, traced
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..allocation.select import block_range
-from ..blocks import Block, Layer
+from ..blocks import Block, Layer, find_blocks
 from ..calibration import Protocol
 from ..errors import InputError, UnsupportedModelError
 from ..fingerprint import fingerprint
@@ -140,13 +140,20 @@ class StructuredRun:
                 f"--recovery {pruner.recovery} holds a quarter of the calibration samples "
                 "out, so it needs at least two. Give more --samples."
             )
-        ids = ids_ST if ids_ST is not None else any_tokens(weights.model)
-        blocks, traced = inspect(weights.model, ids, weights)
-        chosen = blocks
+        chosen = range(len(find_blocks(weights.model)))
         if recipe.blocks is not None:
-            chosen = [blocks[i] for i in block_range("--blocks", recipe.blocks, len(blocks))]
-        modules = [module for block in chosen for module in _rehearsed(block, traced, pruner)]
-        token = OneToken.through(weights, blocks)
+            chosen = block_range("--blocks", recipe.blocks, len(chosen))
+        modules: list[Depth2] = []
+        token = OneToken()
+
+        def further(block: Block, traced: Trace) -> None:
+            token.through(block, traced)
+            if block.index in chosen:
+                modules.extend(_rehearsed(block, traced, pruner))
+
+        ids = ids_ST if ids_ST is not None else any_tokens(weights.model)
+        blocks, traced = inspect(weights.model, ids, weights, further)
+        token.around(weights.model, traced)
         run = cls(
             weights, name, recipe, pruner, ids_ST, protocol, device, observer, spill, blocks,
             traced, token, modules,
@@ -358,13 +365,12 @@ class StructuredRun:
 
 
 def _rehearsed(block: Block, traced: Trace, pruner: UnitPruner) -> list[Depth2]:
-    """What can lose units in a block, after a trial of that."""
+    """What can lose units in a block that is at hand, after a trial of that."""
     call, hidden = traced.calls[block.index], traced.inputs[block.index]
-    with block.at_hand():
-        _check_alive(block)
-        modules = find_modules(block, call, hidden, pruner.units)
-        for module in modules:
-            rehearse(block, module, call, hidden)
+    _check_alive(block)
+    modules = find_modules(block, call, hidden, pruner.units)
+    for module in modules:
+        rehearse(block, module, call, hidden)
     return modules
 
 

@@ -2,46 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
-from ..blocks import Block
+from ..blocks import Block, find_blocks
 from ..experts import one_by_one
-from ..replay import Trace, trace
+from ..replay import Call, Recording, Trace, around, hidden_of, record, with_hidden
 from ..survey import any_tokens
-from ..weights import Weights
 
 
-@dataclass(frozen=True)
+@dataclass
 class OneToken:
     """A forward of one token alone, so that attention to others is next to nothing.
 
+    It goes through one block after the other while each is at hand.
+
     Attributes:
-        multiply_adds: of the whole dense model.
-        traced: what its blocks were given.
+        multiply_adds: of what it has been through.
+        calls: of the blocks.
+        inputs: of the blocks.
     """
 
-    multiply_adds: int
-    traced: Trace
+    multiply_adds: int = 0
+    calls: list[Call] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+    _recording: Recording | None = None
 
-    @classmethod
-    def through(cls, weights: Weights, blocks: list[Block]) -> OneToken:
-        """The model as it is."""
-        model, modules = weights.model, {block.name: block.module for block in blocks}
-        token = any_tokens(model)[:, :1].to(model.device)
-        with _counter() as counter, one_by_one(model), weights.passing(list(modules)):
-            traced = trace(model, modules, token)
-        return cls(int(counter.get_total_flops()) // 2, traced)
+    def through(self, block: Block, traced: Trace) -> None:
+        """Go on through the next block, which is dense."""
+        model = block.weights.model
+        if self._recording is None:
+            self._recording = record(model, find_blocks(model), [_token(model)], traced)
+        self.calls.append(self._recording.calls[block.index][0])
+        self.inputs.append(self._recording.hidden[0])
+        self.multiply_adds += self.of(block, model.device)
+        self._recording.advance(block.index, block.module, model.device)
+
+    def around(self, model: PreTrainedModel, traced: Trace) -> None:
+        """Count what lies outside of the blocks too."""
+        ends = [with_hidden(output, hidden_of(output)[:, :1]) for output in traced.outputs]
+        with _counter() as counter:
+            around(model, list(find_blocks(model).values()), _token(model), ends)
+        self.multiply_adds += int(counter.get_total_flops()) // 2
 
     @torch.no_grad()
     def of(self, block: Block, device: torch.device) -> int:
         """Of a block that is at hand there, as it is now."""
-        call, hidden = self.traced.calls[block.index], self.traced.inputs[block.index]
+        call, hidden = self.calls[block.index], self.inputs[block.index]
         with _counter() as counter, one_by_one(block.weights.model):
             call(block.module, hidden.to(device, copy=True))
         return int(counter.get_total_flops()) // 2
+
+
+def _token(model: PreTrainedModel) -> Tensor:
+    return any_tokens(model)[:, :1].to(model.device)
 
 
 def _counter() -> FlopCounterMode:
