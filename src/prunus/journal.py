@@ -160,16 +160,13 @@ class Journal:
         write_shard(path, {f"{block.name}.{key}": tensor for key, tensor in state.items()})
         return path
 
-    @torch.no_grad()
     def restore(self, block: Block, channels: Channels | None) -> list[LayerReport] | None:
         """Put an earlier run's weights into the block; None where the block is still to do."""
         with self.found(block) as found:
             if found is None:
                 return None
             line, tensors = found
-            own = block.module.state_dict()
-            for name, tensor in tensors.items():
-                own[name.removeprefix(f"{block.name}.")].copy_(tensor)
+            fill(block, tensors)
             if channels is not None:
                 for kind in ("folded", "gathered"):
                     known = {site: torch.tensor(order) for site, order in line[kind].items()}
@@ -248,6 +245,14 @@ class Journal:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+@torch.no_grad()
+def fill(block: Block, tensors: Mapping[str, Tensor]) -> None:
+    """Put the tensors of a shard into a block that has their shapes."""
+    own = block.module.state_dict()
+    for name, tensor in tensors.items():
+        own[name.removeprefix(f"{block.name}.")].copy_(tensor)
 
 
 def sha256(path: Path) -> str:

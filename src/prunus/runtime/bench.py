@@ -151,9 +151,7 @@ def bench(
 
 def _dense(folder: Path) -> str:
     """The model that the report of a pruned checkpoint names."""
-    if not (folder / REPORT).exists():
-        if not folder.exists():
-            raise CheckpointError(f"{folder} does not exist. Give what prunus wrote.")
+    if folder.exists() and not (folder / REPORT).exists():
         raise InputError(f"{folder} has no {REPORT} to name its dense model; give --dense MODEL.")
     return read_report(folder).model
 

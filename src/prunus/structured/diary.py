@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..blocks import Block
-from ..journal import REPORTS, Journal
+from ..journal import REPORTS, Journal, fill
 from ..types import LayerReport
 from .allocation import Quota
 from .widths import renumbered, resize
@@ -26,7 +26,6 @@ def noted(block: Block, seen: Seen, quota: Quota) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def restored(
     block: Block, seen: Seen, quota: Quota, journal: Journal | None, device: torch.device
 ) -> list[LayerReport] | None:
@@ -44,9 +43,7 @@ def restored(
         resize(block.name, block.module, tensors)
         renumbered(block.module, line["numbers"])
         block.module.to(device)
-        own = block.module.state_dict()
-        for name, tensor in tensors.items():
-            own[name.removeprefix(f"{block.name}.")].copy_(tensor)
+        fill(block, tensors)
         seen.numbers[block.index] = line["numbers"]
         if line["divergence"] is not None:
             divergence_HH = torch.tensor(line["divergence"], dtype=torch.float64)

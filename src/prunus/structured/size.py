@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -38,30 +40,37 @@ class OneToken:
         if self._recording is None:
             self._recording = record(model, find_blocks(model), [_token(model)], traced)
         self.calls.append(self._recording.calls[block.index][0])
-        self.inputs.append(self._recording.hidden[0])
-        self.multiply_adds += self.of(block, model.device)
-        self._recording.advance(block.index, block.module, model.device)
+        self.inputs.append(self._recording.hidden[0].clone())
+        with _counting(model) as counter:
+            self._recording.advance(block.index, block.module, model.device)
+        self.multiply_adds += _half(counter)
 
     def around(self, model: PreTrainedModel, traced: Trace) -> None:
         """Count what lies outside of the blocks too."""
         ends = [with_hidden(output, hidden_of(output)[:, :1]) for output in traced.outputs]
-        with _counter() as counter:
+        with _counting(model) as counter:
             around(model, list(find_blocks(model).values()), _token(model), ends)
-        self.multiply_adds += int(counter.get_total_flops()) // 2
+        self.multiply_adds += _half(counter)
 
-    @torch.no_grad()
     def of(self, block: Block, device: torch.device) -> int:
         """Of a block that is at hand there, as it is now."""
         call, hidden = self.calls[block.index], self.inputs[block.index]
-        with _counter() as counter, one_by_one(block.weights.model):
+        with _counting(block.weights.model) as counter:
             call(block.module, hidden.to(device, copy=True))
-        return int(counter.get_total_flops()) // 2
+        return _half(counter)
 
 
 def _token(model: PreTrainedModel) -> Tensor:
     return any_tokens(model)[:, :1].to(model.device)
 
 
-def _counter() -> FlopCounterMode:
+@contextmanager
+def _counting(model: PreTrainedModel) -> Iterator[FlopCounterMode]:
     """It sees experts only where they run one by one."""
-    return FlopCounterMode(display=False)
+    with torch.no_grad(), one_by_one(model), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
+def _half(counter: FlopCounterMode) -> int:
+    """A multiply-add is two operations."""
+    return int(counter.get_total_flops()) // 2
