@@ -19,12 +19,15 @@ from transformers.dynamic_module_utils import custom_object_save
 from .blocks import Block
 from .errors import UnsupportedModelError
 from .journal import Journal, packed_beside, write_shard
+from .origin import Origin
 from .output import write_texts
 from .quantization import Grid
 from .quantization.packing import PACKED, config
 from .structured.widths import widths_of
+from .types import FromSource
 from .weights import Weights
 
+CARRIED = "carried"  # how the shards begin that hold what the model has no place for
 SMALL = 2**29  # bytes: shards that together stay below it become one
 
 
@@ -36,11 +39,20 @@ def assemble(
     tokenizer: Any,
     texts: Mapping[str, str],
     packed: Grid | None = None,
+    kept: FromSource | None = None,
 ) -> None:
-    """Weights, index, configs, tokenizer and ``texts``: what ``save_pretrained`` would write.
+    """Write weights, index, configs, tokenizer and ``texts``, laid over the source's own files.
 
-    With ``packed``, the grid of all layers that the journal has integers of, those are written in
-    place of their weights.
+    Args:
+        folder: of the new checkpoint.
+        journal: has the blocks that were pruned.
+        weights: of the model.
+        blocks: of the model.
+        tokenizer: to be saved; None: it comes with the source's files, or there is none.
+        texts: by file name.
+        packed: the grid of all layers that the journal has integers of, which are written in place
+            of their weights.
+        kept: what is taken over from the source's files.
     """
     shards = []
     for block in blocks:
@@ -48,13 +60,19 @@ def assemble(
             with block.at_hand():
                 journal.put(block)
         shards.append(journal.shard(block.index))
+    model, origin = weights.model, weights.origin
     shards.insert(0, journal.folder / "outside.safetensors")
-    write_shard(shards[0], _outside(weights.model, blocks))
-    own_names = widths_of(weights.model) is not None  # prunus.load reads it, not transformers
-    names = _write_weights(folder, weights.model, shards, own_names)
-    _write_configs(folder, weights.model)
+    write_shard(shards[0], _outside(model, blocks, origin))
+    shards += _carried(journal, origin, kept.carried if kept else ())
+    names = _write_weights(folder, model, shards, origin)
+    if origin is None or kept is None:
+        _write_configs(folder, model)
+    else:
+        origin.write_files(kept.files, folder)
+        dtype = None if origin.keep_dtypes else str(model.dtype).removeprefix("torch.")
+        origin.write_config(folder, model, dtype)
     if packed is not None:
-        _claim_packed(folder, weights.model, packed, names)
+        _claim_packed(folder, model, packed, names)
     write_texts(folder, tokenizer, texts)
 
 
@@ -68,25 +86,47 @@ def check_names(model: PreTrainedModel, layers: Iterable[str]) -> None:
         )
 
 
-def _outside(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str, Tensor]:
-    """Embeddings, last norm, head: tied ones once."""
+def _outside(
+    model: PreTrainedModel, blocks: Sequence[Block], origin: Origin | None
+) -> dict[str, Tensor]:
+    """Return embeddings, last norm, head: tied ones once, or as often as the source has them."""
     inside = tuple(f"{block.name}." for block in blocks)
-    tied = getattr(model, "all_tied_weights_keys", {})
+    tied = set(getattr(model, "all_tied_weights_keys", {}))
+    if origin is not None:
+        tied -= set(origin.tensors)
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     return {
-        name: tensor
+        name: tensor.clone()  # two names of one tensor are two tensors in a file
         for name, tensor in model.state_dict().items()
         if not name.startswith(inside) and name not in tied and name not in ignored
     }
 
 
 def _write_weights(
-    folder: Path, model: PreTrainedModel, shards: Sequence[Path], own_names: bool
+    folder: Path, model: PreTrainedModel, shards: Sequence[Path], origin: Origin | None
 ) -> set[str]:
-    """Small neighbours become one file; a file whose names on disk are the model's is linked.
+    """Write the shards, small neighbours in one file.
 
     Returns the names of all tensors.
     """
+    groups = _groups(shards)
+    where: dict[str, str] = {}
+    total = 0
+    for number, group in enumerate(groups, 1):
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        target = folder / (name if len(groups) > 1 else "model.safetensors")
+        on_disk = _write_group(target, group, model, origin)
+        total += sum(tensor.numel() * tensor.itemsize for tensor in on_disk.values())
+        where |= dict.fromkeys(on_disk, target.name)
+    if len(groups) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        text = json.dumps(index, indent=2) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    return set(where)
+
+
+def _groups(shards: Sequence[Path]) -> list[list[Path]]:
+    """Put neighbours that are small together."""
     groups: list[list[Path]] = []
     size = 0
     for path in shards:
@@ -95,25 +135,49 @@ def _write_weights(
             groups.append([])
             size = path.stat().st_size
         groups[-1].append(path)
-    where: dict[str, str] = {}
-    total = 0
-    for number, group in enumerate(groups, 1):
-        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        target = folder / (name if len(groups) > 1 else "model.safetensors")
-        tensors = {k: tensor for path in group for k, tensor in _with_packed(path).items()}
-        on_disk = tensors if own_names else revert_weight_conversion(model, dict(tensors))
-        alone = len(group) == 1 and not packed_beside(group[0]).exists()
-        if alone and on_disk.keys() == tensors.keys():
-            _link(group[0], target)
-        else:
-            write_shard(target, on_disk)
-        total += sum(tensor.numel() * tensor.itemsize for tensor in on_disk.values())
-        where |= dict.fromkeys(on_disk, target.name)
-    if len(groups) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-        text = json.dumps(index, indent=2) + "\n"
-        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-    return set(where)
+    return groups
+
+
+def _carried(journal: Journal, origin: Origin | None, names: Sequence[str]) -> list[Path]:
+    """Write what the model has no place for into shards, one for each file of the source."""
+    by_file: dict[Path, list[str]] = {}
+    for name in names if origin is not None else ():
+        assert origin is not None
+        by_file.setdefault(origin.tensors[name], []).append(name)
+    shards = []
+    for number, group in enumerate(by_file.values()):
+        assert origin is not None
+        shards.append(journal.folder / f"{CARRIED}-{number:05d}.safetensors")
+        write_shard(shards[-1], {name: origin.read(name) for name in group})
+    return shards
+
+
+def _write_group(
+    target: Path, group: Sequence[Path], model: PreTrainedModel, origin: Origin | None
+) -> dict[str, Tensor]:
+    """Write the shards of a group as one file, under the names and in the dtypes of the source.
+
+    A shard whose names and dtypes are the model's is linked.
+    """
+    own: dict[str, Tensor] = {}
+    on_disk: dict[str, Tensor] = {}
+    for path in group:
+        (on_disk if path.name.startswith(CARRIED) else own).update(_with_packed(path))
+    own_names = widths_of(model) is not None  # prunus.load reads it, not transformers
+    if own:
+        on_disk |= own if own_names else revert_weight_conversion(model, dict(own))
+    if origin is not None:
+        on_disk = {name: origin.restored(name, tensor) for name, tensor in on_disk.items()}
+    alone = len(group) == 1 and not packed_beside(group[0]).exists()
+    as_it_is = not own or (
+        on_disk.keys() == own.keys()
+        and all(on_disk[name].dtype == tensor.dtype for name, tensor in own.items())
+    )
+    if alone and as_it_is:
+        _link(group[0], target)
+    else:
+        write_shard(target, on_disk)
+    return on_disk
 
 
 def _with_packed(shard: Path) -> dict[str, Tensor]:

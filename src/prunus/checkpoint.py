@@ -24,9 +24,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from .blocks import find_blocks
 from .errors import CheckpointError, CheckpointWarning, UnknownNameError, first_line, other_shape
+from .origin import Origin
 from .spill import Scratch
 from .structured.widths import read_widths, rebuilt
-from .weights import InMemory, Streamed, Weights
+from .weights import InMemory, Streamed, Weights, note_untied
 
 TOKENIZER = (  # files that some tokenizer has
     "tokenizer*", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "added_tokens.json",
@@ -49,6 +50,11 @@ class Source:
     location: str
     gguf_file: str | None = None
     local: bool = True
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of safetensors here, not a GGUF and not a name on the hub."""
+        return self.local and self.gguf_file is None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -151,7 +157,9 @@ def load_model(
     Raises:
         CheckpointError: not there, damaged, incomplete, or of no causal language model.
     """
-    return _loaded(checkpoint, dtype, trust_remote_code, {})
+    source = find(checkpoint)
+    origin = _origin(source, checked_dtype(dtype))
+    return _loaded(checkpoint, dtype, trust_remote_code, {}, source, origin)
 
 
 def load_weights(
@@ -161,28 +169,42 @@ def load_weights(
     trust_remote_code: bool = False,
     stream: bool = False,
 ) -> Weights:
-    """The same; with ``stream`` a block's weights when it needs them, unless it is GGUF or packed.
+    """The same; with ``stream`` a block's weights are read when it needs them, but for a GGUF.
 
     Raises:
         CheckpointError: as ``load_model``.
     """
     source = find(checkpoint)
-    widths = source.local and read_widths(source.location) is not None
-    if not stream or source.gguf_file or widths or _is_quantised(checkpoint, trust_remote_code):
+    if not source.is_folder:
         return InMemory(load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code))
+    origin = _origin(source, dtype)
+    if not stream or read_widths(source.location) is not None:
+        model = _loaded(checkpoint, dtype, trust_remote_code, {}, source, origin)
+        return InMemory(model, origin)
     converted = Scratch()  # for what transformers keeps in another layout
     getLogger("accelerate.big_modeling").setLevel(ERROR)  # "offloaded": that is what we want
     onto_disk = {"device_map": {"": "disk"}, "offload_folder": str(converted.path)}
-    model = _loaded(checkpoint, dtype, trust_remote_code, onto_disk)
-    return Streamed.of(model, list(find_blocks(model)), converted)
+    model = _loaded(checkpoint, dtype, trust_remote_code, onto_disk, source, origin)
+    return Streamed.of(model, list(find_blocks(model)), converted, origin)
+
+
+def _origin(source: Source, dtype: Dtype) -> Origin | None:
+    """The files that the model comes from; None: it is no folder of safetensors."""
+    if not source.is_folder:
+        return None
+    folder = Path(source.location)
+    return Origin.of(folder, check_shards(folder), keep_dtypes=dtype == "auto")
 
 
 def _loaded(
-    checkpoint: str | Path, dtype: Dtype, trust_remote_code: bool, where: Mapping[str, Any]
+    checkpoint: str | Path,
+    dtype: Dtype,
+    trust_remote_code: bool,
+    where: Mapping[str, Any],
+    source: Source,
+    origin: Origin | None,
 ) -> PreTrainedModel:
-    checked_dtype(dtype)
-    source = find(checkpoint)
-    widths = read_widths(source.location) if source.local else None
+    widths = read_widths(source.location) if source.is_folder else None
     if widths is not None:
         wanted = dtype if dtype == "auto" else getattr(torch, dtype)
         folder = Path(source.location)
@@ -194,7 +216,7 @@ def _loaded(
     loaded: Any  # a pair, which the stubs do not know
     with _explained(checkpoint):
         loaded = AutoModelForCausalLM.from_pretrained(
-            source.location,
+            source.location if origin is None else str(origin.plain),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             use_safetensors=None if source.gguf_file else True,
@@ -205,9 +227,10 @@ def _loaded(
         )
     model, loading = loaded
     _check_loading(checkpoint, loading)
-    said = getattr(model.config, "quantization_config", None)
-    unpacked = bool(source.gguf_file or getattr(said, "dequantize", False))
-    result: PreTrainedModel = _plain(model) if unpacked else model
+    if origin is not None:
+        origin.note_ignored(model, loading["unexpected_keys"])
+    result: PreTrainedModel = _plain(model) if source.gguf_file else model
+    note_untied(result)
     result.eval()
     return result
 
@@ -225,8 +248,8 @@ def _check_loading(checkpoint: str | Path, loading: Mapping[str, Any]) -> None:
     if loading["unexpected_keys"]:
         unused = sorted(loading["unexpected_keys"])
         warnings.warn(
-            f"{checkpoint} holds {len(unused)} tensors that its config.json has no place for, and "
-            f"which are left out: {', '.join(unused[:3])} …",
+            f"{checkpoint} holds {len(unused)} tensors that its config.json has no place for: "
+            f"{', '.join(unused[:3])} … They are no part of the model.",
             CheckpointWarning,
             stacklevel=3,
         )
@@ -310,17 +333,8 @@ def _explained(checkpoint: str | Path) -> Iterator[None]:
         raise CheckpointError(f"{checkpoint} {why} {cure}") from error
 
 
-def _is_quantised(checkpoint: str | Path, trust_remote_code: bool) -> bool:
-    source = find(checkpoint)
-    with _explained(checkpoint):
-        config = AutoConfig.from_pretrained(
-            source.location, trust_remote_code=trust_remote_code, **source.arguments
-        )
-    return getattr(config, "quantization_config", None) is not None
-
-
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model whose config does not claim that they are a GGUF, or packed."""
+    """The same weights in a model whose config does not claim that they are a GGUF."""
     config = copy.deepcopy(model.config)
     del config.quantization_config
     with init_empty_weights():

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from .calibration import Protocol
 from .calibration.tokens import GIVEN, calibration_tokens, given_tokens
-from .checkpoint import load_tokenizer, load_weights, tokenizer_to_copy
+from .checkpoint import find, load_tokenizer, load_weights, tokenizer_to_copy
 from .errors import InputError, UnknownNameError
 from .observer import Observer
 from .recipe import Recipe
@@ -28,18 +28,23 @@ def inputs(
     observer: Observer,
     whole: bool = False,
 ) -> tuple[Weights, tuple[Tensor | None, Protocol | None], Any]:
-    """The weights, the calibration tokens, and the tokenizer if one is needed.
+    """Return the weights, the calibration tokens, and the tokenizer that is to be saved.
+
+    None is saved where the source's own files are copied.
 
     A path is read block by block if a checkpoint is to be ``written``, unless the method wants the
     ``whole`` model in memory.
     """
     weights: Weights
+    saved = tokenizer
     if isinstance(model, str | Path):
         observer.say(f"loading {model}")
+        carried = find(model).is_folder  # with all other files
         if tokenizer is None and recipe.calibration not in ("none", GIVEN):
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-        elif tokenizer is None and written:
-            tokenizer = tokenizer_to_copy(model, trust_remote_code, observer.say)
+            saved = None if carried else tokenizer
+        elif tokenizer is None and written and not carried:
+            saved = tokenizer_to_copy(model, trust_remote_code, observer.say)
         # Text that the model writes takes hundreds of forwards: not from disk.
         stream = written and recipe.calibration != "self" and not whole
         weights = load_weights(
@@ -54,7 +59,7 @@ def inputs(
         if tokens_ST is not None
         else _tokens(weights.model, tokenizer, recipe, observer)
     )
-    return weights, tokens, tokenizer
+    return weights, tokens, saved
 
 
 def named(model: Any, loaded: PreTrainedModel) -> str:

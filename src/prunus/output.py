@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -124,6 +125,16 @@ def write_model(
     write_texts(folder, tokenizer, texts)
 
 
+def _forget_loading(path: Path) -> None:
+    """Take out how transformers was called when it read the tokenizer, which it writes down."""
+    if path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kept = {k: v for k, v in content.items() if k not in ("is_local", "local_files_only")}
+        if kept != content:
+            text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+            path.write_text(text, encoding="utf-8")
+
+
 def write_texts(folder: Path, tokenizer: Any, texts: Mapping[str, str]) -> None:
     """The tokenizer, and ``texts`` by file name; every file for others to read."""
     if tokenizer is not None:
@@ -131,6 +142,7 @@ def write_texts(folder: Path, tokenizer: Any, texts: Mapping[str, str]) -> None:
             tokenizer.save_pretrained(folder)
         except Exception as error:  # the Rust side raises a bare one
             raise OSError(f"the tokenizer could not be written: {error}") from error
+        _forget_loading(folder / "tokenizer_config.json")
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     for file in folder.rglob("*"):  # safetensors writes 0600, which no server's user could read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from .assembly import assemble
 from .blocks import Block
 from .checkpoint import load_model
-from .errors import CheckpointError, NotVerifiedError
+from .errors import CheckpointError, CheckpointWarning, NotVerifiedError
 from .journal import Journal
 from .observer import Observer
 from .output import new_folder, no_new_parents, write_model
@@ -114,12 +115,41 @@ def _prune_journaled(
             if journal is not None:
                 with journal.finished(output) as folder:
                     run.observer.say(f"writing {output}")
+                    report = _with_source(report, orders, run)
                     texts = _texts(report, orders, run.recipe, run.weights.model)
                     packed = run.recipe.grid() if run.recipe.pack else None
-                    assemble(folder, journal, run.weights, run.blocks, tokenizer, texts, packed)
+                    kept = report.source
+                    assemble(
+                        folder, journal, run.weights, run.blocks, tokenizer, texts, packed, kept
+                    )
                     verification = _verified(folder, run.observer, trust_remote_code)
     held = run.weights.model if isinstance(run.weights, InMemory) else None
     return Result(report, orders, output, verification, held, trust_remote_code)
+
+
+def _with_source(report: PruningReport, orders: Orders, run: Journaled) -> PruningReport:
+    """Note what the checkpoint has from the source's files, and say what it has not."""
+    if run.weights.origin is None:
+        return report
+    other = report.structured is not None or orders.residual is not None
+    source = run.weights.origin.taken_over(keeps_architecture=not other)
+    if source.carried:
+        run.observer.say(
+            f"{len(source.carried)} tensors that transformers ignores are copied unchanged: "
+            f"{', '.join(source.carried[:3])}{' …' if len(source.carried) > 3 else ''}"
+        )
+    if source.dropped:
+        warnings.warn(
+            f"{len(source.dropped)} tensors that transformers ignores do not fit the pruned model "
+            f"and are left out: {', '.join(source.dropped[:3])}"
+            f"{' …' if len(source.dropped) > 3 else ''} The report lists them all.",
+            CheckpointWarning,
+            stacklevel=2,
+        )
+    if source.left:
+        names = ", ".join(f"{name} ({why})" for name, why in source.left.items())
+        run.observer.say(f"not copied: {names}")
+    return replace(report, source=source)
 
 
 @contextmanager

@@ -232,3 +232,22 @@ class LayerReport:
 def parameter_of(layer: str, expert: int | None) -> str:
     """The full name of the parameter that holds a layer's weight."""
     return f"{layer}.weight" if expert is None else layer.removesuffix(f".{expert}")
+
+
+@dataclass(frozen=True)
+class FromSource:
+    """What a checkpoint has from the files that it was made from, besides its model.
+
+    Attributes:
+        decoded: the format that the weights were stored in, such as fp8; None: plain numbers.
+        carried: tensors that the model has no place for, copied bit for bit.
+        dropped: such tensors that do not fit the pruned model and were left out.
+        files: copied byte for byte.
+        left: files that were not copied, with the reason.
+    """
+
+    decoded: str | None = None
+    carried: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)

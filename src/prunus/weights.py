@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .errors import CheckpointError, other_shape
+from .origin import Origin
 from .spill import Scratch
 
 Axes = Sequence[tuple[str, int]]
@@ -26,6 +27,11 @@ class Weights(Protocol):
     @property
     def model(self) -> PreTrainedModel:
         """The whole structure; parameters that are not at hand are on the meta device."""
+        ...
+
+    @property
+    def origin(self) -> Origin | None:
+        """The files that it was read from, where those are a folder of safetensors."""
         ...
 
     @contextmanager
@@ -48,6 +54,7 @@ class InMemory:
     """All weights are at hand, always."""
 
     model: PreTrainedModel
+    origin: Origin | None = None
 
     @contextmanager
     def at_hand(self, name: str) -> Iterator[nn.Module]:
@@ -82,11 +89,16 @@ class Streamed:
     model: PreTrainedModel
     files: Mapping[str, Tensor]
     keep: Scratch | None = None
+    origin: Origin | None = None
     _orders: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, blocks: Sequence[str], keep: Scratch | None = None
+        cls,
+        model: PreTrainedModel,
+        blocks: Sequence[str],
+        keep: Scratch | None = None,
+        origin: Origin | None = None,
     ) -> Streamed:
         """From a model that transformers loaded with ``device_map={"": "disk"}``.
 
@@ -94,6 +106,7 @@ class Streamed:
             model: with hooks that would load each module for each forward; they are taken off.
             blocks: names of the modules that come and go.
             keep: the folder of what transformers converted, such as experts stored one by one.
+            origin: the files that it comes from.
         """
         hook: Any = next(
             m._hf_hook
@@ -102,7 +115,7 @@ class Streamed:
         )
         files = hook.weights_map.dataset
         remove_hook_from_submodules(model)
-        streamed = cls(model, files, keep)
+        streamed = cls(model, files, keep, origin)
         for name, entry in files.index.items():
             if entry.get("safetensors_file") and streamed._is_wide(name):
                 entry["dtype"] = "float32"  # what the file holds, not rounded on the way
@@ -111,7 +124,14 @@ class Streamed:
             rounded = not tensor.is_meta and name in files and streamed._is_wide(name)
             if rounded or (tensor.is_meta and not name.startswith(inside)):
                 _put(model, name, streamed.read(name))
-        model.tie_weights()
+        for target, source in list(model.all_tied_weights_keys.items()):
+            own = streamed.read(target) if target in files and source in files else None
+            if own is None or torch.equal(own, model.get_parameter(source)):
+                _put(model, target, model.get_parameter(source))
+            else:  # what transformers does not see while both are on disk
+                _put(model, target, own)
+                del model.all_tied_weights_keys[target]
+        note_untied(model)
         return streamed
 
     @property
@@ -190,6 +210,19 @@ class Streamed:
             order = self._orders.pop(key, torch.arange(len(order_I)))[order_I]
             if not torch.equal(order, torch.arange(len(order))):
                 self._orders[key] = order
+
+
+def note_untied(model: PreTrainedModel) -> None:
+    """Let the config say what the files say: a stored head that differs from the embeddings stays.
+
+    transformers does not tie tensors that are both stored and differ, whatever the config declares.
+    Other programs go by the config.
+    """
+    declared = model.get_expanded_tied_weights_keys(all_submodels=True)
+    if set(declared) - set(model.all_tied_weights_keys):
+        for config in {id(x): x for x in (model.config, model.config.get_text_config())}.values():
+            if getattr(config, "tie_word_embeddings", None):
+                config.tie_word_embeddings = False
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:

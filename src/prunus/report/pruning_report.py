@@ -20,7 +20,7 @@ from ..blocks import Block
 from ..calibration import Protocol
 from ..errors import CheckpointError, UnsupportedModelError, first_line
 from ..quantization import Grid
-from ..types import LayerReport
+from ..types import FromSource, LayerReport
 from .experts import ExpertTokens
 from .structured_report import StructuredReport
 
@@ -106,6 +106,7 @@ class PruningReport:
         grid: of the kept weights; None: they are not quantised.
         packed: whether the checkpoint holds integers.
         processes: that did it together.
+        source: what was taken over from the source's files; None: the source was no folder.
         versions: of the software that matters.
     """
 
@@ -126,6 +127,7 @@ class PruningReport:
     grid: Grid | None = None
     packed: bool = False
     processes: int = 1
+    source: FromSource | None = None
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "prunus": __version__,
