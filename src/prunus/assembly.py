@@ -69,8 +69,7 @@ def assemble(
         _write_configs(folder, model)
     else:
         origin.write_files(kept.files, folder)
-        dtype = None if origin.keep_dtypes else str(model.dtype).removeprefix("torch.")
-        origin.write_config(folder, model, dtype)
+        origin.write_config(folder, model)
     if packed is not None:
         _claim_packed(folder, model, packed, names)
     write_texts(folder, tokenizer, texts)

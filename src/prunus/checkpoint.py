@@ -193,7 +193,7 @@ def _origin(source: Source, dtype: Dtype) -> Origin | None:
     if not source.is_folder:
         return None
     folder = Path(source.location)
-    return Origin.of(folder, check_shards(folder), keep_dtypes=dtype == "auto")
+    return Origin.of(folder, check_shards(folder), None if dtype == "auto" else dtype)
 
 
 def _loaded(

@@ -54,7 +54,8 @@ class Origin:
     Attributes:
         folder: as it was given.
         plain: the same with its weights decoded; the folder itself where they are plain.
-        keep_dtypes: whether every tensor keeps its dtype; not where another one was asked for.
+        tensors: the file of every tensor.
+        dtype: what the tensors shall become; None: every one keeps its own.
         aside: tensors that the model has no place for, by their names in the files.
         scratch: holds the decoded files.
         decoded: the format that they were decoded from.
@@ -63,13 +64,13 @@ class Origin:
     folder: Path
     plain: Path
     tensors: Mapping[str, Path]
-    keep_dtypes: bool = True
+    dtype: str | None = None
     aside: list[str] = field(default_factory=list)
     scratch: Scratch | None = None
     decoded: str | None = None
 
     @classmethod
-    def of(cls, folder: Path, tensors: Mapping[str, Path], keep_dtypes: bool = True) -> Origin:
+    def of(cls, folder: Path, tensors: Mapping[str, Path], dtype: str | None = None) -> Origin:
         """Look at config.json and the headers; decode the weights where they are not plain.
 
         Raises:
@@ -77,11 +78,11 @@ class Origin:
         """
         form = claimed(folder, read_config(folder), tensors)
         if form is None:
-            return cls(folder, folder, tensors, keep_dtypes)
+            return cls(folder, folder, tensors, dtype)
         scratch = decode(folder, form, tensors)
         index = json.loads((scratch.path / "model.safetensors.index.json").read_text())
         plain = {name: scratch.path / file for name, file in index["weight_map"].items()}
-        return cls(folder, scratch.path, plain, keep_dtypes, scratch=scratch, decoded=form.name)
+        return cls(folder, scratch.path, plain, dtype, scratch=scratch, decoded=form.name)
 
     @cached_property
     def stored(self) -> dict[str, Stored]:
@@ -126,7 +127,7 @@ class Origin:
         """
         known = self.stored.get(name)
         dtype = DTYPES.get(known.dtype) if known is not None else None
-        if known is None or dtype in (None, tensor.dtype) or not self.keep_dtypes:
+        if known is None or dtype in (None, tensor.dtype) or self.dtype is not None:
             return tensor
         if not tensor.is_floating_point():
             return tensor
@@ -154,7 +155,7 @@ class Origin:
             else:
                 files.append(name)
         carried, dropped = (self.aside, []) if keeps_architecture else ([], self.aside)
-        return FromSource(self.decoded, carried, dropped, files, large)
+        return FromSource(self.decoded, self.dtype, carried, dropped, files, large)
 
     def write_files(self, names: Sequence[str], target: Path) -> None:
         """Copy files of the source byte for byte."""
@@ -172,18 +173,12 @@ class Origin:
                 if not ours and not file.startswith(".") and not file.endswith(WEIGHTS):
                     yield name, path
 
-    def write_config(self, target: Path, model: PreTrainedModel, dtype: str | None) -> None:
-        """Write the source's config.json with what this run changed, and nothing else.
-
-        Args:
-            target: the new checkpoint.
-            model: as it is now.
-            dtype: of its tensors, if another one was asked for.
-        """
+    def write_config(self, target: Path, model: PreTrainedModel) -> None:
+        """Write the source's config.json with what this run changed, and nothing else."""
         config = read_config(self.folder)
         new = {key: value for key, value in config.items() if key not in CLAIMS}
-        if dtype is not None:
-            new["torch_dtype" if "torch_dtype" in new else "dtype"] = dtype
+        if self.dtype is not None:
+            new["torch_dtype" if "torch_dtype" in new else "dtype"] = self.dtype
         new.setdefault("architectures", [type(model).__name__])
         read = type(model.config).from_pretrained(self.plain, local_files_only=True)
         _merge(new, read.to_dict(), model.config.to_dict())

@@ -240,6 +240,7 @@ class FromSource:
 
     Attributes:
         decoded: the format that the weights were stored in, such as fp8; None: plain numbers.
+        dtype: asked for; None: every tensor keeps its own.
         carried: tensors that the model has no place for, copied bit for bit.
         dropped: such tensors that do not fit the pruned model and were left out.
         files: copied byte for byte.
@@ -247,6 +248,7 @@ class FromSource:
     """
 
     decoded: str | None = None
+    dtype: str | None = None
     carried: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import torch
 from torch import Tensor
 
-from .channels import Channels
+from . import unreported
 from .checkpoint import check_shards, load_weights
+from .comparison import Changes, compare, compare_models
 from .errors import CheckpointError, PatternError
 from .fresh import asked
-from .methods import QUANTIZE
 from .patterns import NM, OneOf, Unstructured, parse_pattern, removed
-from .permutation.interior import Interior
 from .permutation.orders import Orders
 from .quantization import Grid
 from .quantization.packing import grid_of
+from .report.pruning_report import FILE as REPORT
 from .report.pruning_report import PruningReport, read_report
 from .spill import Scratch
-from .stored import Stored, pairs, read_layers
+from .stored import Stored, read_layers
 from .structured import verification as structured
 from .structured.widths import read_widths
-from .survey import any_tokens, inspect
 from .types import LayerReport, Pattern
-from .weights import Weights
 
 # Run in a new interpreter that never imports prunus: what any user of the checkpoint will do.
 RELOAD = """
@@ -109,22 +106,22 @@ def verify(
         raise CheckpointError(f"{folder} holds no checkpoint: it has no config.json.")
     found = Verification()
     check_shards(folder)
+    if not (folder / REPORT).exists():
+        unreported.check(folder, source, _one(pattern), trust_remote_code, found)
+        if reload:
+            _check_reload(folder, None, found, trust_remote_code, False)
+        return found
     report = read_report(folder)
     if report.structured is not None:
         structured.check(folder, check_shards(folder), report, pattern, found)
         if source is not None:
-            structured.check_against(folder, source, report, trust_remote_code, found)
+            _check_against(folder, source, report, Orders(), found, trust_remote_code)
         if reload:
             _check_reload(folder, report, found, trust_remote_code, False)
         return found
     packed = _check_config(folder, report, found)
     orders = Orders.read(folder)
-    demanded = parse_pattern(pattern) if pattern else None
-    if isinstance(demanded, OneOf):
-        raise PatternError(
-            f"--pattern {pattern} leaves a choice, and verify demands one pattern of all layers. "
-            "Leave it out to check what the report claims."
-        )
+    demanded = _one(pattern)
     stored = read_layers(folder, report, trust_remote_code, packed)
     _check_layers(report, stored, orders, demanded, found)
     if source is not None:
@@ -132,6 +129,17 @@ def verify(
     if reload:
         _check_reload(folder, report, found, trust_remote_code, packed is not None)
     return found
+
+
+def _one(pattern: str | None) -> Pattern | None:
+    """The pattern that is demanded of all layers, if one is."""
+    demanded = parse_pattern(pattern) if pattern else None
+    if isinstance(demanded, OneOf):
+        raise PatternError(
+            f"--pattern {pattern} leaves a choice, and verify demands one pattern of all layers. "
+            "Leave it out to check what the report claims, or to find what is there."
+        )
+    return demanded
 
 
 def _check_config(folder: Path, report: PruningReport, found: Verification) -> Grid | None:
@@ -285,19 +293,6 @@ def _grid_problems(name: str, weight_OI: Tensor, grid: Grid) -> list[str]:
     return []
 
 
-def _interiors(old: Weights, orders: Orders) -> Mapping[str, Interior]:
-    """Of the source, whose residual stream is brought into the checkpoint's order."""
-    if orders.residual is None and not orders.folded:
-        return {}
-    ids = any_tokens(old.model)
-    blocks, traced = inspect(old.model, ids, old)
-    channels = Channels.of(old, blocks, traced, ids, orders.residual is not None)
-    channels.check(orders)
-    if orders.residual is not None:
-        channels.fold_residual(orders.residual)
-    return channels.interiors
-
-
 def _check_against(
     folder: Path,
     source: str | Path,
@@ -306,53 +301,40 @@ def _check_against(
     found: Verification,
     trust_remote_code: bool,
 ) -> None:
-    """Compare through the loader, which knows both sides' names on disk, in the output's dtype.
+    """Compare all that lies in the files, and the model where the files alone cannot say it.
 
-    Orders that were folded into the checkpoint are folded into the source first.
+    That is where the source is no folder, and where channels are in another order: the orders that
+    were folded into the checkpoint are folded into the source first.
     """
     new = load_weights(folder, trust_remote_code=trust_remote_code, stream=True)
     old = load_weights(source, trust_remote_code=trust_remote_code, stream=True)
-    interiors = _interiors(old, orders)
-    pruned: dict[str, bool] = {}
-    for layer in report.layers:
-        pruned[layer.parameter] = layer.updated or pruned.get(layer.parameter, False)
-    touched, moved, others = [], [], 0
+    reordered = orders.residual is not None or bool(orders.folded)
+    if new.origin is not None and old.origin is not None:
+        changes = Changes.of(report, new.model, reordered)
+        found.problems += compare(new.origin, old.origin, changes, source)
+        found.checks.append(f"all tensors, fields and files, bit for bit, against {source}")
+    if report.structured is not None:
+        structured.check_against(new, old, source, report, found)
+    elif reordered or old.origin is None:
+        problems, checked = compare_models(new, old, source, report, orders)
+        found.problems += problems
+        found.checks.append(checked)
 
-    def fold(block: str) -> None:
-        for site, order_I in orders.folded.items():
-            if site.startswith(f"{block}."):
-                interiors[site].fold(order_I)
 
-    for name, tensor, was in pairs(new, old, fold):
-        others += name not in pruned
-        if was is None or was.shape != tensor.shape:
-            touched.append(name)
-        elif name not in pruned and not torch.equal(was.to(tensor.dtype), tensor):
-            touched.append(name)
-        elif name in pruned and not pruned[name]:
-            kept = tensor != 0
-            if not torch.equal(was.to(tensor.dtype)[kept], tensor[kept]):
-                moved.append(name)
-        elif name in pruned and report.method == QUANTIZE and bool(tensor[was == 0].any()):
-            found.problems.append(f"{name} has values where {source} has zeros.")
-    if touched:
-        found.problems.append(
-            f"{len(touched)} tensors that were not to be pruned differ from {source}: "
-            f"{', '.join(touched[:3])}."
-        )
-    if moved:
-        found.problems.append(
-            f"The kept weights of {', '.join(moved[:3])} differ from {source}; the report says "
-            "that this method keeps them."
-        )
-    found.checks.append(f"{others} other tensors, and kept weights, as in {source}")
+def _is_one_of(name: str, carried: Sequence[str]) -> bool:
+    """Whether a tensor of the model's naming is one that was carried along under its own name."""
+    return any(name == x or name.endswith(f".{x}") or x.endswith(f".{name}") for x in carried)
 
 
 def _check_reload(
-    folder: Path, report: PruningReport, found: Verification, trust_remote_code: bool, packed: bool
+    folder: Path,
+    report: PruningReport | None,
+    found: Verification,
+    trust_remote_code: bool,
+    packed: bool,
 ) -> None:
     found.in_files = bool(found.problems)
-    if read_widths(folder) is not None:
+    if report is not None and read_widths(folder) is not None:
         structured.check_reload(folder, report, trust_remote_code, found)
         return
     converted = Scratch()
@@ -366,7 +348,9 @@ def _check_reload(
         return
     if not seen["finite"]:
         found.problems.append("Its logits hold NaN or inf in a fresh process.")
+    carried = report.source.carried if report is not None and report.source is not None else []
     for kind in ("missing", "unexpected"):
-        if seen[kind]:
-            found.problems.append(f"A fresh load reports {kind} tensors: {seen[kind][:3]}.")
+        names = [x for x in seen[kind] if kind == "missing" or not _is_one_of(x, carried)]
+        if names:
+            found.problems.append(f"A fresh load reports {kind} tensors: {names[:3]}.")
     found.checks.append("reload by plain transformers in a fresh process, finite logits")

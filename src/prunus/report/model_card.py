@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 from ..methods import ALL, QUANTIZE
 from ..types import LayerReport
 from .experts import COLUMNS, ExpertTokens
+from .from_source import source_section
 from .pruning_report import PruningReport
 from .structured_card import LOADS, LOADS_BY_WIDTHS, hub_id, smaller_card, title
 
@@ -47,7 +48,7 @@ def model_card(report: PruningReport, recipe_yaml: str, stock: bool = True) -> s
 | calibration | {report.protocol or "none"} |
 | integer grid | {report.grid or "none"} |
 
-{_stored(report)}
+{_stored(report)}{source_section(report.source)}
 
 {LOADS if stock else LOADS_BY_WIDTHS}
 

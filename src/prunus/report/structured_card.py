@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from ..structured.methods import STRUCTURED
+from .from_source import source_section
 from .pruning_report import PruningReport
 from .structured_report import StructuredReport
 
@@ -63,7 +64,7 @@ dense model: smaller in memory and faster on any machine.
 | method | `{report.pruner}` |
 | removed | {_removed(structured)} |
 | predicted speed | {structured.predicted_speedup:.2f} of the dense model's, by multiply-adds |
-| calibration | {report.protocol or "none"} |
+| calibration | {report.protocol or "none"} |{source_section(report.source)}
 
 {LOADS if structured.stock else LOADS_BY_WIDTHS}
 

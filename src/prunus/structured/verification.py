@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..checkpoint import load_weights, read_tensors
+from ..checkpoint import read_tensors
 from ..errors import InputError
 from ..fresh import asked
 from ..report.pruning_report import PruningReport
 from ..stored import pairs
+from ..weights import Weights
 from .widths import read_widths
 
 if TYPE_CHECKING:
@@ -58,19 +59,13 @@ def check(
 
 
 def check_against(
-    folder: Path,
-    source: str | Path,
-    report: PruningReport,
-    trust_remote_code: bool,
-    found: Verification,
+    new: Weights, old: Weights, source: str | Path, report: PruningReport, found: Verification
 ) -> None:
     """Every tensor is the source's, or what the source has there without some heads or neurons.
 
     Of layers that were updated the shapes alone are known.
     """
     layers = {f"{layer.name}.{part}": layer for layer in report.layers for part in PARTS}
-    new = load_weights(folder, trust_remote_code=trust_remote_code, stream=True)
-    old = load_weights(source, trust_remote_code=trust_remote_code, stream=True)
     same, left = 0, 0
     for name, tensor, was in pairs(new, old):
         layer = layers.get(name)

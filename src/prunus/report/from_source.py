@@ -1,0 +1,40 @@
+"""What a model card says of the files that a checkpoint was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..types import FromSource
+
+
+def source_section(source: FromSource | None) -> str:
+    """Return a section on what was decoded, carried along and left out; empty where nothing was."""
+    if source is None:
+        return ""
+    said = []
+    if source.decoded is not None:
+        said.append(
+            f"The source stores its weights as {source.decoded}; here they are the plain numbers "
+            "that it stands for."
+        )
+    if source.dtype is not None:
+        said.append(f"All weights were converted to {source.dtype}, as asked for.")
+    if source.carried:
+        said.append(
+            "The model has no place for these tensors of the source, which were copied unchanged: "
+            f"{_listed(source.carried)}."
+        )
+    if source.dropped:
+        said.append(
+            "These tensors of the source do not fit the pruned model and were left out: "
+            f"{_listed(source.dropped)}."
+        )
+    if source.left:
+        files = _listed([f"{name} ({why})" for name, why in source.left.items()])
+        said.append(f"These files of the source were not copied: {files}.")
+    return "".join(f"\n\n{text}" for text in said)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more, listed in `pruning_report.json`" if len(names) > 5 else ""
+    return ", ".join(f"`{name}`" for name in names[:5]) + more
