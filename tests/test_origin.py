@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig
 import prunus
 from conftest import MODELS
 from prunus.decoding import decode, float8
-from prunus.errors import CheckpointError, CheckpointWarning
+from prunus.errors import CheckpointError, CheckpointWarning, NumericalError
 from prunus.origin import Origin
 from prunus.verification import verify
 
@@ -384,6 +384,63 @@ def test_the_form_of_an_older_transformers_survives(source, tmp_path):
         "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
     }  # fmt: skip
     assert now["rope_theta"] == 500000.0
+
+
+def test_weights_in_another_form_are_named_and_left_with_what_describes_them(source, tmp_path):
+    for name in (
+        "consolidated.safetensors",
+        "params.json",
+        "original/params.json",
+        "original/consolidated.00.pth",
+        "original/tokenizer.model",
+        "docs/note.txt",
+    ):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(b"x")  # fmt: skip
+    result = prunus.prune(source, method="magnitude", output=tmp_path / "out")
+    assert set(result.report.source.left) == {
+        "consolidated.safetensors", "params.json", "original/",
+    }  # fmt: skip
+    assert (tmp_path / "out" / "docs" / "note.txt").exists()
+    assert not (tmp_path / "out" / "params.json").exists()
+    assert not (tmp_path / "out" / "original").exists()
+
+
+@pytest.mark.reload
+@pytest.mark.filterwarnings("ignore:.*no place for:prunus.errors.CheckpointWarning")
+def test_the_names_of_a_base_model_stay_and_so_do_buffers_of_old_files(tmp_path):
+    source = shutil.copytree(MODELS / "gpt2", tmp_path / "source")
+    tensors = {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in load_file(source / WEIGHTS).items()
+    }
+    tensors |= {"h.0.attn.bias": torch.ones(1, 1, 4, 4), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    changed(source, tensors)
+    out = tmp_path / "out"
+    result = prunus.prune(source, method="wanda", output=out, **FAST)
+    assert result.verification.ok
+    assert load_file(out / WEIGHTS).keys() == tensors.keys()
+    assert verify(out, source=source, reload=False).problems == []
+
+
+# What is known from the files is judged before the work.
+
+
+def test_more_embeddings_than_the_config_says(source, tmp_path):
+    rows = config_of(source)["vocab_size"]
+    changed(source, vocab_size=rows - 8)
+    said = rf"embed_tokens.weight is {rows} .* and {rows - 8} .* in the model that config.json"
+    with pytest.raises(CheckpointError, match=said):
+        prunus.plan(source, method="wanda", **FAST)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+def test_nan_outside_of_the_blocks(name, source, tmp_path):
+    tensors = load_file(source / WEIGHTS)
+    tensors[name][-1] = float("nan")
+    changed(source, tensors)
+    with pytest.raises(NumericalError, match=f"{name} holds NaN"):
+        prunus.prune(source, method="magnitude", output=tmp_path / "out")
 
 
 # Dtypes.

@@ -92,7 +92,7 @@ def _outside(
     inside = tuple(f"{block.name}." for block in blocks)
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     if origin is not None:
-        tied -= set(origin.tensors)
+        tied = {name for name in tied if origin.own_name(name, model) not in origin.tensors}
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     return {
         name: tensor.clone()  # two names of one tensor are two tensors in a file
@@ -166,7 +166,8 @@ def _write_group(
     if own:
         on_disk |= own if own_names else revert_weight_conversion(model, dict(own))
     if origin is not None:
-        on_disk = {name: origin.restored(name, tensor) for name, tensor in on_disk.items()}
+        named = {origin.own_name(name, model): tensor for name, tensor in on_disk.items()}
+        on_disk = {name: origin.restored(name, tensor) for name, tensor in named.items()}
     alone = len(group) == 1 and not packed_beside(group[0]).exists()
     as_it_is = not own or (
         on_disk.keys() == own.keys()

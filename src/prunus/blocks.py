@@ -233,7 +233,8 @@ def check_share(name: str, block: nn.Module, linears: Mapping[str, nn.Module]) -
     known = set(map(id, held))
     parameters = dict(block.named_parameters())
     other = [n for n, p in parameters.items() if p.ndim > 1 and id(p) not in known]
-    share = sum(parameters[n].numel() for n in other) / sum(p.numel() for p in parameters.values())
+    total = sum(p.numel() for p in parameters.values())  # 0 in a block that was switched off
+    share = sum(parameters[n].numel() for n in other) / max(total, 1)
     if share > OTHER:
         raise UnsupportedModelError(
             f"{name} ({type(block).__name__}) has {share:.0%} of its weights outside of linear "
@@ -251,6 +252,18 @@ def check_finite(linears: Mapping[str, nn.Module]) -> None:
                 f"{layer}.weight holds NaN or inf. The checkpoint is damaged or overflowed when it "
                 "was converted; get a sound one, or load it in float32."
             )
+
+
+def check_outside_finite(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
+    """Raise NumericalError if embeddings, last norm or head hold NaN or inf somewhere."""
+    inside = tuple(f"{name}." for name in blocks)
+    for name, parameter in model.named_parameters():
+        if not name.startswith(inside) and not parameter.is_meta:
+            if not bool(parameter.isfinite().all()):
+                raise NumericalError(
+                    f"{name} holds NaN or inf. The checkpoint is damaged or overflowed when it was "
+                    "converted; get a sound one."
+                )
 
 
 def _is_linear(module: nn.Module) -> bool:

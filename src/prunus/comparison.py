@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from .channels import Channels
@@ -51,7 +50,7 @@ class Changes:
     fields: Collection[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, report: PruningReport, model: PreTrainedModel, reordered: bool) -> Changes:
+    def of(cls, report: PruningReport, new: Weights, reordered: bool) -> Changes:
         """Read them from a report; the model knows what its parameters are called in the files."""
         updated: dict[str, bool] = {}
         for layer in report.layers:
@@ -62,9 +61,9 @@ class Changes:
             updated |= biases
         source = report.source
         return cls(
-            pruned=on_disk(model, updated),
-            updated=on_disk(model, {name for name, flag in updated.items() if flag}),
-            shrunk=on_disk(model, updated) if smaller else (),
+            pruned=on_disk(new, updated),
+            updated=on_disk(new, {name for name, flag in updated.items() if flag}),
+            shrunk=on_disk(new, updated) if smaller else (),
             dropped=source.dropped if source else (),
             reordered=reordered,
             dtype=source.dtype if source else None,
@@ -73,12 +72,13 @@ class Changes:
         )
 
 
-def on_disk(model: PreTrainedModel, names: Collection[str]) -> set[str]:
+def on_disk(weights: Weights, names: Collection[str]) -> set[str]:
     """Return what the files call these parameters; one that holds experts has a name for each."""
+    model, origin = weights.model, weights.origin
     state = model.state_dict()
     shapes = {name: state[name].to("meta") for name in names if name in state}
-    reverted = set(revert_weight_conversion(model, dict(shapes)))
-    return reverted | (set(names) - set(state))
+    found = set(revert_weight_conversion(model, dict(shapes))) | (set(names) - set(state))
+    return {origin.own_name(name, model) for name in found} if origin is not None else found
 
 
 def compare(new: Origin, old: Origin, changes: Changes, source: str | Path) -> list[str]:

@@ -28,7 +28,11 @@ from .errors import CheckpointError
 from .spill import Scratch
 from .types import FromSource
 
-OWN = {"recipe.yaml", "pruning_report.json", "channel_orders.json", "widths.json", "README.md"}
+ANEW_FILES = {
+    "recipe.yaml", "pruning_report.json", "channel_orders.json", "widths.json", "README.md",
+    "config.json",
+}  # fmt: skip
+INDICES = {"model.safetensors.index.json"}
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth",
            ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf", ".npz",
            ".part", ".tmp", ".lock")  # fmt: skip
@@ -102,6 +106,15 @@ class Origin:
             tensor: Tensor = opened.get_tensor(name)
             return tensor
 
+    def own_name(self, name: str, model: PreTrainedModel) -> str:
+        """Return what the source calls a tensor: some files have the names of the base model."""
+        short = name.removeprefix(f"{model.base_model_prefix}.")
+        if name in self.tensors or short == name:
+            return name
+        layer = short.rpartition(".")[0]  # whose weight may be packed by now
+        known = short in self.tensors or f"{layer}.weight" in self.tensors
+        return short if known else name
+
     def note_ignored(self, model: PreTrainedModel, unexpected: Iterable[str]) -> None:
         """Find the tensors that transformers did not put into the model.
 
@@ -148,14 +161,15 @@ class Origin:
             keeps_architecture: whether what the model has no place for fits it still: not where it
                 has fewer heads or neurons, or another order of the residual stream.
         """
-        files, large = [], {}
-        for name, path in self._files():
-            if path.stat().st_size > LARGEST:
-                large[name] = f"larger than {LARGEST // 2**20} MiB"
-            else:
+        files: list[str] = []
+        left: dict[str, str] = {}
+        for name, reason in self._files():
+            if reason is None:
                 files.append(name)
+            else:
+                left[name] = reason
         carried, dropped = (self.aside, []) if keeps_architecture else ([], self.aside)
-        return FromSource(self.decoded, self.dtype, carried, dropped, files, large)
+        return FromSource(self.decoded, self.dtype, carried, dropped, files, left)
 
     def write_files(self, names: Sequence[str], target: Path) -> None:
         """Copy files of the source byte for byte."""
@@ -163,15 +177,31 @@ class Origin:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.folder / name, target / name)
 
-    def _files(self) -> Iterator[tuple[str, Path]]:
-        for top, folders, files in os.walk(self.folder):
+    def _files(self) -> Iterator[tuple[str, str | None]]:
+        """Yield every file beside the weights, with the reason why it is not copied, if any.
+
+        Weights in another form, and what describes those, would be the unpruned model's.
+        """
+        read = {path.name for path in self.tensors.values()}
+        for top, folders, names in os.walk(self.folder):
             folders[:] = sorted(x for x in folders if not x.startswith((".", "__pycache__")))
-            for file in sorted(files):
-                path = Path(top) / file
-                name = path.relative_to(self.folder).as_posix()
-                ours = name in OWN or name == "config.json"
-                if not ours and not file.startswith(".") and not file.endswith(WEIGHTS):
-                    yield name, path
+            here = Path(top).relative_to(self.folder)
+            others = [x for x in names if x.endswith(WEIGHTS) and x not in read | INDICES]
+            if others and here.parts:
+                folders.clear()
+                yield f"{here.as_posix()}/", "weights in another form"
+                continue
+            for name in sorted(names):
+                shown = (here / name).as_posix()
+                if name in others or (name == "params.json" and others):
+                    yield shown, "weights in another form"
+                elif (
+                    not name.endswith(WEIGHTS)
+                    and not name.startswith(".")
+                    and shown not in ANEW_FILES
+                ):
+                    large = (Path(top) / name).stat().st_size > LARGEST
+                    yield shown, f"larger than {LARGEST // 2**20} MiB" if large else None
 
     def write_config(self, target: Path, model: PreTrainedModel) -> None:
         """Write the source's config.json with what this run changed, and nothing else."""

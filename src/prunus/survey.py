@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .blocks import Block, check_finite, check_outside, find_blocks, find_linears
+from .blocks import (
+    Block,
+    check_finite,
+    check_outside,
+    check_outside_finite,
+    find_blocks,
+    find_linears,
+)
 from .experts import one_by_one
 from .probe import probe_block
 from .replay import Hidden, Recording, Trace, check_chain, check_replay, record, trace
@@ -38,6 +45,7 @@ def inspect(
     weights = weights or InMemory(model)
     modules = find_blocks(model)
     check_outside(model, modules)
+    check_outside_finite(model, modules)
     linears = {name: find_linears(name, module) for name, module in modules.items()}
     ids = ids[:1, :PROBE_TOKENS].to(model.device)
     with one_by_one(model):

@@ -47,7 +47,7 @@ def check(
     found.checks += ["finite weights", "zeros and pattern of every linear layer in the blocks"]
     if source is not None:
         old = load_weights(source, trust_remote_code=trust_remote_code, stream=True)
-        layers = on_disk(weights.model, _parameters(weights))
+        layers = on_disk(weights, _parameters(weights))
         if weights.origin is None or old.origin is None:
             raise InputError("--source compares folders of safetensors; give the source's folder.")
         free = Changes(pruned=layers, updated=layers)

@@ -310,7 +310,7 @@ def _check_against(
     old = load_weights(source, trust_remote_code=trust_remote_code, stream=True)
     reordered = orders.residual is not None or bool(orders.folded)
     if new.origin is not None and old.origin is not None:
-        changes = Changes.of(report, new.model, reordered)
+        changes = Changes.of(report, new, reordered)
         found.problems += compare(new.origin, old.origin, changes, source)
         found.checks.append(f"all tensors, fields and files, bit for bit, against {source}")
     if report.structured is not None:

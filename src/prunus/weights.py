@@ -123,7 +123,10 @@ class Streamed:
         for name, tensor in list(model.state_dict(keep_vars=True).items()):
             rounded = not tensor.is_meta and name in files and streamed._is_wide(name)
             if rounded or (tensor.is_meta and not name.startswith(inside)):
-                _put(model, name, streamed.read(name))
+                found = streamed.read(name)
+                if found.shape != tensor.shape:
+                    raise CheckpointError(other_shape(name, found.shape, tensor.shape))
+                _put(model, name, found)
         for target, source in list(model.all_tied_weights_keys.items()):
             own = streamed.read(target) if target in files and source in files else None
             if own is None or torch.equal(own, model.get_parameter(source)):
