@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GptOssConfig
+from transformers import AutoModelForCausalLM, DeepseekV3Config, GptOssConfig
 
 import prunus
 from conftest import MODELS
@@ -337,6 +337,34 @@ def test_they_are_left_out_aloud_where_they_fit_no_more(fields, with_mtp, tmp_pa
 def test_what_is_carried_is_no_problem_in_a_fresh_process(with_mtp, tmp_path):
     result = prunus.prune(with_mtp, method="magnitude", output=tmp_path / "out")
     assert result.verification.ok
+
+
+@pytest.mark.reload
+@pytest.mark.filterwarnings("ignore:.*no place for:prunus.errors.CheckpointWarning")
+def test_deepseek_v3_as_it_is_published(tmp_path):
+    """Experts one by one in float8, and behind the last block one that predicts further tokens."""
+    torch.manual_seed(0)
+    config = DeepseekV3Config(
+        hidden_size=64, intermediate_size=96, moe_intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2,
+        n_group=2, topk_group=1, first_k_dense_replace=1, q_lora_rank=24, kv_lora_rank=16,
+        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, vocab_size=128,
+    )  # fmt: skip
+    source, out = tmp_path / "source", tmp_path / "out"
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(source)
+    dense = load_file(source / WEIGHTS)
+    last = {k.replace("layers.1.", "layers.2."): v for k, v in dense.items() if "layers.1." in k}
+    dense |= {name: tensor.clone() for name, tensor in last.items()}
+    claim = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    changed(source, to_float8(dense, 32), quantization_config=claim)
+    tokens = torch.randint(0, 128, (8, 64))
+    result = prunus.prune(source, method="wanda", tokens_ST=tokens, output=out)
+    assert result.verification.ok
+    assert result.report.source.carried == sorted(last)
+    written = load_file(out / WEIGHTS)
+    assert written.keys() == dense.keys()
+    assert (written["model.layers.1.mlp.experts.0.up_proj.weight"] == 0).float().mean() > 0.45
+    assert verify(out, source=source, reload=False).problems == []
 
 
 # Files.

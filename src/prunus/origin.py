@@ -124,11 +124,19 @@ class Origin:
         silent = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
         pattern = re.compile("|".join(f"({x})" for x in (*silent, *LEFTOVERS)))
         told, own = set(unexpected), _with_and_without_prefix(model)
+        # What is merged as it is loaded, such as experts, is reported under the merged name.
+        merged = {f"{name.rpartition('.')[0]}." for name in told}
+        nowhere = tuple(x for x in merged if not any(name.startswith(x) for name in own))
         self.aside = sorted(
             name
             for name in self.tensors
             if name not in own
-            and (name in told or pattern.search(name) or any(x.endswith(f".{name}") for x in told))
+            and (
+                name in told
+                or pattern.search(name)
+                or any(x.endswith(f".{name}") for x in told)
+                or name.startswith(nowhere)
+            )
         )
 
     def restored(self, name: str, tensor: Tensor) -> Tensor:

@@ -322,8 +322,15 @@ def _check_against(
 
 
 def _is_one_of(name: str, carried: Sequence[str]) -> bool:
-    """Whether a tensor of the model's naming is one that was carried along under its own name."""
-    return any(name == x or name.endswith(f".{x}") or x.endswith(f".{name}") for x in carried)
+    """Whether a tensor of the model's naming is one that was carried along under its own name.
+
+    One that is merged from several as it is loaded is known by the module that holds it.
+    """
+    module = f"{name.rpartition('.')[0]}."
+    return any(
+        name == x or name.endswith(f".{x}") or x.endswith(f".{name}") or x.startswith(module)
+        for x in carried
+    )
 
 
 def _check_reload(
