@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prunus.hub import downloaded
 from prunus.stats import ColumnNorm, Statistics, TokenSample, gather
 
 MODELS = Path(__file__).parent / "models"
@@ -59,6 +63,23 @@ def load_tiny(family: str):
 @pytest.fixture
 def tiny_llama():
     return load_tiny("llama")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Callable[..., Path]:
+    """An empty hub cache and no network; call it to put a folder there under a hub id."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def put(name: str, folder: Path, sha: str = "a" * 40, ref: str = "main") -> Path:
+        repo = cache / f"models--{name.replace('/', '--')}"
+        (repo / "refs").mkdir(parents=True, exist_ok=True)
+        (repo / "refs" / ref).write_text(sha)
+        return Path(shutil.copytree(folder, repo / "snapshots" / sha))
+
+    downloaded.cache_clear()
+    return put
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from .calibration.tokens import (
     tokenize,
     window_length,
 )
-from .checkpoint import Dtype, load_model, load_tokenizer
+from .checkpoint import Dtype, folder_of, load_model, load_tokenizer
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
 from .inputs import in_memory, inputs, named, pick_device
@@ -254,7 +254,7 @@ def quantize(
         **others: as for ``prune``: output, calibration, samples, resume, observer …
     """
     settings = {"scales": not pack if scales is None else scales, "clip": clip}
-    zeros = known_zeros(model) if isinstance(model, str | Path) else {}
+    zeros = known_zeros(folder_of(model)) if isinstance(model, str | Path) else {}
     fields: dict[str, Any] = {"method": QUANTIZE, "bits": bits, "group": group or 0, "pack": pack}
     return prune(model, **{**fields, "settings": settings, **zeros, **others})
 
@@ -336,7 +336,7 @@ def load(
     where = pick_device(device)
     model = load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
     model.to(where)  # type: ignore[arg-type]
-    folder = Path(checkpoint).expanduser()
+    folder = folder_of(checkpoint)
     if (folder / REPORT).exists():
         layers = read_report(folder).layers
         index_inputs(model, layers, Orders.read(folder))

@@ -11,7 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from .blocks import find_blocks
 from .errors import CheckpointError, CheckpointWarning, UnknownNameError, first_line, other_shape
+from .hub import commit_of, snapshot
 from .origin import Origin
 from .spill import Scratch
 from .structured.widths import read_widths, rebuilt
@@ -45,26 +46,33 @@ def checked_dtype(name: str) -> Dtype:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint is: arguments that transformers takes."""
+    """Where a checkpoint is: arguments that transformers takes.
+
+    Attributes:
+        location: the folder.
+        gguf_file: the file in it, where it is a GGUF.
+        hub: ``org/model@commit``, where the folder is that model's snapshot in the cache.
+    """
 
     location: str
     gguf_file: str | None = None
-    local: bool = True
+    hub: str | None = None
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder of safetensors here, not a GGUF and not a name on the hub."""
-        return self.local and self.gguf_file is None
+        """Whether it is a folder of safetensors, not a GGUF."""
+        return self.gguf_file is None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for ``from_pretrained``."""
         gguf = {"gguf_file": self.gguf_file} if self.gguf_file else {}
-        return {"local_files_only": True, **gguf} if self.local else gguf
+        # the code of a hub id may lie in another repository
+        return {"local_files_only": self.hub is None, **gguf}
 
 
 def find(checkpoint: str | Path) -> Source:
-    """A folder, a GGUF file, a folder that holds one, or a hub id.
+    """A folder, a GGUF file, a folder that holds one, or a hub id, which becomes a folder.
 
     Raises:
         CheckpointError: none of these, or a folder whose files are damaged.
@@ -84,9 +92,17 @@ def find(checkpoint: str | Path) -> Source:
     if path.is_dir():
         return _find_in(path)
     name = str(checkpoint)
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix == ".gguf":
+    repo = name.partition("@")[0]
+    if repo.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix == ".gguf":
         raise CheckpointError(f"{name} does not exist. Give a folder, a .gguf file or a hub id.")
-    return Source(name, local=False)
+    folder = snapshot(name)
+    return replace(_find_in(folder), hub=commit_of(folder))
+
+
+def folder_of(checkpoint: str | Path) -> Path:
+    """Where the files beside the weights of a folder, a GGUF or a hub id would lie."""
+    source = find(checkpoint)
+    return Path(source.location) if source.gguf_file is None else Path(checkpoint).expanduser()
 
 
 def _find_in(folder: Path) -> Source:
@@ -305,7 +321,7 @@ def tokenizer_to_copy(
         return load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     except CheckpointError:
         source, files = find(checkpoint), set[Path]()
-        if source.local and not source.gguf_file:
+        if not source.gguf_file:
             files = {x for kind in TOKENIZER for x in Path(source.location).glob(kind)}
     if not files:
         say(f"{checkpoint} has no tokenizer, so the output gets none")
@@ -325,12 +341,10 @@ def _explained(checkpoint: str | Path) -> Iterator[None]:
                 f"{checkpoint} brings code of its own. Read it, and pass --trust-remote-code "
                 "(trust_remote_code=True) to run it."
             ) from None
-        why = f"cannot be loaded as a causal language model: {first_line(error)}."
-        cure = "Get a whole checkpoint of one."
-        if not find(checkpoint).local:
-            why = f"is no folder here, and cannot be had from the hub: {first_line(error)}."
-            cure = "Give a folder, a .gguf, or a hub id that can be reached or is in the cache."
-        raise CheckpointError(f"{checkpoint} {why} {cure}") from error
+        raise CheckpointError(
+            f"{checkpoint} cannot be loaded as a causal language model: {first_line(error)}. Get a "
+            "whole checkpoint of one."
+        ) from error
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:

@@ -13,14 +13,12 @@ from .calibration import Protocol
 from .checkpoint import check_shards, find
 from .journal import sha256
 from .recipe import Recipe
-from .weights import Weights
 
 ELSEWHERE = {"calibration", "data_dir", "device"}  # fields that a fingerprint has in other words
 
 
 def fingerprint(
     checkpoint: str | Path,
-    weights: Weights,
     recipe: Recipe,
     protocol: Protocol | None,
     device: torch.device,
@@ -28,7 +26,7 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Flat, one entry for each thing that can differ."""
     return {
-        **_files(checkpoint, weights),
+        **_files(checkpoint),
         **choices(recipe),
         "calibration sha256": protocol.sha256 if protocol else None,
         "device": str(device),
@@ -45,11 +43,12 @@ def choices(recipe: Recipe) -> dict[str, Any]:
     return {f"recipe {k}": v for k, v in recipe.model_dump().items() if k not in ELSEWHERE}
 
 
-def _files(checkpoint: str | Path, weights: Weights) -> dict[str, str]:
+def _files(checkpoint: str | Path) -> dict[str, str]:
     """A hash of every file that decides what the model is; a hub id's commit."""
     source = find(checkpoint)
-    if not source.local:
-        return {"model": source.location, "commit": str(weights.model.config._commit_hash)}
+    if source.hub is not None:
+        model, _, commit = source.hub.rpartition("@")
+        return {"model": model, "commit": commit}
     folder = Path(source.location)
     if source.gguf_file:
         files = {folder / source.gguf_file}

@@ -13,6 +13,7 @@ from .calibration import Protocol
 from .calibration.tokens import GIVEN, calibration_tokens, given_tokens
 from .checkpoint import find, load_tokenizer, load_weights, tokenizer_to_copy
 from .errors import InputError, UnknownNameError
+from .hub import commit_of
 from .observer import Observer
 from .recipe import Recipe
 from .weights import InMemory, Weights
@@ -63,10 +64,16 @@ def inputs(
 
 
 def named(model: Any, loaded: PreTrainedModel) -> str:
-    """What the report calls the model: a path from the root, a hub id, or that it was in memory."""
-    name = str(model) if isinstance(model, str | Path) else loaded.config.name_or_path
-    path = Path(name).expanduser() if name else None
-    return str(path.absolute()) if path is not None and path.exists() else name or "in memory"
+    """What the report calls the model.
+
+    A path from the root, a hub id with its commit, or that the model was in memory.
+    """
+    given = isinstance(model, str | Path)
+    name = str(model if given else loaded.config.name_or_path or "")
+    path = Path(name).expanduser()
+    if name and path.exists():
+        return commit_of(path) or str(path.absolute())
+    return (find(name).hub if given else None) or name or "in memory"
 
 
 def pick_device(name: str) -> torch.device:

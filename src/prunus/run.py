@@ -258,9 +258,7 @@ class Run:
 
     def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
         """All that decides what comes out, flat, for a later run to compare."""
-        return fingerprint(
-            checkpoint, self.weights, self.recipe, self.protocol, self.device, self.team.size
-        )
+        return fingerprint(checkpoint, self.recipe, self.protocol, self.device, self.team.size)
 
 
 def _check_gated(method: str, blocks: Sequence[Block]) -> None:

@@ -35,6 +35,7 @@ from ..errors import (
     UnsupportedModelError,
     first_line,
 )
+from ..hub import title
 from ..output import check_output, new_file
 from .vocabulary import add_vocabulary
 from .widths import Family, Shape, Widths, check_shapes, read_widths, tensor_shapes
@@ -111,7 +112,7 @@ def write_gguf(
     output = Path(output).expanduser()
     check_output(output)
     source = find(folder)
-    if source.gguf_file or not source.local:
+    if source.gguf_file:
         raise CheckpointError(f"{folder} is not a folder of safetensors; give one.")
     where = Path(source.location)
     config = _config(where)
@@ -125,7 +126,8 @@ def write_gguf(
     entries = _entries(names, stored, config, held, kept)
     with new_file(output) as path:
         with closing(gguf.GGUFWriter(path, arch)) as writer:
-            _describe(gguf, writer, config, held, where.resolve().name)
+            name = title(source.hub or str(where.resolve())).rpartition("/")[2]
+            _describe(gguf, writer, config, held, name)
             writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[_name(kept)]])
             add_vocabulary(writer, tokenizer or where, config.vocab_size)
             _write(gguf, writer, entries, files)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from huggingface_hub import ModelCardData
 
+from ..hub import base_model, title
 from ..methods import ALL, QUANTIZE
 from ..types import LayerReport
 from .experts import COLUMNS, ExpertTokens
 from .from_source import source_section
 from .pruning_report import PruningReport
-from .structured_card import LOADS, LOADS_BY_WIDTHS, hub_id, smaller_card, title
+from .structured_card import LOADS, LOADS_BY_WIDTHS, smaller_card
 
 
 def model_card(report: PruningReport, recipe_yaml: str, stock: bool = True) -> str:
@@ -22,7 +23,7 @@ def model_card(report: PruningReport, recipe_yaml: str, stock: bool = True) -> s
     if report.structured is not None:
         return smaller_card(report, report.structured, recipe_yaml)
     data = ModelCardData(
-        base_model=hub_id(report.model),
+        base_model=base_model(report.model),
         library_name="transformers" if stock else "prunus",
         pipeline_tag="text-generation",
         tags=["prunus", *_tags(report)],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UnknownNameError, at_least
+from ..hub import title as titled
 from ..output import new_file
 from .plots import learning, over_depth
 from .pruning_report import PruningReport, read_report
@@ -53,7 +54,7 @@ def plot(
         raise InputError(f"{output} has no ending to say what kind of picture it is; give .png.")
     if title is None:
         methods = dict.fromkeys(report.method for report in reports.values())
-        title = f"{', '.join(methods)} on {Path(first.model).name}"
+        title = f"{', '.join(methods)} on {Path(titled(first.model)).name}"
     with new_file(Path(output).expanduser()) as path:
         try:
             _draw(show, reports, path, threshold, title)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from huggingface_hub import ModelCardData
 
+from ..hub import base_model, title
 from ..structured.methods import STRUCTURED
 from .from_source import source_section
 from .pruning_report import PruningReport
@@ -25,16 +24,6 @@ model = prunus.load("this folder")
 ```"""
 
 
-def hub_id(model: str) -> str | None:
-    """The model's name, where it is one of the hub's; a local path has its root."""
-    return model if "/" in model and not Path(model).is_absolute() else None
-
-
-def title(model: str) -> str:
-    """A hub id, or the last part of a path."""
-    return Path(model).name if Path(model).is_absolute() else model
-
-
 def _removed(structured: StructuredReport) -> str:
     said = f"{structured.removed:,} of the {structured.removable:,} parameters in heads and neurons"
     return f"{said} of the blocks asked for, {structured.share:.2%}"
@@ -43,7 +32,7 @@ def _removed(structured: StructuredReport) -> str:
 def smaller_card(report: PruningReport, structured: StructuredReport, recipe_yaml: str) -> str:
     """The README.md of a model with fewer heads and neurons."""
     data = ModelCardData(
-        base_model=hub_id(report.model),
+        base_model=base_model(report.model),
         library_name="transformers" if structured.stock else "prunus",
         pipeline_tag="text-generation",
         tags=["prunus", "pruned", "smaller", report.method],

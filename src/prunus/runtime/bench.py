@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import Dtype, find
+from ..checkpoint import Dtype, folder_of
 from ..errors import CheckpointError, InputError
 from ..inputs import pick_device
 from ..report.pruning_report import FILE as REPORT
@@ -160,7 +160,7 @@ class _Child:
     """A process that holds one model: see ``timed``."""
 
     def __init__(self, model: str | Path, asked: dict[str, Any]) -> None:
-        place = str(Path(model).expanduser().resolve()) if find(model).local else str(model)
+        place = str(folder_of(model).absolute())
         self._model = model
         self._process = subprocess.Popen(
             [sys.executable, "-m", "prunus.runtime.timed"],

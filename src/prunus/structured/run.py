@@ -241,7 +241,7 @@ class StructuredRun:
 
     def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
         """All that decides what comes out, flat, for a later run to compare."""
-        return fingerprint(checkpoint, self.weights, self.recipe, self.protocol, self.device, 1)
+        return fingerprint(checkpoint, self.recipe, self.protocol, self.device, 1)
 
     @property
     def model(self) -> PreTrainedModel:
