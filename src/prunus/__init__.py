@@ -5,12 +5,14 @@ result = prunus.prune("path/to/model", method="ria", sparsity=0.5, output="prune
 prunus.evaluate("pruned", "wiki.test.raw").perplexity
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from ._version import __version__
 
+TYPE_CHECKING = False  # as type checkers know it; typing itself would take half of the start
 if TYPE_CHECKING:
+    from typing import Any
+
     from .api import evaluate, load, plan, prune, quantize
     from .errors import PrunusError
     from .export import write_gguf
@@ -64,6 +66,8 @@ _PARTS = (
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name in _HOME:
         return getattr(import_module(f".{_HOME[name]}", __name__), name)
     if name in _PARTS:

@@ -221,7 +221,7 @@ def _write(
     """
     new_OI = pruned.weight_OI.to(layer.weight_OI.dtype)
     if not bool(new_OI.isfinite().all()):
-        raise NumericalError(f"{layer.name}: pruning made NaN or inf of its weights.")
+        raise NumericalError(f"{layer.name}: its new weights hold NaN or inf.")
     if bool(new_OI[~pruned.mask_OI].any()):
         raise PrunusError(
             f"{layer.name}: the pruner left values on pruned weights; they must be 0."

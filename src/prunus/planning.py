@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -25,10 +25,12 @@ from .weights import InMemory, Streamed, Weights
 
 REHEARSED = 2  # samples
 STEPS = 4  # of learning
-ADVICE = (
-    "Zeros in a dense checkpoint save no memory and no time. N:M runs faster on CUDA through "
-    'prunus.load(sparse="2:4"); nothing else here does.'
+ZEROS = "Zeros in a dense checkpoint save no memory and no time."
+TWO_OF_FOUR = (
+    'prunus.load(sparse="2:4") makes tensors for the sparse units of CUDA GPUs; this has not been '
+    "run yet, so what it gains is not known."
 )
+OTHER_NM = "torch's sparse tensors and the GPUs behind them know 2:4 alone, not {}."
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Plan:
         blocks: of the model.
         rehearsed: seconds that the rehearsed block took to record and to advance, for each sample,
             to prune, and, where shares are learned, for each step.
+        patterns: of the layers, each once.
     """
 
     coverage: float
@@ -73,6 +76,15 @@ class Plan:
     seconds: float
     blocks: int
     rehearsed: dict[str, float]
+    patterns: list[str] = field(default_factory=list)
+
+    @property
+    def speed(self) -> str:
+        """What the zeros are worth."""
+        if self.patterns == ["2:4"]:
+            return f"{ZEROS} {TWO_OF_FOUR}"
+        others = [name for name in self.patterns if ":" in name and name != "2:4"]
+        return f"{ZEROS} {OTHER_NM.format(', '.join(others))}" if others else ZEROS
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -115,6 +127,7 @@ def forecast(run: Run) -> Plan:
         seconds=seconds,
         blocks=len(run.blocks),
         rehearsed=times,
+        patterns=sorted({str(run.pruner.pattern(x)) for b in planned for x in b.planned(run.plan)}),
     )
 
 

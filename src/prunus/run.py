@@ -22,7 +22,7 @@ from .errors import InputError, UnsupportedModelError
 from .fingerprint import choices, fingerprint
 from .journal import Journal
 from .learning import Learner
-from .methods import METHODS
+from .methods import METHODS, QUANTIZE
 from .observer import Observer
 from .parallel import ALONE, Team
 from .patterns import NM
@@ -143,8 +143,9 @@ class Run:
     def prune(self, journal: Journal | None = None) -> tuple[PruningReport, Orders]:
         """Do it; with a journal, from where an earlier run ended."""
         begun = time.perf_counter()
+        verb = "quantising" if self.recipe.method == QUANTIZE else "pruning"
         self.observer.say(
-            f"pruning {len(self.plan)} layers in {len(self.blocks)} blocks: {self.coverage}"
+            f"{verb} {len(self.plan)} layers in {len(self.blocks)} blocks: {self.coverage}"
         )
         channels = self._ordered(journal)
         plan = self._allocated(journal)

@@ -9,7 +9,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from contextlib import suppress
+from functools import partial, wraps
 from io import TextIOWrapper
 from logging import CRITICAL, getLogger
 from signal import SIG_IGN, SIGTERM, signal
@@ -37,10 +38,11 @@ console = Console(stderr=True, highlight=False)
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """Quiet libraries, and errors as one sentence with exit code 2."""
+    """Quiet libraries, and errors as one sentence with exit code 2; with --json an object too."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        fail = partial(_fail, json=bool(kwargs.get("json")))
         from transformers import logging
 
         logging.set_verbosity_error()
@@ -55,25 +57,27 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except PrunusError as error:
             if isinstance(error, TeamError) and error.said:
                 raise typer.Exit(2) from None
-            _fail(str(error))
+            fail(str(error), type(error).__name__)
         except SystemExit as ended:
             if ended.code != TERMINATED or not _in_a_team():
                 raise
-            _fail(
+            fail(
                 "ended by SIGTERM: another process of the run has died, or torchrun itself was "
-                "ended. Blocks that are done are kept: start all processes again with --resume."
+                "ended. Blocks that are done are kept: start all processes again with --resume.",
+                "Terminated",
             )
         except BrokenPipeError:  # whoever reads it has enough, such as `head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(UNREAD) from None
         except OSError as error:  # of the output: all else says what it is itself
-            _fail(f"{error}.")
+            fail(f"{error}.", type(error).__name__)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            _fail(
+            fail(
                 "out of memory. Use fewer --samples, a shorter --length, --spill DIR for the "
-                "activations, or --dtype bfloat16."
+                "activations, or --dtype bfloat16.",
+                "OutOfMemory",
             )
 
     return run
@@ -94,11 +98,20 @@ def _show_warning(
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, kind: str, json: bool) -> NoReturn:
     if _in_a_team():
         signal(SIGTERM, SIG_IGN)  # torchrun's, which must not come between
     console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    if json:
+        with suppress(OSError):  # it may be the output that failed
+            print_error(kind, message)
     raise typer.Exit(2) from None
+
+
+def print_error(kind: str, message: str) -> None:
+    """The JSON object to stdout in place of a result."""
+    print_json({"error": {"type": kind, "message": message}})
+    sys.stdout.flush()
 
 
 def _in_a_team() -> bool:
@@ -166,7 +179,8 @@ class PruningBar:
     On a terminal a live bar; elsewhere (a log file) one line per block.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, verb: str = "pruning") -> None:
+        self._verb = verb
         self._bars = bars("{task.fields[now]}")
         self._task: Any = None
         self._where = ("", 0)  # pass and block
@@ -188,7 +202,7 @@ class PruningBar:
     def block(self, index: int, total: int, name: str, step: str) -> None:
         """A step of a block begins; each pass over the model has a bar of its own."""
         step, asked = step.removeprefix(LOOK), step
-        what = "looking" if asked != step else PASSES.get(step, "pruning")
+        what = "looking" if asked != step else PASSES.get(step, self._verb)
         if self._where != (what, index):
             self._log()
         if self._where[0] != what:

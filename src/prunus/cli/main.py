@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .._version import __version__
 from . import (
@@ -20,8 +21,32 @@ from . import (
     simulate,
     verify,
 )
+from .console import print_error
+
+# Of options and arguments. typer brings a click of its own or not, by version: no place to import
+# this class from has been there in all of them.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+class Commands(TyperGroup):
+    """The sub-commands; what is wrong with their options is an object where --json is one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["json"] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            if ctx.meta["json"]:
+                said: Any = error
+                print_error(type(error).__name__, said.format_message())
+            raise
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Prune pretrained language models without retraining.",
     no_args_is_help=True,
     rich_markup_mode="markdown",

@@ -39,8 +39,6 @@ def _run(**given: Any) -> None:
 
 
 def _print_weights(plan: Plan) -> None:
-    from ..planning import ADVICE
-
     rows = []
     for kind in plan.kinds:
         share = f"{kind.pruned / kind.parameters:.0%}" if kind.pruned else "no"
@@ -53,7 +51,7 @@ def _print_weights(plan: Plan) -> None:
         f"time   {plan.seconds / 60:.1f} min: {plan.blocks} blocks; the one that was tried took "
         f"{once['prune']:.2f} s to prune, {once['record'] + once['advance']:.3f} s a sample"
     )
-    print_line(ADVICE)
+    print_line(plan.speed)
 
 
 def _print_smaller(plan: SmallerPlan) -> None:

@@ -263,14 +263,16 @@ def _smaller(output: Path, report: StructuredReport, seconds: float) -> None:
     print_line(f"  Quality: prunus eval {output} --text your.txt")
 
 
-def together(do: Callable[..., Result], asked: Callable[[], dict[str, Any]]) -> Result | None:
+def together(
+    do: Callable[..., Result], asked: Callable[[], dict[str, Any]], verb: str = "pruning"
+) -> Result | None:
     """Do it with the other processes that torchrun started; None in all but the first."""
     from ..observer import Silent
     from ..parallel import Team
 
     with ExitStack() as stack:
         team = stack.enter_context(Team.join())
-        bar = stack.enter_context(PruningBar()) if team.first else Silent()
+        bar = stack.enter_context(PruningBar(verb)) if team.first else Silent()
         with team.agreed():
             arguments = asked()
         result = do(observer=bar, team=team, **arguments)

@@ -54,7 +54,7 @@ def _run(
         return arguments
 
     output: Path = given["output"]
-    result = prune.together(quantize, asked)
+    result = prune.together(quantize, asked, "quantising")
     if result is None:
         return
     report = result.report
