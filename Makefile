@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 .DELETE_ON_ERROR:
 
 demo: $(READY)   ## prune a real model (SmolLM2-135M), compare methods, leave the best on disk
-	$(BIN)/prunus demo --output prunus-demo
+	$(BIN)/prunus demo --yes --output prunus-demo
 
 test: $(READY)   ## the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile

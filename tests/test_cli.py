@@ -278,11 +278,10 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(case, tmp_path):
 
 
 def test_an_output_that_exists_and_a_model_that_does_not(tmp_path, monkeypatch):
-    def unreachable(*args, **kwargs):
-        raise OSError("We couldn't connect")
-
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
-    result = run("prune", LLAMA, *WANDA, "--output", tmp_path, *FAST)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    result = run("prune", LLAMA, *WANDA, "--output", tmp_path / "taken", *FAST)
     assert result.exit_code == 2
     assert "nothing is overwritten" in result.stderr
     result = run("prune", tmp_path / "none", *WANDA, "--output", tmp_path / "out")
@@ -301,7 +300,7 @@ def test_an_output_that_exists_and_a_model_that_does_not(tmp_path, monkeypatch):
         assert "does not exist" in result.stderr
     for command in ("eval", "verify"):
         assert run(command, tmp_path / "none").exit_code == 2
-    assert run("verify", LLAMA).exit_code == 2
+    assert run("verify", LLAMA).exit_code == 0  # anybody's checkpoint
     assert run("prune").exit_code == 2
     assert run("prune", LLAMA, "--nonsense").exit_code == 2
 

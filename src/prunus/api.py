@@ -71,7 +71,7 @@ def prune(
     Args:
         model: a folder, hub id or GGUF; or a model in memory, which is pruned in place.
         recipe: a Recipe, or a YAML file of one; fields given beside it replace its own.
-        output: folder for the checkpoint, which must not exist; None writes nothing.
+        output: folder for the checkpoint, new or empty; None writes nothing.
         resume: go on with the unfinished run that was to become ``output``.
         spill: a folder for activations, which else stay in memory.
         tokenizer: of a model in memory; a path brings its own.
@@ -254,9 +254,13 @@ def quantize(
         **others: as for ``prune``: output, calibration, samples, resume, observer …
     """
     settings = {"scales": not pack if scales is None else scales, "clip": clip}
-    zeros = known_zeros(folder_of(model)) if isinstance(model, str | Path) else {}
     fields: dict[str, Any] = {"method": QUANTIZE, "bits": bits, "group": group or 0, "pack": pack}
-    return prune(model, **{**fields, "settings": settings, **zeros, **others})
+    fields["settings"] = settings
+    Recipe.of(**fields).build()  # what is wrong with it is said before anything is downloaded
+    if others.get("output") is not None:
+        check_output(Path(others["output"]).expanduser())
+    zeros = known_zeros(folder_of(model)) if isinstance(model, str | Path) else {}
+    return prune(model, **{**fields, **zeros, **others})
 
 
 def evaluate(

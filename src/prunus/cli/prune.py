@@ -46,8 +46,10 @@ EXAMPLES = """
 
 @command
 def run(
-    model: Annotated[str, typer.Argument(help="A folder, a hub id, or a GGUF.")],
-    output: Annotated[Path, typer.Option(help="Folder for the checkpoint; must not exist.")],
+    model: Annotated[
+        str, typer.Argument(help="A folder, a GGUF, or a hub id (org/model@revision).")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the checkpoint, new or empty.")],
     method: Annotated[str | None, typer.Option(help="See `prunus methods`.")] = None,
     sparsity: Annotated[
         float | None,

@@ -36,7 +36,7 @@ from ..errors import (
     first_line,
 )
 from ..hub import title
-from ..output import check_output, new_file
+from ..output import check_output, check_room, new_file
 from .vocabulary import add_vocabulary
 from .widths import Family, Shape, Widths, check_shapes, read_widths, tensor_shapes
 
@@ -85,6 +85,11 @@ class _Entry:
     heads: int = 0
     made: Tensor | None = None
 
+    @property
+    def bytes(self) -> int:
+        """In the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 def write_gguf(
     folder: str | Path,
@@ -110,7 +115,7 @@ def write_gguf(
     """
     gguf = _library()
     output = Path(output).expanduser()
-    check_output(output)
+    check_output(output, file=True)
     source = find(folder)
     if source.gguf_file:
         raise CheckpointError(f"{folder} is not a folder of safetensors; give one.")
@@ -124,6 +129,7 @@ def write_gguf(
     arch = "deci" if len({(w.heads, w.kv_heads, w.intermediate) for w in held}) > 1 else "llama"
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], len(held))
     entries = _entries(names, stored, config, held, kept)
+    check_room(output, sum(entry.bytes for entry in entries.values()))
     with new_file(output) as path:
         with closing(gguf.GGUFWriter(path, arch)) as writer:
             name = title(source.hub or str(where.resolve())).rpartition("/")[2]
@@ -274,8 +280,7 @@ def _write(gguf: Any, writer: Any, entries: Mapping[str, _Entry], files: dict[st
     """Header, keys, and the tensors one by one."""
     for entry in entries.values():
         stored_as = gguf.GGMLQuantizationType[TYPES[entry.dtype]]
-        size = math.prod(entry.shape) * entry.dtype.itemsize
-        writer.add_tensor_info(entry.name, entry.shape, None, size, raw_dtype=stored_as)
+        writer.add_tensor_info(entry.name, entry.shape, None, entry.bytes, raw_dtype=stored_as)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

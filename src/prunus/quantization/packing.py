@@ -138,7 +138,7 @@ class _library:  # noqa: N801 - compressed-tensors, imported when it is needed
         except ImportError:
             raise InputError(
                 "Packed integers are read and written by the compressed-tensors library, which is "
-                "not installed: pip install prunus[export]."
+                "not installed: pip install 'prunus[export]'."
             ) from None
         weights = QuantizationArgs(
             num_bits=grid.bits,

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import InputError, UnknownNameError, at_least
 from ..hub import title as titled
 from ..output import new_file
+from .drawing import any_text, plain
 from .plots import learning, over_depth
 from .pruning_report import PruningReport, read_report
 from .structured_plots import closest_fifth, heads_graph, removed_share
@@ -54,10 +55,11 @@ def plot(
         raise InputError(f"{output} has no ending to say what kind of picture it is; give .png.")
     if title is None:
         methods = dict.fromkeys(report.method for report in reports.values())
-        title = f"{', '.join(methods)} on {Path(titled(first.model)).name}"
+        title = f"{', '.join(methods)} on {plain(Path(titled(first.model)).name)}"
     with new_file(Path(output).expanduser()) as path:
         try:
-            _draw(show, reports, path, threshold, title)
+            with any_text(title, *reports):
+                _draw(show, reports, path, threshold, title)
         except ImportError:
             raise InputError("Pictures need matplotlib: pip install 'prunus[report]'.") from None
         except InputError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .drawing import plain
 from .structured_report import BlockWidths, StructuredReport
 
 COLUMNS = 6  # panels side by side
@@ -123,7 +124,7 @@ def removed_share(
     for name, report in reports.items():
         shares = [block.removed for block in report.blocks]
         edges = [block - 0.5 for block in range(len(shares) + 1)]
-        panel.stairs(shares, edges, label=name, linewidth=1.6)
+        panel.stairs(shares, edges, label=plain(name), linewidth=1.6)
     panel.set(xlabel="block", ylabel="parameters removed", ylim=(0, None), title=title)
     panel.locator_params(axis="x", integer=True)
     panel.legend(frameon=False, fontsize=9)
