@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def fit(
     if spill is None and need.activations and need.total > FULL * there:
         chosen = _elsewhere(need)
         if chosen is None and need.total > there:
-            raise RoomError(_too_much(need, there))
+            raise RoomError(f"{_said(need, there)} {levers(need, there, True)}")
         if chosen is not None:
             say(
                 f"the activations of {need.samples:,} samples take {gib(need.activations)}, and "
@@ -120,28 +120,26 @@ def _memory(need: Need, device: torch.device) -> int:
 
 
 def _check_fixed(need: Need) -> None:
-    """What no disk can help with."""
+    """Raise RoomError for what no disk can help with."""
     for what, device in ((need.held + need.ids, CPU), (need.on_device, need.device)):
         there = _memory(need, device)
-        if what <= there:
-            continue
-        kind = "memory" if device is CPU else "CUDA memory"
-        parts = f"a block with its statistics takes {gib(need.held if device is CPU else what)}"
-        if device is CPU and need.ids:
-            parts += f", the token ids of {need.samples:,} samples {gib(need.ids)}"
-        raise RoomError(
-            f"This run does not fit into {kind}: {parts}, and {gib(there)} are available"
-            f"{_each(need)}. {levers(need, there, False)}"
-        )
+        if what > there:
+            beside = replace(need, activations=0, home=device)
+            raise RoomError(f"{_said(beside, there)} {levers(need, there, False)}")
 
 
-def _too_much(need: Need, there: int) -> str:
-    kind = "CUDA memory" if need.home.type == "cuda" else "memory"
+def _said(need: Need, there: int) -> str:
+    """What the run holds where its activations are, and what is there."""
+    cuda = need.home.type == "cuda"
+    parts = {
+        f"the activations of {need.samples:,} samples of {need.length:,} tokens": need.activations,
+        f"the token ids of {need.samples:,} samples": 0 if cuda else need.ids,
+        "a block with its statistics": need.on_device if cuda else need.held,
+    }
+    named = [f"{name} {gib(size)}" for name, size in parts.items() if size]
     return (
-        f"This run does not fit into {kind}: the activations of {need.samples:,} samples of "
-        f"{need.length:,} tokens take {gib(need.activations)}, a block with its statistics "
-        f"{gib(need.fixed)}, and {gib(there)} are available{_each(need)}. "
-        f"{levers(need, there, True)}"
+        f"This run does not fit into {'CUDA memory' if cuda else 'memory'}. It holds "
+        f"{' and '.join(named)}; {gib(there)} are available{_each(need)}."
     )
 
 
