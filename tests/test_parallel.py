@@ -262,6 +262,11 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
     refused = CliRunner().invoke(app, alone)
     assert refused.exit_code == 2
     assert "its number of processes was 2, now it is 1" in refused.stderr
+    shutil.copytree(unfinished(output), unfinished(tmp_path / "alone"))
+    alone = ["prune", str(LLAMA), *LONG, "--output", str(tmp_path / "alone"), "--resume"]
+    allowed = CliRunner().invoke(app, [*alone, "--allow-different"])
+    assert allowed.exit_code == 0, allowed.stderr
+    assert read_report(tmp_path / "alone").different == {"number of processes": [2, 1]}
     again = subprocess.run([*command, str(output), *spilled, "--resume"], env=ENV, capture_output=1)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["sparsity"] == 0.5

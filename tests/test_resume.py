@@ -19,11 +19,17 @@ import prunus
 from conftest import MODELS, load_tiny
 from prunus import assembly
 from prunus.checkpoint import load_weights
-from prunus.errors import CheckpointError, InputError, NumericalError
+from prunus.cures import explained
+from prunus.errors import CheckpointError, InputError, NotVerifiedError, NumericalError
+from prunus.fresh import asked
 from prunus.journal import LINES, unfinished
 from prunus.observer import Silent
+from prunus.parallel import ALONE
+from prunus.report.pruning_report import read_report
+from prunus.resuming import check_same, followed, threads_of
 from prunus.spill import Spilled
 from prunus.survey import inspect
+from prunus.verification import Verification
 from prunus.weights import InMemory, Streamed
 
 FAST = {"samples": 3, "length": 48}
@@ -227,6 +233,190 @@ def test_another_run_is_refused_and_the_difference_named(change, named, tmp_path
     with pytest.raises(InputError, match=f"is another one: its {named}"):
         prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **{**run, **change})
     prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
+
+
+def threads_in(output, resume, threads=1, **run):
+    """The numbers of threads that a run computes with, where torch has ``threads``."""
+    seen = set()
+
+    class Counts(Ends):
+        def block(self, *args):
+            super().block(*args)
+            seen.add(torch.get_num_threads())
+
+    watcher = Counts(-1, "")
+    torch.set_num_threads(threads)
+    try:
+        prunus.prune(MODELS / "llama", output=output, resume=resume, observer=watcher, **run)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
+    return seen, watcher.said
+
+
+def test_the_number_of_threads_is_taken_over(tmp_path):
+    run = {"method": "magnitude"}
+    torch.set_num_threads(2)
+    end(tmp_path / "out", 1, "prune", **run)
+    seen, said = threads_in(tmp_path / "out", True, **run)
+    assert seen == {2}
+    assert "computing with 2 threads instead of 1, as the unfinished run did" in said
+    assert threads_in(tmp_path / "new", True, **run)[0] == {1}
+
+
+def test_more_threads_than_cores_are_taken_over_too(tmp_path):
+    unfinished(tmp_path / "out").mkdir()
+    (unfinished(tmp_path / "out") / LINES).write_text('{"fingerprint": {"threads": 61}}\n')
+    for output, threads in ((tmp_path / "out", 61), (tmp_path / "new", 1), (None, 1)):
+        with threads_of(output, ALONE, print):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 1
+
+
+def elsewhere(output, **facts):
+    """Make the unfinished run one that was begun with these facts."""
+    path = unfinished(output) / LINES
+    first, *rest = path.read_text().splitlines(keepends=True)
+    begun = json.loads(first)
+    begun["fingerprint"].update(facts)
+    path.write_text("".join([json.dumps(begun) + "\n", *rest]))
+
+
+@pytest.mark.parametrize("run", [{"method": "wanda"}, {"method": "goa"}], ids=["wanda", "goa"])
+def test_a_run_begun_elsewhere_goes_on_where_that_is_asked_for(run, tmp_path):
+    run = {**run, **FAST}
+    prunus.prune(MODELS / "llama", output=tmp_path / "whole", **run)
+    end(tmp_path / "out", 1, "prune", **run)
+    elsewhere(tmp_path / "out", torch="2.6.0", device="cuda:0")
+    again = {"output": tmp_path / "out", "resume": True, **run}
+    with pytest.raises(InputError) as refused:
+        prunus.prune(MODELS / "llama", **again)
+    for part in ("its device was 'cuda:0', now it is 'cpu'", "its torch was '2.6.0'",
+                 "--allow-different", "last bits"):  # fmt: skip
+        assert part in str(refused.value)
+    with pytest.raises(InputError, match="its recipe seed was 0"):
+        prunus.prune(MODELS / "llama", allow_different=True, **{**again, "seed": 3})
+    watcher = Ends(2, "prune")
+    with pytest.raises(KeyboardInterrupt):
+        prunus.prune(MODELS / "llama", allow_different=True, observer=watcher, **again)
+    assert any(said.startswith("going on although its device") for said in watcher.said)
+    result = prunus.prune(MODELS / "llama", allow_different=True, **again)
+    different = {"device": ["cuda:0", "cpu"], "torch": ["2.6.0", torch.__version__]}
+    assert result.report.different == different
+    assert read_report(tmp_path / "out").different == different
+    first, second = tensors(tmp_path / "whole"), tensors(tmp_path / "out")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_an_older_version_did_not_know_stands_at_its_default(tmp_path):
+    begun = {"recipe sparsity": 0.5, "prunus": "0.0"}
+    now = {**begun, "recipe seed": 0, "recipe settings": {}, "prunus": "0.1"}
+    assert check_same(begun, now, tmp_path, True) == {"prunus": ["0.0", "0.1"]}
+    with pytest.raises(InputError, match="its recipe seed was 0, now it is 1"):
+        check_same(begun, {**now, "recipe seed": 1}, tmp_path, True)
+    with pytest.raises(InputError, match=r"its file model\.safetensors was None"):
+        check_same(begun, {**now, "file model.safetensors": "0"}, tmp_path, True)
+    assert followed([{"a": [1, 2], "b": [1, 3]}, {"a": [1, 5]}, {"a": [1, 5]}]) == {
+        "a": [1, 2, 5],
+        "b": [1, 3],
+    }
+
+
+FINISHED = [
+    {"method": "wanda"},
+    {"method": "magnitude"},
+    {"method": "wanda", "allocation": "owl"},
+    {"method": "wanda", "pattern": "2:4", "permutation": "fold"},
+    {"method": "besa", "settings": LEARNING},
+    {"method": "wanda", "bits": 4, "group": 16, "pack": True},
+    {"method": "goa", "recovery": "both", "sparsity": 0.4},
+    {"method": "flap", "sparsity": 0.4},
+    {"method": "wanda-sp", "allocation": "adaptive", "sparsity": 0.4},
+    {"method": "llm-pruner", "sparsity": 0.4},
+]
+
+
+def fails(problem):
+    """A reload that ends so."""
+    return lambda folder, report, found, *args: found.problems.append(problem)
+
+
+@pytest.mark.parametrize("run", FINISHED, ids=lambda run: "-".join(map(str, run.values()))[:40])
+def test_a_finished_run_is_not_thrown_away(run, tmp_path, monkeypatch):
+    """Its verification fails; after the cure nothing is pruned, nor is any sample run, again."""
+    run = {**run, **FAST}
+    prunus.prune(MODELS / "llama", output=tmp_path / "whole", **run)
+    with monkeypatch.context() as patched:
+        patched.setattr("prunus.verification._check_reload", fails("MemoryError: 9 bytes"))
+        with pytest.raises(NotVerifiedError) as failed:
+            prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
+    work = unfinished(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (work / "checkpoint").exists()
+    for part in ("MemoryError: 9 bytes", str(work), "Free memory", "--resume"):
+        assert part in str(failed.value)
+    watcher = Ends(-1, "")
+    prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, observer=watcher, **run)
+    assert watcher.steps == []
+    same(tmp_path / "whole", tmp_path / "out")
+    others = {x.name for x in (tmp_path / "whole").iterdir()}
+    assert {x.name for x in (tmp_path / "out").iterdir()} == others
+    assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
+
+
+def test_quantize_is_not_thrown_away_either(tmp_path, monkeypatch):
+    run = {"group": 16, **FAST}
+    prunus.quantize(MODELS / "llama", output=tmp_path / "whole", **run)
+    with monkeypatch.context() as patched:
+        patched.setattr("prunus.verification._check_reload", fails("pass `trust_remote_code=True`"))
+        with pytest.raises(NotVerifiedError, match="Give --trust-remote-code"):
+            prunus.quantize(MODELS / "llama", output=tmp_path / "out", **run)
+    watcher = Ends(-1, "")
+    again = {"resume": True, "observer": watcher, "trust_remote_code": True, **run}
+    prunus.quantize(MODELS / "llama", output=tmp_path / "out", **again)
+    assert watcher.steps == []
+    same(tmp_path / "whole", tmp_path / "out")
+
+
+def test_a_finished_run_asks_for_no_memory_for_activations(tmp_path, monkeypatch):
+    run = {"method": "wanda", **FAST}
+    with monkeypatch.context() as patched:
+        patched.setattr("prunus.verification._check_reload", fails("no reason"))
+        with pytest.raises(NotVerifiedError, match="Mend what that names"):
+            prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
+    judged = []
+    monkeypatch.setattr("prunus.planning.fit", lambda need, *rest: judged.append(need.activations))
+    prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
+    assert judged == [0]
+
+
+def test_files_that_are_wrong_in_themselves(tmp_path, monkeypatch):
+    """The same would come out again, so the message says how to start anew."""
+    run = {"method": "wanda", **FAST}
+    with monkeypatch.context() as patched:
+
+        def wrong(*args):
+            args[-1].problems.append("x is wrong")
+            args[-1].in_files = True
+
+        patched.setattr("prunus.verification._check_layers", wrong)
+        with pytest.raises(NotVerifiedError) as failed:
+            prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
+        work = unfinished(tmp_path / "out")
+        for part in ("x is wrong", "the same would come out again", f"{work}; to start anew"):
+            assert part in str(failed.value)
+        model, tokenizer = load_tiny("llama")
+        with pytest.raises(NotVerifiedError, match="The model in memory is pruned all the same"):
+            prunus.prune(model, tokenizer=tokenizer, output=tmp_path / "held", **run)
+    assert os.listdir(tmp_path) == [work.name]
+    prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
+
+
+def test_a_fresh_process_that_is_killed_says_so(tmp_path):
+    seen, last = asked("import os; os.kill(os.getpid(), 9)", tmp_path)
+    assert seen is None
+    assert "SIGKILL" in last
+    assert "Free memory" in explained(Verification([last]), tmp_path)
 
 
 def test_another_model_is_refused(tmp_path):

@@ -30,11 +30,12 @@ from .observer import Observer, Silent
 from .output import check_output
 from .parallel import ALONE, Team
 from .permutation.orders import Orders
-from .planning import Plan, forecast
+from .planning import REHEARSED, Plan, forecast, make_room, need
 from .recipe import Recipe
 from .report.pruning_report import FILE as REPORT
 from .report.pruning_report import known_zeros, read_report
 from .result import Result, carry_out
+from .resuming import threads_of
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
 from .spill import check_spill
@@ -50,6 +51,7 @@ def prune(
     *,
     output: str | Path | None = None,
     resume: bool = False,
+    allow_different: bool = False,
     spill: str | Path | None = None,
     tokenizer: Any = None,
     tokens_ST: Tensor | None = None,
@@ -72,7 +74,10 @@ def prune(
         model: a folder, hub id or GGUF; or a model in memory, which is pruned in place.
         recipe: a Recipe, or a YAML file of one; fields given beside it replace its own.
         output: folder for the checkpoint, new or empty; None writes nothing.
-        resume: go on with the unfinished run that was to become ``output``.
+        resume: go on with the unfinished run that was to become ``output``, with as many threads
+            as it had.
+        allow_different: go on also with another version, device or number of processes, at the
+            price of the last bits; the report says what differed.
         spill: a folder for activations, which else stay in memory.
         tokenizer: of a model in memory; a path brings its own.
         tokens_ST: calibration token ids (samples, tokens) instead of text.
@@ -102,21 +107,24 @@ def prune(
         if resume and (path is None or output is None):
             raise InputError("resume=True is for a model given as a path, with an output.")
     written = output is not None
-    if recipe.structured:
-        asked = Asked(
-            model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code,
-            observer or Silent(),
-        )  # fmt: skip
-        with _modes_kept(model, always=False):
-            return prune_structured(asked, output, resume)
-    with team.agreed(), _modes_kept(model, always=False):
-        run, tokenizer = _prepared(
-            model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
-        )
-    run.shared(team)
-    if run.recipe.pack:
-        _check_pack(run, path if output is not None else None)
-    return carry_out(run, model, output, resume, tokenizer, trust_remote_code)
+    observer = observer or Silent()
+    with threads_of(output if resume else None, team, observer.say):
+        if recipe.structured:
+            asked = Asked(
+                model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
+            )
+            with _modes_kept(model, always=False):
+                return prune_structured(asked, output, resume, allow_different)
+        with team.agreed(), _modes_kept(model, always=False):
+            run, tokenizer = _prepared(
+                model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code, observer,
+                team,
+            )  # fmt: skip
+        run.shared(team)
+        if run.recipe.pack:
+            _check_pack(run, path if output is not None else None)
+        make_room(run, need(run), output, resume)
+        return carry_out(run, model, output, resume, tokenizer, trust_remote_code, allow_different)
 
 
 def _check_pack(run: Run, path: str | Path | None) -> None:
@@ -162,10 +170,11 @@ def plan(
                 model, recipe, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
             )
             return plan_structured(asked)
+        few = recipe.model_copy(update={"samples": min(recipe.samples, REHEARSED)})
         run, _ = _prepared(
-            model, recipe, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
+            model, few, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
         )
-        return forecast(run)
+        return forecast(run, recipe.samples if tokens_ST is None else len(tokens_ST))
 
 
 @contextmanager
@@ -191,14 +200,16 @@ def _prepared(
     tokens_ST: Tensor | None,
     trust_remote_code: bool,
     observer: Observer | None,
+    team: Team = ALONE,
 ) -> tuple[Run, Any]:
     """All that comes before the first change: a run, and the tokenizer if one is needed."""
     observer = observer or Silent()
     recipe, pruner, allocation = _resolved(recipe, tokens_ST is not None)
     device = pick_device(recipe.device)  # raises before the model is loaded
     weights, tokens, tokenizer = inputs(
-        model, recipe, written, tokenizer, tokens_ST, trust_remote_code, observer
-    )
+        model, recipe, written, tokenizer, tokens_ST, trust_remote_code, observer, spill=spill,
+        team=team,
+    )  # fmt: skip
     folder = Path(spill).expanduser() if spill else None
     name = named(model, weights.model)
     run = Run.of(weights, name, recipe, pruner, allocation, tokens, device, observer, folder)

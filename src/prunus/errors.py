@@ -7,6 +7,7 @@
     │   ├── CalibrationError              no text, too little text, text that cannot be read
     │   ├── CheckpointError               a checkpoint that cannot be read or written
     │   │   └── NotVerifiedError          one that was written is not what it claims
+    │   ├── RoomError                     more memory or disk than there is
     │   └── UnsupportedModelError         a model whose structure prunus cannot handle yet
     ├── NumericalError                    NaN or inf in weights, activations or scores
     ├── MissingStatisticError             a part read a statistic that its ``needs`` do not name
@@ -53,7 +54,11 @@ class CheckpointError(InputError):
 
 
 class NotVerifiedError(CheckpointError):
-    """A checkpoint that was written is not what it claims: its files were not kept."""
+    """A checkpoint that was written failed its verification; the pruned blocks are kept."""
+
+
+class RoomError(InputError):
+    """A run that would take more memory or disk than there is."""
 
 
 class UnsupportedModelError(InputError):

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+KILLED = -9  # SIGKILL, which some systems do not have
+
 
 def asked(code: str, folder: Path, *arguments: str) -> tuple[dict[str, Any] | None, str]:
     """What ``code`` prints last, as JSON; None where it fails, with the last line of its error.
@@ -18,6 +20,8 @@ def asked(code: str, folder: Path, *arguments: str) -> tuple[dict[str, Any] | No
     path = folder.resolve()
     command = [sys.executable, "-c", code, str(path), *arguments]
     run = subprocess.run(command, cwd=path, capture_output=True, text=True)
+    if run.returncode == KILLED:
+        return None, "it was ended by SIGKILL, as the system does when memory runs out"
     if run.returncode != 0:
         return None, (run.stderr.strip().splitlines() or ["no message"])[-1]
     return json.loads(run.stdout.strip().splitlines()[-1]), ""

@@ -10,13 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .calibration import Protocol
-from .calibration.tokens import GIVEN, calibration_tokens, given_tokens
+from .calibration.tokens import GIVEN, calibration_tokens, given_tokens, window_length
 from .checkpoint import find, load_tokenizer, load_weights, tokenizer_to_copy
 from .errors import InputError, UnknownNameError
 from .hub import commit_of
 from .observer import Observer
+from .parallel import ALONE, Team
 from .recipe import Recipe
+from .room import Need, fit
 from .weights import InMemory, Weights
+from .whole import check_whole
 
 
 def inputs(
@@ -28,6 +31,8 @@ def inputs(
     trust_remote_code: bool,
     observer: Observer,
     whole: bool = False,
+    spill: str | Path | None = None,
+    team: Team = ALONE,
 ) -> tuple[Weights, tuple[Tensor | None, Protocol | None], Any]:
     """Return the weights, the calibration tokens, and the tokenizer that is to be saved.
 
@@ -35,6 +40,9 @@ def inputs(
 
     A path is read block by block if a checkpoint is to be ``written``, unless the method wants the
     ``whole`` model in memory.
+
+    Raises:
+        RoomError: a model, or text, that takes more memory than there is.
     """
     weights: Weights
     saved = tokenizer
@@ -48,6 +56,7 @@ def inputs(
             saved = tokenizer_to_copy(model, trust_remote_code, observer.say)
         # Text that the model writes takes hundreds of forwards: not from disk.
         stream = written and recipe.calibration != "self" and not whole
+        check_whole(model, recipe.dtype, stream, team.beside)
         weights = load_weights(
             model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
         )
@@ -55,12 +64,11 @@ def inputs(
         in_memory(model, recipe.dtype)
         model.eval()
         weights = InMemory(model)
-    tokens = (
-        given_tokens(tokens_ST, weights.model)
-        if tokens_ST is not None
-        else _tokens(weights.model, tokenizer, recipe, observer)
-    )
-    return weights, tokens, saved
+    if tokens_ST is not None:
+        return weights, given_tokens(tokens_ST, weights.model), saved
+    if recipe.calibration not in ("none", GIVEN):
+        _check_text(weights.model, recipe, None if spill is None else Path(spill), team)
+    return weights, _tokens(weights.model, tokenizer, recipe, observer), saved
 
 
 def named(model: Any, loaded: PreTrainedModel) -> str:
@@ -120,6 +128,22 @@ def in_memory(model: Any, dtype: str) -> None:
         )
     if dtype != "auto":
         raise InputError(f"dtype={dtype} is for models that are loaded; convert this one first.")
+
+
+def _check_text(model: PreTrainedModel, recipe: Recipe, spill: Path | None, team: Team) -> None:
+    """Raise RoomError for text that cannot fit, before it is drawn: by what is known by now."""
+    length = window_length(model, recipe.length)
+    features = getattr(model.config.get_text_config(), "hidden_size", 0)
+    own = team.share(recipe.samples)
+    need = Need(
+        samples=recipe.samples,
+        length=length,
+        activations=(own.stop - own.start) * length * features * model.dtype.itemsize,
+        ids=8 * recipe.samples * length,
+        wide=model.dtype.itemsize > 2,
+        beside=team.beside,
+    )
+    fit(need, spill, None)
 
 
 def _tokens(

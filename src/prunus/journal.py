@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,12 +25,12 @@ from torch import Tensor
 
 from .blocks import Block
 from .channels import Channels
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError
 from .output import check_free, put, reason, unfinished
 from .permutation.orders import Orders
+from .resuming import LINES, Differences, check_same, followed, told
 from .types import LayerReport
 
-LINES = "journal.jsonl"
 REPORTS = TypeAdapter(list[LayerReport])
 
 
@@ -44,6 +44,7 @@ class Journal:
         blocks: by index, what the journal says of a block.
         outliers: of each block, where they were counted.
         learned: by the first block of a unit, what was noted of its shares.
+        different: what differed between the runs that made it, where they were allowed to.
         held: the open file that keeps other processes away.
     """
 
@@ -52,6 +53,7 @@ class Journal:
     blocks: dict[int, dict[str, Any]]
     outliers: dict[int, float] | None = None
     learned: dict[int, dict[str, Any]] = field(default_factory=dict)
+    different: Differences = field(default_factory=dict)
     held: IO[bytes] | None = None
 
     @classmethod
@@ -61,8 +63,11 @@ class Journal:
         fingerprint: Mapping[str, Any],
         resume: bool,
         say: Callable[[str], None],
+        allow_different: bool = False,
     ) -> Journal:
         """A new one, or that of an unfinished run with the same fingerprint.
+
+        With ``allow_different`` it may differ in what can change the last bits alone.
 
         Raises:
             CheckpointError: there is an unfinished run and ``resume`` is False; another process
@@ -75,14 +80,20 @@ class Journal:
         journal = cls(folder, None, {})
         journal._lock()  # before anything is read, mended or written
         try:
-            journal._take_up(output, json.loads(json.dumps(fingerprint)), resume, say)
+            now = json.loads(json.dumps(fingerprint))
+            journal._take_up(output, now, resume, say, allow_different)
         except BaseException:
             journal.close()
             raise
         return journal
 
     def _take_up(
-        self, output: Path, fingerprint: dict[str, Any], resume: bool, say: Callable[[str], None]
+        self,
+        output: Path,
+        fingerprint: dict[str, Any],
+        resume: bool,
+        say: Callable[[str], None],
+        allow_different: bool,
     ) -> None:
         """Read what an earlier run left, or begin."""
         lines = _read(self.folder / LINES)
@@ -101,7 +112,11 @@ class Journal:
             raise CheckpointError(
                 f"{self.folder / LINES} is damaged. Remove {self.folder} and start anew."
             )
-        _check_same(first, fingerprint, self.folder)
+        if different := check_same(first, fingerprint, self.folder, allow_different):
+            say(f"going on although {told(different)}: the last bits may be others")
+            lines.append({"different": different})
+            self._append(lines[-1])
+        self.different = followed(x["different"] for x in lines if "different" in x)
         residual = next((x["residual"] for x in lines if "residual" in x), None)
         self.residual = None if residual is None else torch.tensor(residual, dtype=torch.int64)
         self.blocks = {x["block"]: x for x in lines if "block" in x}
@@ -109,6 +124,10 @@ class Journal:
         self.outliers = None if counted is None else {int(k): v for k, v in counted.items()}
         self.learned = {x["learned"]: x for x in lines if "learned" in x}
         say(f"resuming: {len(self.blocks)} blocks are done")
+
+    def holds(self, blocks: Iterable[int]) -> bool:
+        """Whether all of these are done."""
+        return all(index in self.blocks for index in blocks)
 
     def order_residual(self, order_I: Tensor) -> None:
         """Note the order that the whole model is in from now on."""
@@ -207,12 +226,16 @@ class Journal:
             CheckpointError: it cannot be written, or ``output`` is taken by now.
         """
         folder = self.folder / "checkpoint"
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that ended right here
-        with _explained(output):
-            folder.mkdir()
-            yield folder
-            check_free(output)
-            put(folder, output)
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed right here
+        try:
+            with _explained(output):
+                folder.mkdir()
+                yield folder
+                check_free(output)
+                put(folder, output)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # its blocks stay, and room is needed
+            raise
         self.remove()
 
     def remove(self) -> None:
@@ -316,16 +339,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
         with _explained(path):
             os.truncate(path, len(text[: text.rfind("\n") + 1].encode()))
     return lines
-
-
-def _check_same(first: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    different = [key for key in {**first, **now} if first.get(key) != now.get(key)]
-    if different:
-        key = different[0]
-        raise InputError(
-            f"The unfinished run in {folder} is another one: its {key} was {first.get(key)!r}, "
-            f"now it is {now.get(key)!r}. Give what it had, or remove that folder."
-        )
 
 
 def _lists(orders: Mapping[str, Tensor], sites: set[str]) -> dict[str, list[int]]:

@@ -35,11 +35,13 @@ class Team:
         rank: of this process.
         size: how many there are.
         local: its number among those of this machine, and of its CUDA device.
+        beside: how many of them share this machine's memory, this one included.
     """
 
     rank: int = 0
     size: int = 1
     local: int = 0
+    beside: int = 1
 
     @classmethod
     @contextmanager
@@ -71,7 +73,7 @@ class Team:
                 "with torchrun, all at once."
             ) from None
         try:
-            yield cls(rank, size, local)
+            yield cls(rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         finally:
             dist.destroy_process_group()
 

@@ -6,20 +6,24 @@ import copy
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import psutil
 
 from .allocation import BESA, OWL
 from .assembly import SMALL
+from .available import available_memory
 from .blocks import Block
 from .engine import prune_blocks
+from .errors import RoomError
 from .gathering import on
 from .observer import LOOK, Silent
-from .replay import Trace
+from .resuming import blocks_done
+from .room import Need, fit, levers, statistics_bytes
 from .run import Run
 from .weights import InMemory, Streamed, Weights
 
@@ -59,6 +63,9 @@ class Plan:
         kinds: the same by kind of tensor.
         sparsity: what is asked for.
         peak_bytes: highest resident memory: that of the rehearsal, with all samples held.
+        available_bytes: of memory that the run could have in all.
+        fits: whether that is enough, with activations on disk where that is needed.
+        advice: what would fit, where it does not.
         disk_bytes: what has to be free: the checkpoint, for small or packed blocks their shards
             beside it, and spilled activations.
         seconds: from the time of one block; without loading, search of a residual order, verifying.
@@ -72,6 +79,9 @@ class Plan:
     kinds: list[Kind]
     sparsity: float
     peak_bytes: int
+    available_bytes: int
+    fits: bool
+    advice: str | None
     disk_bytes: int
     seconds: float
     blocks: int
@@ -91,44 +101,139 @@ class Plan:
         return asdict(self)
 
 
-def forecast(run: Run) -> Plan:
-    """Prune one block of ``run`` for nothing, and reckon."""
+def forecast(run: Run, samples: int | None = None) -> Plan:
+    """Prune one block of ``run`` for nothing, and reckon.
+
+    ``samples`` is how many there will be, where the run was given fewer.
+
+    Raises:
+        RoomError: there is no memory for one block.
+    """
     planned = [block for block in run.blocks if block.planned(run.plan)]
     learns = run.allocation if isinstance(run.allocation, BESA) else None
     units = [block for block in planned if learns is None or block.index % learns.span == 0]
+    needed = need(run, samples)
+    room = Room.of(needed, run.spill, run.observer.say)
+    run.spill = room.spill
     largest = max(units or planned, key=block_bytes)
     times = _rehearse(run, largest)
-    samples = 0 if run.ids_ST is None else len(run.ids_ST)
     ordering = run.pruner.ordering
     passes = len(planned)  # over all samples
     if run.recipe.true_sequential:
         passes = sum(len({x.site for x in block.planned(run.plan)}) for block in planned)
-    search, shard = 0, block_bytes(largest)  # which is copied to be written
+    search, shard = _search_bytes(run), block_bytes(largest)  # which is copied to be written
     end = writing_bytes(run.weights, run.blocks, run.recipe.pack)  # activations are gone by then
     if ordering is not None and ordering.realisation == "fold":
         passes += len(planned)
-        search = 3 * 4 * ordering.rows * run.traced.inputs[0].shape[-1]
     if isinstance(run.allocation, OWL):
         passes += len(planned)
-    seconds = times["record"] * samples * passes
+    seconds = times["record"] * needed.samples * passes
     before = planned[-1].index  # blocks that are advanced, dense ones among them
-    seconds += times["advance"] * samples * before + times["prune"] * len(planned)
+    seconds += times["advance"] * needed.samples * before + times["prune"] * len(planned)
     if learns is not None:
         seconds += times["learn"] * learns.steps * len(units)
-    streams = 2 if learns is not None else 1
-    hidden = streams * hidden_bytes(run.ids_ST, run.traced)
-    held = 0 if run.spill else hidden
+    held = 0 if run.spill else needed.activations
+    peak = peak_bytes() + needed.ids + max(held + search + shard, end)
+    hidden = needed.activations - held
     return Plan(
         coverage=run.coverage.share,
         kinds=_kinds(run),
         sparsity=float(run.recipe.sparsity or 0),
-        peak_bytes=peak_bytes() + max(held + search + shard, end),
-        disk_bytes=checkpoint_bytes(run.weights, run.blocks, run.recipe.pack) + hidden - held,
+        peak_bytes=peak,
+        disk_bytes=checkpoint_bytes(run.weights, run.blocks, run.recipe.pack) + hidden,
         seconds=seconds,
         blocks=len(run.blocks),
         rehearsed=times,
         patterns=sorted({str(run.pruner.pattern(x)) for b in planned for x in b.planned(run.plan)}),
+        **room.beside(needed, peak),
     )
+
+
+def need(run: Run, samples: int | None = None) -> Need:
+    """What a run surely holds at once, by shapes alone."""
+    planned = [block for block in run.blocks if block.planned(run.plan)]
+    kinds = run.pruner.needs
+    statistics = max(
+        sum(statistics_bytes(kinds, layer.shape[1]) for layer in block.sites.values())
+        for block in planned
+    )
+    streams = 2 if isinstance(run.allocation, BESA) else 1
+    found = needed(run, run.blocks, statistics, streams, samples)
+    total = _total(run.weights)
+    twice = not run.recipe.pack and journaled_twice(run.weights, run.blocks)
+    return replace(found, journal=total, written=total * (2 if twice else 1))
+
+
+def needed(
+    run: Any, blocks: Sequence[Block], statistics: int, streams: int, samples: int | None
+) -> Need:
+    """The same of any run, whose ``statistics`` of a block are known.
+
+    With ``samples`` there will be that many.
+    """
+    ids_ST, hidden, team = run.ids_ST, run.traced.inputs[0], run.team
+    count = 0 if ids_ST is None else len(ids_ST) if samples is None else samples
+    length = 0 if ids_ST is None else ids_ST.shape[1]
+    own = team.share(count)
+    block, elsewhere = max(map(block_bytes, blocks)), run.device.type != "cpu"
+    read = block if isinstance(run.weights, Streamed) or elsewhere else 0
+    return Need(
+        samples=count,
+        length=length,
+        activations=streams * (own.stop - own.start) * length * hidden.shape[-1] * hidden.itemsize,
+        held=read + (0 if elsewhere else statistics),
+        ids=0 if samples is None or ids_ST is None else 8 * (count - len(ids_ST)) * length,
+        on_device=block + statistics if elsewhere else 0,
+        home=hidden.device,
+        device=run.device,
+        wide=hidden.itemsize > 2,
+        beside=team.beside,
+    )
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a plan says of memory.
+
+    Attributes:
+        spill: where activations will be; None: in memory.
+        available: bytes that this process could have, those that it has included.
+        problem: why the run does not fit, and what would; None: it does.
+    """
+
+    spill: Path | None
+    available: int
+    problem: str | None
+
+    @classmethod
+    def of(cls, needed: Need, spill: Path | None, say: Callable[[str], None]) -> Room:
+        """Before anything is rehearsed.
+
+        Raises:
+            RoomError: even a rehearsal would not fit.
+        """
+        available = available_memory() + psutil.Process().memory_info().rss
+        try:
+            return cls(fit(needed, spill, None, say), available, None)
+        except RoomError as error:
+            fit(replace(needed, activations=0, ids=0), None, None)
+            return cls(spill, available, str(error))
+
+    def beside(self, needed: Need, peak: int) -> dict[str, Any]:
+        """What there is beside what is needed, for the fields of a plan."""
+        problem, spills = self.problem, self.spill is None and needed.activations > 0
+        if problem is None and peak > self.available:
+            cure = levers(needed, self.available, spills, peak)
+            problem = f"The peak is above what is available. {cure}"
+        return {"available_bytes": self.available, "fits": problem is None, "advice": problem}
+
+
+def _search_bytes(run: Run) -> int:
+    """Of the scores among which an order of the residual stream is searched."""
+    ordering = run.pruner.ordering
+    if ordering is None or ordering.realisation != "fold":
+        return 0
+    return int(3 * 4 * ordering.rows * run.traced.inputs[0].shape[-1])
 
 
 def checkpoint_bytes(weights: Weights, blocks: Sequence[Block], packed: bool = False) -> int:
@@ -142,6 +247,24 @@ def writing_bytes(weights: Weights, blocks: Sequence[Block], packed: bool = Fals
     largest = max(map(block_bytes, blocks))
     joined = packed or _copied(weights, blocks)
     return max(largest, min(SMALL, _total(weights))) if joined else largest
+
+
+def journaled_twice(weights: Weights, blocks: Sequence[Block]) -> bool:
+    """Whether a model that is read block by block is on disk twice at the end."""
+    return isinstance(weights, Streamed) and _copied(weights, blocks)
+
+
+def make_room(run: Any, needed: Need, output: Path | None, resume: bool) -> None:
+    """Have the run's activations where there is room for them.
+
+    Raises:
+        RoomError: there is none.
+    """
+    if resume and output is not None and set(run.touched) <= blocks_done(output):
+        needed = replace(needed, activations=0)
+    with run.team.agreed():
+        writes = output if run.team.first else None
+        run.spill = fit(needed, run.spill, writes, run.observer.say)
 
 
 def _total(weights: Weights) -> int:
@@ -254,14 +377,8 @@ def _kinds(run: Run) -> list[Kind]:
 
 
 def block_bytes(block: Block) -> int:
-    """Of its tensors."""
+    """Size of the block's tensors."""
     return sum(p.numel() * p.itemsize for p in block.module.parameters())
-
-
-def hidden_bytes(ids_ST: Tensor | None, traced: Trace) -> int:
-    """The inputs of a block for all samples."""
-    hidden = traced.inputs[0]
-    return 0 if ids_ST is None else ids_ST.numel() * hidden.shape[-1] * hidden.itemsize
 
 
 def peak_bytes() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from .assembly import assemble
 from .blocks import Block
 from .checkpoint import load_model
+from .cures import explained
 from .errors import CheckpointError, CheckpointWarning, NotVerifiedError
 from .journal import Journal
 from .observer import Observer
@@ -84,10 +85,12 @@ def carry_out(
     resume: bool,
     tokenizer: Any,
     trust_remote_code: bool,
+    allow_different: bool = False,
 ) -> Result:
     """Prune: block by block onto the disk where a path becomes a checkpoint, else in memory."""
     if output is not None and isinstance(model, str | Path):
-        return _prune_journaled(run, model, output, resume, tokenizer, trust_remote_code)
+        opened = _journal(run, model, output, resume, allow_different)
+        return _prune_journaled(run, opened, output, tokenizer, trust_remote_code)
     result = Result(*run.prune(), output, held=run.weights.model)
     with run.team.agreed():
         if output is not None and run.team.first:
@@ -98,9 +101,8 @@ def carry_out(
 
 def _prune_journaled(
     run: Journaled,
-    checkpoint: str | Path,
+    opened: AbstractContextManager[Journal | None],
     output: Path,
-    resume: bool,
     tokenizer: Any,
     trust_remote_code: bool,
 ) -> Result:
@@ -108,11 +110,12 @@ def _prune_journaled(
 
     Under ``torchrun`` the first process has the journal, and the others wait for it at the end.
     """
-    with no_new_parents(output), _journal(run, checkpoint, output, resume) as journal:
+    with no_new_parents(output), opened as journal:
         report, orders = run.prune(journal)
         verification = None
         with run.team.agreed():
             if journal is not None:
+                report = replace(report, different=journal.different)
                 with journal.finished(output) as folder:
                     run.observer.say(f"writing {output}")
                     report = _with_source(report, orders, run)
@@ -122,7 +125,8 @@ def _prune_journaled(
                     assemble(
                         folder, journal, run.weights, run.blocks, tokenizer, texts, packed, kept
                     )
-                    verification = _verified(folder, run.observer, trust_remote_code)
+                    where = journal.folder
+                    verification = _verified(folder, run.observer, trust_remote_code, where)
     held = run.weights.model if isinstance(run.weights, InMemory) else None
     return Result(report, orders, output, verification, held, trust_remote_code)
 
@@ -154,21 +158,21 @@ def _with_source(report: PruningReport, orders: Orders, run: Journaled) -> Pruni
 
 @contextmanager
 def _journal(
-    run: Journaled, checkpoint: str | Path, output: Path, resume: bool
+    run: Journaled, checkpoint: str | Path, output: Path, resume: bool, allow_different: bool
 ) -> Iterator[Journal | None]:
     """The first process's; what is done when the run ends early stays, if it is something."""
     journal = None
     with run.team.agreed():
         if run.team.first:
-            journal = Journal.open(output, run.fingerprint(checkpoint), resume, run.observer.say)
+            now, say = run.fingerprint(checkpoint), run.observer.say
+            journal = Journal.open(output, now, resume, say, allow_different)
     if journal is None:
         yield None
         return
     try:
         yield journal
     except NotVerifiedError:
-        journal.remove()  # the same would come out again; a reload may have lacked memory
-        raise
+        raise  # which says what is kept
     except BaseException:
         if journal.blocks or journal.residual is not None:
             done = f"{len(journal.blocks)} of {len(run.blocks)} blocks"
@@ -209,13 +213,19 @@ def _texts(
     }
 
 
-def _verified(folder: Path, observer: Observer, trust_remote_code: bool) -> Verification:
+def _verified(
+    folder: Path, observer: Observer, trust_remote_code: bool, kept: Path | None = None
+) -> Verification:
+    """What ``verify`` found in a checkpoint that is about to get its name.
+
+    Raises:
+        NotVerifiedError: it must not have that name; says what to change, and what is ``kept``.
+    """
     observer.say("verifying: patterns, zeros, and a reload in a fresh process")
-    verification = verify(folder, trust_remote_code=trust_remote_code)
+    try:
+        verification = verify(folder, trust_remote_code=trust_remote_code)
+    except CheckpointError as error:  # it cannot even be looked into
+        verification = Verification([str(error)], in_files=True)
     if not verification.ok:
-        error = NotVerifiedError if verification.in_files else CheckpointError
-        raise error(
-            f"The checkpoint did not pass its own verification and was not kept: "
-            f"{verification.problems[0]}"
-        )
+        raise NotVerifiedError(explained(verification, kept))
     return verification

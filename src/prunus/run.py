@@ -149,8 +149,9 @@ class Run:
         )
         channels = self._ordered(journal)
         plan = self._allocated(journal)
-        recording = self.recording()
-        learner = self.learner(recording, journal)
+        done = self.team.told(journal is not None and journal.holds(self.touched))
+        recording = None if done else self.recording()  # which nothing would read any more
+        learner = None if done else self.learner(recording, journal)
         reports = prune_blocks(
             self.blocks,
             recording,
@@ -177,12 +178,18 @@ class Run:
             seconds=time.perf_counter() - begun,
             layers=reports,
             experts=ExpertTokens.of(reports),
-            learning=learner.curves if learner is not None else [],
+            learning=learner.curves if learner is not None else _curves(journal),
             grid=self.recipe.grid(),
             packed=self.recipe.pack,
             processes=self.team.size,
         )
         return report, channels.orders if channels else Orders()
+
+    @property
+    def touched(self) -> list[int]:
+        """All blocks up to the last that is pruned: those that a journal has at the end."""
+        last = max((block.index for block in self.blocks if block.planned(self.plan)), default=-1)
+        return list(range(last + 1))
 
     def recording(self, samples: int | None = None) -> Recording | None:
         """This process's calibration samples, or the first of them, at the first block."""
@@ -260,6 +267,12 @@ class Run:
     def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
         """All that decides what comes out, flat, for a later run to compare."""
         return fingerprint(checkpoint, self.recipe, self.protocol, self.device, self.team.size)
+
+
+def _curves(journal: Journal | None) -> list[dict[str, Any]]:
+    """What earlier runs learned, unit after unit."""
+    learned = journal.learned if journal is not None else {}
+    return [learned[index]["curve"] for index in sorted(learned)]
 
 
 def _check_gated(method: str, blocks: Sequence[Block]) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 from torch import Tensor
 
 from . import unreported
+from .available import available_memory
 from .checkpoint import check_shards, load_weights
 from .comparison import Changes, compare, compare_models
 from .errors import CheckpointError, PatternError
@@ -349,7 +349,7 @@ def _check_reload(
     converted = Scratch()
     size = sum(file.stat().st_size for file in set(check_shards(folder).values()))
     # Then layer by layer, from the disk; packed ones are unpacked into memory in any case.
-    large = not packed and size > psutil.virtual_memory().available / 2
+    large = not packed and size > available_memory() / 2
     where = str(converted.path) if large else ""
     seen, last = asked(RELOAD, folder, str(trust_remote_code), where)
     if seen is None:

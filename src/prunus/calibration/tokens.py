@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -40,12 +39,6 @@ def calibration_tokens(
             "calibration source, or the same ids as tokens_ST."
         )
     tokenizer, length = needed(tokenizer), window_length(model, length)
-    size, free = 8 * samples * length, psutil.virtual_memory().available
-    if size > free:
-        raise CalibrationError(
-            f"{samples:,} windows of {length} tokens are {size / 2**30:,.0f} GiB of token ids "
-            f"alone, and {free / 2**30:.0f} GiB are free. Give fewer --samples."
-        )
     if source == "self":
         say(f"the model writes {samples} × {length} tokens of calibration text")
         ids_ST, protocol = generate(model, tokenizer, samples=samples, length=length, seed=seed)

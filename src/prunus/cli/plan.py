@@ -69,7 +69,11 @@ def _print_smaller(plan: SmallerPlan) -> None:
 
 
 def _print_room(plan: Plan | SmallerPlan) -> None:
-    print_line(f"memory {plan.peak_bytes / 2**30:.2f} GiB at the peak")
+    peak, there = plan.peak_bytes / 2**30, plan.available_bytes / 2**30
+    verdict = "" if plan.fits else ": this does not fit"
+    print_line(f"memory {peak:.2f} GiB at the peak, {there:.2f} GiB available{verdict}")
+    if plan.advice is not None:
+        print_line(plan.advice)
     print_line(f"disk   {plan.disk_bytes / 2**30:.2f} GiB")
 
 
@@ -79,7 +83,7 @@ def _options() -> tuple[inspect.Signature, dict[str, Any]]:
     parameters = [
         p.replace(annotation=hints[p.name], default=None if p.name == "output" else p.default)
         for p in inspect.signature(prune.run).parameters.values()
-        if p.name != "resume"
+        if p.name not in ("resume", "allow_different")
     ]
     parameters.sort(key=lambda p: p.default is not inspect.Parameter.empty)
     return inspect.Signature(parameters), {p.name: p.annotation for p in parameters}

@@ -210,8 +210,20 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished run of this output.")
     ] = False,
+    allow_different: Annotated[
+        bool,
+        typer.Option(
+            "--allow-different",
+            help="With --resume: go on also with another version, device or number of processes; "
+            "the last bits may differ.",
+        ),
+    ] = False,
     spill: Annotated[
-        Path | None, typer.Option(help="A folder for activations, instead of memory.")
+        Path | None,
+        typer.Option(
+            help="A folder for activations.  [default: memory; where they do not fit, the system's "
+            "temporary folder]"
+        ),
     ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")

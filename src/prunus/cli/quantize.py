@@ -23,7 +23,7 @@ EXAMPLES = """
 
 SHARED = (
     "model output group pack calibration data_dir samples length seed dtype device resume "
-    "spill trust_remote_code json"
+    "allow_different spill trust_remote_code json"
 ).split()
 
 

@@ -107,6 +107,8 @@ class PruningReport:
         packed: whether the checkpoint holds integers.
         processes: that did it together.
         source: what was taken over from the source's files; None: the source was no folder.
+        different: what differed between a run and the one that went on with it, by name, where it
+            was told to go on all the same: each value in turn.
         versions: of the software that matters.
     """
 
@@ -128,6 +130,7 @@ class PruningReport:
     packed: bool = False
     processes: int = 1
     source: FromSource | None = None
+    different: dict[str, list[Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "prunus": __version__,

@@ -9,7 +9,7 @@ import torch
 from ..blocks import Block
 from ..journal import REPORTS, Journal, fill
 from ..types import LayerReport
-from .allocation import Quota
+from .allocation import Key, Quota
 from .widths import renumbered, resize
 
 if TYPE_CHECKING:
@@ -50,3 +50,12 @@ def restored(
             seen.divergences[block.index] = divergence_HH
         quota.counts |= {(block.index, unit): count for unit, count in line["counts"].items()}
         return REPORTS.validate_python(line["reports"])
+
+
+def counted(journal: Journal) -> dict[Key, int]:
+    """How many units went of each module in all the blocks that are done."""
+    return {
+        (index, unit): count
+        for index, line in journal.blocks.items()
+        for unit, count in line["counts"].items()
+    }

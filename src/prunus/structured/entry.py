@@ -14,9 +14,10 @@ from ..calibration.tokens import GIVEN
 from ..errors import CalibrationError, InputError
 from ..inputs import inputs, named, pick_device
 from ..observer import Observer
+from ..planning import REHEARSED, make_room
 from ..recipe import Recipe
 from ..result import Result, carry_out
-from .planning import SmallerPlan, forecast
+from .planning import SmallerPlan, forecast, need
 from .run import StructuredRun
 
 
@@ -44,6 +45,11 @@ class Asked:
     trust_remote_code: bool
     observer: Observer
 
+    @property
+    def samples(self) -> int:
+        """How many there are, or will be."""
+        return self.recipe.samples if self.tokens_ST is None else len(self.tokens_ST)
+
 
 def check_alone(recipe: Recipe, processes: int) -> None:
     """Raise InputError if several processes are to do what one does alone."""
@@ -54,17 +60,24 @@ def check_alone(recipe: Recipe, processes: int) -> None:
         )
 
 
-def prune_structured(asked: Asked, output: Path | None, resume: bool) -> Result:
+def prune_structured(
+    asked: Asked, output: Path | None, resume: bool, allow_different: bool = False
+) -> Result:
     """Whole heads and neurons: each block becomes smaller, and is on disk then."""
     run, tokenizer = _prepared(asked)
-    return carry_out(run, asked.model, output, resume, tokenizer, asked.trust_remote_code)
+    make_room(run, need(run), output, resume)
+    trust = asked.trust_remote_code
+    return carry_out(run, asked.model, output, resume, tokenizer, trust, allow_different)
 
 
 def plan_structured(asked: Asked) -> SmallerPlan:
     """The same on a few samples, for nothing; a model in memory is copied first."""
-    held = isinstance(asked.model, PreTrainedModel)
-    run, _ = _prepared(replace(asked, model=copy.deepcopy(asked.model)) if held else asked)
-    return forecast(run, held)
+    held, samples = isinstance(asked.model, PreTrainedModel), asked.samples
+    if held:
+        asked = replace(asked, model=copy.deepcopy(asked.model))
+    few = asked.recipe.model_copy(update={"samples": min(samples, REHEARSED)})
+    run, _ = _prepared(replace(asked, recipe=few))
+    return forecast(run, held, samples)
 
 
 def _prepared(asked: Asked) -> tuple[StructuredRun, Any]:
@@ -83,7 +96,7 @@ def _prepared(asked: Asked) -> tuple[StructuredRun, Any]:
     device = pick_device(recipe.device)
     weights, tokens, tokenizer = inputs(
         asked.model, recipe, asked.written, asked.tokenizer, asked.tokens_ST,
-        asked.trust_remote_code, asked.observer, whole=pruner.wants("gradients"),
+        asked.trust_remote_code, asked.observer, pruner.wants("gradients"), asked.spill,
     )  # fmt: skip
     spill = None if asked.spill is None else Path(asked.spill).expanduser()
     name = named(asked.model, weights.model)

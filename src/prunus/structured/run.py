@@ -43,6 +43,7 @@ from .allocation import (
     share_of,
     uniform,
 )
+from .diary import counted
 from .gathering import Context
 from .gradients import loss_gradients
 from .loop import Seen, look, prune_units
@@ -52,7 +53,7 @@ from .scores import Redundancy
 from .size import OneToken
 from .surgery import rehearse
 from .watching import eager
-from .widths import Widths, note_widths, stock_config, widths_of
+from .widths import Widths, adopt, note_widths, stock_config, widths_of
 
 
 @dataclass(frozen=True)
@@ -194,10 +195,12 @@ class StructuredRun:
         layers = [layer for module in self.modules for layer in module.layers]
         coverage = Coverage.of(self.model, self.blocks, {layer.name for layer in layers})
         before = Before.of(self)
-        context = self._context(layers)
-        dense = self._look(context)
-        quota = self._quota(dense)
-        recording = self._recording() if pruner.sequential or pruner.recovery != "none" else None
+        done = journal is not None and journal.holds(self.touched)
+        context = self._context([] if done else layers)  # whose gradients nothing would read
+        dense = None if done else self._look(context)
+        quota = self._quota(dense, counted(journal) if journal and done else None)
+        reads = not done and (pruner.sequential or pruner.recovery != "none")
+        recording = self._recording() if reads else None
         known = None if pruner.sequential else dense
         reports, seen = prune_units(
             context, self.blocks, self.modules, quota, recording, known, journal
@@ -224,6 +227,11 @@ class StructuredRun:
             structured=structured,
         )
         return report, Orders()
+
+    @property
+    def touched(self) -> list[int]:
+        """The blocks that become smaller: those that a journal has at the end."""
+        return sorted({module.block for module in self.modules})
 
     def _smaller(
         self, before: Before, quota: Quota, reports: Sequence[LayerReport], seen: Seen
@@ -252,13 +260,13 @@ class StructuredRun:
         """Leave the widths with the model: in its config, which then is a stock one, or beside."""
         stock = stock_config(self.model, [block.name for block in self.blocks], widths)
         if stock is not None:
-            _adopt(self.model.config, stock)
+            adopt(self.model.config, stock)
         note_widths(self.model, None if stock is not None else widths)
         return stock is not None
 
     def _context(self, layers: Sequence[Layer]) -> Context:
         gradients, ids_ST = None, self.ids_ST
-        if self.pruner.wants("gradients") and ids_ST is not None:
+        if layers and self.pruner.wants("gradients") and ids_ST is not None:
             weights = sum(layer.weight_OI.numel() for layer in layers)
             self.observer.say(
                 f"gradients of the whole model in memory: {weights:,} numbers beside the weights"
@@ -290,9 +298,11 @@ class StructuredRun:
         recording = self._recording() if reads or pruner.compensation else None
         return look(context, self.blocks, self.modules, recording)
 
-    def _quota(self, dense: Seen | None) -> Quota:
-        """How many units of each module go; the user is told, where it is known by now."""
+    def _quota(self, dense: Seen | None, known: dict[Key, int] | None) -> Quota:
+        """How many units of each module go; if that is not ``known`` yet, the user is told."""
         modules, threshold = self.modules, self.threshold
+        if known is not None:
+            return Quota(modules, self.share, known)
         if self.pruner.allocation == "adaptive":
             assert dense is not None
             counts = adaptive(modules, dense.scores, self.share)
@@ -387,11 +397,3 @@ def _check_alive(block: Block) -> None:
 def _count(module: nn.Module) -> int:
     """Parameters, tied ones once."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _adopt(config: Any, stock: Any) -> None:
-    """The model's own config, which its modules share, with the stock config's numbers."""
-    own = config.to_dict()
-    for name, value in stock.to_dict().items():
-        if name not in own or own[name] != value:
-            setattr(config, name, value)

@@ -211,3 +211,11 @@ def _fill(folder: Path, model: PreTrainedModel, state: Mapping[str, Tensor]) -> 
     model.tie_weights()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
+
+
+def adopt(config: Any, stock: Any) -> None:
+    """The model's own config, which its modules share, with the stock config's numbers."""
+    own = config.to_dict()
+    for name, value in stock.to_dict().items():
+        if name not in own or own[name] != value:
+            setattr(config, name, value)
