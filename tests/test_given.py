@@ -128,6 +128,8 @@ def test_a_loader_without_an_end_gives_as_many_samples_as_are_asked_for():
         (IDS[None], r"the shape \(1, 4, 32\)"),
         (IDS[:0], "an empty Tensor"),
         ([{"input_ids": [1, 2], "attention_mask": [0, 1]}], "item 1 is padded"),
+        (DataLoader([{"input_ids": [1, 2, 3]}] * 4), "item 1 is 3 tensors of one dimension"),
+        (DataLoader(IDS.tolist()), "item 1 is 32 tensors of one dimension"),
         ({"train": STORIES}, r"a dict of train\. Give one part of it"),
         ([{"url": "x"}], "row 1: no text; expected an object"),
         (["", None], "holds no text: its 2 rows are null or empty"),
@@ -192,18 +194,13 @@ def test_a_recipe_of_given_texts_says_that_it_cannot_be_run_again(tmp_path):
 def test_evaluate_scores_what_is_given(tiny_llama):
     model, tokenizer = tiny_llama
     whole = tokenizer("\n\n".join(STORIES)).input_ids
-    length = len(whole) // 3
-    score = {"length": length, "tokenizer": tokenizer}
-    found = prunus.evaluate(model, STORIES, **score)
-    assert (found.windows, found.bos, found.source) == (3, "auto", "texts given (list of 7)")
-    for ids in (
-        torch.tensor(whole),
-        np.array([whole]),
-        whole,
-        torch.tensor(whole[: 3 * length]).view(3, -1),
-    ):
+    length, windows = 128, len(whole) // 128
+    assert windows > 2
+    found = prunus.evaluate(model, STORIES, length=length, tokenizer=tokenizer)
+    assert (found.windows, found.bos, found.source) == (windows, "auto", "texts given (list of 7)")
+    rows = torch.tensor(whole[: windows * length]).view(windows, length)
+    for ids in (torch.tensor(whole), np.array([whole]), whole, rows):
         assert prunus.evaluate(model, ids, length=length).perplexity == found.perplexity
-    rows = torch.tensor(whole[: 3 * length]).view(3, -1)
     assert prunus.evaluate(model, rows).perplexity == found.perplexity
     assert prunus.evaluate(model, whole[:20]).length == 20
     with pytest.raises(InputError, match=f"rows of {length} tokens, a window each, and length is"):

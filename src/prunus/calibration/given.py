@@ -66,10 +66,10 @@ def source_name(asked: str | None, default: str, given: Any) -> str:
     if given is not None:
         return TEXTS if isinstance(given, Texts) else IDS
     if asked in (IDS, TEXTS):
-        what, cure = ("token ids", "ids as tokens_ST") if asked == IDS else ("texts", "texts")
+        what, argument = ("token ids", "tokens_ST") if asked == IDS else ("texts", "calibration")
         raise CalibrationError(
             f"This recipe was run on {what} given in Python, which it does not hold. Give a "
-            f"calibration source, or the same {cure}{'' if asked == IDS else ' as calibration'}."
+            f"calibration source, or the same {what} as {argument}."
         )
     return asked or default
 
@@ -189,6 +189,11 @@ def _ids(item: Any, where: str) -> Tensor | None:
         return item.detach().cpu().to(torch.int64)
     if isinstance(item, list | tuple) and item:
         if _is_array(item[0]):
+            if item[0].ndim < 2 and len(item) > 1:  # a column each, if torch collated lists
+                raise CalibrationError(
+                    f"{where} is {len(item)} tensors of one dimension. Give one tensor (samples, "
+                    "tokens), as dataset.set_format('torch') makes it."
+                )
             return _ids(item[0], where)
         if _is_whole(item):
             return torch.tensor(item, dtype=torch.int64)
