@@ -512,3 +512,38 @@ def test_values_of_bos(tmp_path):
     assert Recipe.read(tmp_path / "r.yaml") == recipe
     with pytest.raises(InputError, match="bos: Input should be 'auto', 'yes' or 'no'"):
         Recipe.of(method="ria", bos="maybe")
+
+
+def test_the_command_line_reads_a_field_and_begins_windows_with_bos(tmp_path):
+    from typer.testing import CliRunner
+
+    from prunus.cli.main import app
+
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(a) for a in arguments])
+
+    source = write(tmp_path, [{"id": "i", "caption": PROSE * 9}, {"id": "j", "caption": None}])
+    model = Path(__file__).parent / "models" / "llama"
+    prune = ["prune", model, "--method", "wanda", "--samples", 2, "--length", 16]
+    prune += ["--calibration", source, "--output", tmp_path / "out"]
+    refused = run(*prune)
+    assert refused.exit_code == 2
+    assert "it has id, caption. Say which holds the text: --field NAME" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    done = run(*prune, "--field", "caption", "--bos", "yes")
+    assert done.exit_code == 0, done.stderr
+    assert "1 document, field caption, 1 null or empty rows skipped; the first" in done.stderr
+    report = json.loads((tmp_path / "out" / "pruning_report.json").read_text())["protocol"]
+    recorded = {name: report[name] for name in ("field", "split", "skipped", "bos")}
+    assert recorded == {"field": "caption", "split": None, "skipped": 1, "bos": "yes"}
+    recipe = (tmp_path / "out" / "recipe.yaml").read_text()
+    assert "field: caption" in recipe
+    assert "bos: 'yes'" in recipe
+    score = ["eval", tmp_path / "out", "--text", source, "--length", 16, "--json"]
+    said = run(*score, "--field", "caption", "--bos", "no")
+    assert said.exit_code == 0, said.stderr
+    assert "field caption" in said.stderr
+    assert {"field": "caption", "split": None, "bos": "no"}.items() <= json.loads(
+        said.stdout
+    ).items()
+    assert run(*score).exit_code == 2
