@@ -7,23 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from .allocation import Allocation, Uniform
 from .assembly import check_names
-from .calibration import read_documents
-from .calibration.tokens import (
-    GIVEN,
-    checked,
-    needed,
-    tokenize,
-    window_length,
-)
+from .calibration.given import Given, collect, is_source, source_name
 from .checkpoint import Dtype, folder_of, load_model, load_tokenizer
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
+from .evaluation.text import read_text
 from .inputs import in_memory, inputs, named, pick_device
 from .methods import QUANTIZE
 from .observer import Observer, Silent
@@ -87,6 +80,8 @@ def prune(
             ``with Team.join() as team`` under ``torchrun``. The first writes, and alone has the
             verification and, after a resume, all orders.
         **fields: the fields of ``Recipe``: method, sparsity, pattern, calibration, samples …
+            ``calibration`` may also be the text itself: a list of strings or of chats, a
+            ``datasets.Dataset``, a DataLoader (of token ids its first ``samples``), token ids.
 
     Raises:
         InputError: anything that cannot be used, with the cure. No file is written then.
@@ -96,7 +91,7 @@ def prune(
     """
     path = model if isinstance(model, str | Path) else None
     with team.agreed():
-        recipe = _recipe(recipe, fields)
+        recipe, given = _asked(recipe, fields, tokens_ST)
         if output is not None:
             output = Path(output).expanduser().absolute()
             check_output(output)
@@ -111,15 +106,14 @@ def prune(
     with threads_of(output if resume else None, team, observer.say):
         if recipe.structured:
             asked = Asked(
-                model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
+                model, recipe, written, spill, tokenizer, given, trust_remote_code, observer
             )
             with _modes_kept(model, always=False):
                 return prune_structured(asked, output, resume, allow_different)
         with team.agreed(), _modes_kept(model, always=False):
             run, tokenizer = _prepared(
-                model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code, observer,
-                team,
-            )  # fmt: skip
+                model, recipe, written, spill, tokenizer, given, trust_remote_code, observer, team
+            )
         run.shared(team)
         if run.recipe.pack:
             _check_pack(run, path if output is not None else None)
@@ -163,18 +157,14 @@ def plan(
         check_output(Path(output).expanduser())
     if spill is not None:
         check_spill(Path(spill).expanduser())
-    recipe, observer = _recipe(recipe, fields), observer or Silent()
+    (recipe, given), observer = _asked(recipe, fields, tokens_ST), observer or Silent()
     with _modes_kept(model):
         if recipe.structured:
-            asked = Asked(
-                model, recipe, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
-            )
+            asked = Asked(model, recipe, True, spill, tokenizer, given, trust_remote_code, observer)
             return plan_structured(asked)
         few = recipe.model_copy(update={"samples": min(recipe.samples, REHEARSED)})
-        run, _ = _prepared(
-            model, few, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
-        )
-        return forecast(run, recipe.samples if tokens_ST is None else len(tokens_ST))
+        run, _ = _prepared(model, few, True, spill, tokenizer, given, trust_remote_code, observer)
+        return forecast(run, len(given) if isinstance(given, Tensor) else recipe.samples)
 
 
 @contextmanager
@@ -197,17 +187,17 @@ def _prepared(
     written: bool,
     spill: str | Path | None,
     tokenizer: Any,
-    tokens_ST: Tensor | None,
+    given: Given | None,
     trust_remote_code: bool,
     observer: Observer | None,
     team: Team = ALONE,
 ) -> tuple[Run, Any]:
     """All that comes before the first change: a run, and the tokenizer if one is needed."""
     observer = observer or Silent()
-    recipe, pruner, allocation = _resolved(recipe, tokens_ST is not None)
+    recipe, pruner, allocation = _resolved(recipe, given)
     device = pick_device(recipe.device)  # raises before the model is loaded
     weights, tokens, tokenizer = inputs(
-        model, recipe, written, tokenizer, tokens_ST, trust_remote_code, observer, spill=spill,
+        model, recipe, written, tokenizer, given, trust_remote_code, observer, spill=spill,
         team=team,
     )  # fmt: skip
     folder = Path(spill).expanduser() if spill else None
@@ -216,13 +206,11 @@ def _prepared(
     return run, tokenizer
 
 
-def _resolved(recipe: Recipe, tokens_given: bool) -> tuple[Recipe, BlockPruner, Allocation]:
+def _resolved(recipe: Recipe, given: Given | None) -> tuple[Recipe, BlockPruner, Allocation]:
     """The recipe with its defaults filled in, and what it spells."""
     pruner, allocation, sparsity = recipe.build()
     reads = bool(pruner.needs) or not isinstance(allocation, Uniform)
-    source = recipe.calibration or ("builtin" if reads else "none")
-    if tokens_given:
-        source = GIVEN
+    source = source_name(recipe.calibration, "builtin" if reads else "none", given)
     if reads and source == "none":
         names = ", ".join(kind.__name__ for kind in pruner.needs)
         what, cure = names or f"--allocation {recipe.allocation}", "use magnitude or ri"
@@ -276,16 +264,19 @@ def quantize(
 
 def evaluate(
     model: str | Path | PreTrainedModel,
-    text: str = "builtin",
+    text: Any = "builtin",
     *,
     length: int | None = None,
     windows: int | None = None,
     tokenizer: Any = None,
     data_dir: str | Path | None = None,
+    field: str | None = None,
+    bos: str = "auto",
     dtype: Dtype = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
     scored: Callable[[int, int, float], None] = lambda done, total, perplexity: None,
+    observer: Observer | None = None,
 ) -> Evaluation:
     """Perplexity by the papers' protocol: see ``prunus.evaluation.perplexity``.
 
@@ -294,33 +285,38 @@ def evaluate(
     Args:
         model: a folder, hub id or GGUF, or a model in memory.
         text: a SOURCE: a file, a folder, c4, wikitext2, ptb, lambada, or builtin's held-out part.
+            Or the text itself, as ``prune`` takes it; token ids of several rows are one window
+            each, those of one dimension, or of one row, are one text.
         length: tokens per window; None: 2048, or the model's context where that is shorter.
         windows: how many to score; None: all.
         tokenizer: of a model in memory; a path brings its own.
         data_dir: where named sources lie as files.
+        field: the field of the text's rows; None: by its name.
+        bos: ``yes`` begins every window with the beginning-of-text token, ``no`` leaves it out,
+            ``auto`` has it where the tokenizer puts it, at the start of the whole text.
         dtype: of the weights of a model that is loaded here.
         device: where to run.
         trust_remote_code: run code that comes with the checkpoint.
         scored: called after every window with (done, total, perplexity so far).
+        observer: told what is read.
     """
-    if text == "self":
-        raise CalibrationError("Text that the model writes itself cannot judge it; give a file.")
-    documents = read_documents(text, "evaluation", data_dir)
+    say = (observer or Silent()).say
+    given = text if is_source(text) else collect(text, "text", windows, flat=True)
     if isinstance(model, str | Path):
-        tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust_remote_code)
+        if tokenizer is None and not isinstance(given, Tensor):
+            tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        asked = read_text(given, tokenizer, field, bos, data_dir, say)
         model = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
     else:
         in_memory(model, dtype)
-    ids = tokenize(needed(tokenizer), documents.joined())
-    ids_T = checked(torch.tensor(ids, dtype=torch.int64), model)
-    length = window_length(model, length)
-    if documents.windows is not None:
-        windows = min(windows or documents.windows, documents.windows)
+        asked = read_text(given, tokenizer, field, bos, data_dir, say)
+    ids_T, length = asked.tokens(model, tokenizer, length, say)
     model.eval()
     model.to(pick_device(device))  # type: ignore[arg-type]
-    return perplexity(
-        model, ids_T, length=length, windows=windows, source=documents.name, scored=scored
+    found = perplexity(
+        model, ids_T, length=length, windows=asked.most(windows), source=asked.name, scored=scored
     )
+    return asked.described(found)
 
 
 def load(
@@ -360,6 +356,19 @@ def load(
     if sparse is not None:
         to_semi_structured(model, layers)
     return model
+
+
+def _asked(
+    recipe: Recipe | str | Path | None, fields: dict[str, Any], tokens_ST: Any
+) -> tuple[Recipe, Any]:
+    """The recipe, and the text or the token ids that stand beside it instead of in it."""
+    given = fields.get("calibration")
+    if is_source(given):
+        return _recipe(recipe, fields), tokens_ST
+    if tokens_ST is not None:
+        raise InputError("tokens_ST and calibration are both given. Give one of them.")
+    recipe = _recipe(recipe, {k: v for k, v in fields.items() if k != "calibration"})
+    return recipe, collect(given, "calibration", recipe.samples)
 
 
 def _recipe(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recipe:

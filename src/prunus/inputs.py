@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .calibration import Protocol
-from .calibration.tokens import GIVEN, calibration_tokens, given_tokens, window_length
+from .calibration import Documents, Protocol, read_documents
+from .calibration.bos import first_token
+from .calibration.given import IDS, Texts
+from .calibration.tokens import calibration_tokens, given_tokens, needed, window_length
 from .checkpoint import find, load_tokenizer, load_weights, tokenizer_to_copy
 from .errors import InputError, UnknownNameError
 from .hub import commit_of
@@ -27,7 +29,7 @@ def inputs(
     recipe: Recipe,
     written: bool,
     tokenizer: Any,
-    tokens_ST: Tensor | None,
+    given: Tensor | Texts | None,
     trust_remote_code: bool,
     observer: Observer,
     whole: bool = False,
@@ -39,7 +41,7 @@ def inputs(
     None is saved where the source's own files are copied.
 
     A path is read block by block if a checkpoint is to be ``written``, unless the method wants the
-    ``whole`` model in memory.
+    ``whole`` model in memory. Text is read first: a file that cannot be used costs no loading.
 
     Raises:
         RoomError: a model, or text, that takes more memory than there is.
@@ -49,11 +51,12 @@ def inputs(
     if isinstance(model, str | Path):
         observer.say(f"loading {model}")
         carried = find(model).is_folder  # with all other files
-        if tokenizer is None and recipe.calibration not in ("none", GIVEN):
+        if tokenizer is None and recipe.calibration not in ("none", IDS):
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
             saved = None if carried else tokenizer
         elif tokenizer is None and written and not carried:
             saved = tokenizer_to_copy(model, trust_remote_code, observer.say)
+        documents = _documents(recipe, tokenizer, given, observer)
         # Text that the model writes takes hundreds of forwards: not from disk.
         stream = written and recipe.calibration != "self" and not whole
         check_whole(model, recipe.dtype, stream, team.beside)
@@ -62,13 +65,13 @@ def inputs(
         )
     else:
         in_memory(model, recipe.dtype)
+        documents = _documents(recipe, tokenizer, given, observer)
         model.eval()
         weights = InMemory(model)
-    if tokens_ST is not None:
-        return weights, given_tokens(tokens_ST, weights.model), saved
-    if recipe.calibration not in ("none", GIVEN):
+    if recipe.calibration not in ("none", IDS):
         _check_text(weights.model, recipe, None if spill is None else Path(spill), team)
-    return weights, _tokens(weights.model, tokenizer, recipe, observer), saved
+    tokens = _tokens(weights.model, tokenizer, recipe, documents, given, observer)
+    return weights, tokens, saved
 
 
 def named(model: Any, loaded: PreTrainedModel) -> str:
@@ -146,16 +149,50 @@ def _check_text(model: PreTrainedModel, recipe: Recipe, spill: Path | None, team
     fit(need, spill, None)
 
 
+def _documents(
+    recipe: Recipe, tokenizer: Any, given: Tensor | Texts | None, observer: Observer
+) -> Documents | None:
+    """The calibration text; None where there is none, or none yet."""
+    source = recipe.calibration or "none"
+    if source in ("none", IDS):
+        if source == IDS and (recipe.bos, recipe.field) != ("auto", None):
+            raise InputError("bos and field are for text; token ids are taken as they are.")
+        return None
+    first_token(needed(tokenizer), recipe.bos)  # raises where there is none
+    if source == "self":
+        return None
+    documents = (
+        given.documents("calibration", recipe.field, tokenizer)
+        if isinstance(given, Texts)
+        else read_documents(
+            source, "calibration", recipe.data_dir, field=recipe.field, tokenizer=tokenizer
+        )
+    )
+    for line in documents.lines():
+        observer.say(line)
+    return documents
+
+
 def _tokens(
-    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, observer: Observer
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    documents: Documents | None,
+    given: Tensor | Texts | None,
+    observer: Observer,
 ) -> tuple[Tensor | None, Protocol | None]:
+    """Calibration token ids and what they are; None where weights alone decide."""
+    if recipe.calibration in (None, "none"):
+        return None, None
+    if recipe.calibration == IDS:
+        return given_tokens(given, model)
     return calibration_tokens(
         model,
         tokenizer,
-        source=recipe.calibration or "none",
+        documents,
         samples=recipe.samples,
         length=recipe.length,
         seed=recipe.seed,
-        data_dir=recipe.data_dir,
+        bos=recipe.bos,
         say=observer.say,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .allocation import Allocation
 from .allocation.select import block_range
@@ -83,8 +83,18 @@ class Recipe(BaseModel):
     length: int | None = Field(None, ge=2, description="tokens per window; default up to 2048")
     seed: int = Field(0, ge=0, lt=2**63, description="of sampling and generation")
     data_dir: str | None = Field(None, description="where named sources lie as files")
+    field: str | None = Field(None, description="the field of the text's rows; default: by name")
+    bos: Literal["auto", "yes", "no"] = Field(
+        "auto", description="the beginning-of-text token, in every window or in none"
+    )
     dtype: Dtype = "auto"
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
+
+    @field_validator("bos", mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        """YAML reads an unquoted yes or no as true or false."""
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
     @classmethod
     def of(cls, **fields: Any) -> Recipe:

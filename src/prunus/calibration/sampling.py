@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
-from .sources import Documents
+from .documents import Documents
 
 DIGESTED = 1024  # windows that are copied at once
 
@@ -30,6 +30,11 @@ class Protocol:
         documents_used: how many distinct ones the windows are from.
         concatenated: whether documents were too short, so that windows run across their ends.
         sha256: of the token ids as little-endian int64, window after window.
+        field: the fields of the rows that were read; None: whole texts.
+        split: the part of a data set that was read; None: it has no parts.
+        skipped: rows that were null or empty.
+        bos: whether every window begins with the beginning-of-text token (yes), none has one (no),
+            or those that begin where a document does, if the tokenizer says so (auto).
     """
 
     source: str
@@ -40,6 +45,10 @@ class Protocol:
     documents_used: int
     concatenated: bool
     sha256: str
+    field: str | None = None
+    split: str | None = None
+    skipped: int = 0
+    bos: str = "auto"
 
     def __str__(self) -> str:
         origin = f"from {self.documents_used} of {self.documents} documents"
@@ -52,8 +61,14 @@ class Protocol:
             origin = "written by the model"
         return (
             f"{self.source}: {self.samples} windows of {self.length} tokens {origin}; "
-            f"seed {self.seed}; sha256 {self.sha256[:12]}"
+            f"{self._choices()}seed {self.seed}; sha256 {self.sha256[:12]}"
         )
+
+    def _choices(self) -> str:
+        """Those that are not the same for every text."""
+        bos = None if self.bos == "auto" else self.bos
+        chosen = {"field": self.field, "split": self.split, "bos": bos}
+        return "".join(f"{name} {value}; " for name, value in chosen.items() if value is not None)
 
 
 def sample_windows(
@@ -63,6 +78,7 @@ def sample_windows(
     samples: int,
     length: int,
     seed: int,
+    first: int | None = None,
 ) -> tuple[Tensor, Protocol]:
     """Token ids (samples, length), drawn as Wanda, SparseGPT, RIA and DaSS draw theirs.
 
@@ -72,31 +88,37 @@ def sample_windows(
     windows. Where no document is long enough (the authors' code then never ends), all are run
     together in a random order and windows are drawn from the whole.
 
+    With a ``first`` token every window begins with it, and has one token of text less.
+
     Raises:
         CalibrationError: less text than one window.
     """
+    width = length if first is None else length - 1  # tokens that are drawn for a window
     draw = random.Random(seed)
     ids_of: dict[int, array[int]] = {}  # 8 bytes a token; a list takes 36
     long_enough: set[int] = set()
     used: set[int] = set()
     run_together = drawn = 0
     ids_ST = torch.empty(samples, length, dtype=torch.int64)
+    if first is not None:
+        ids_ST[:, 0] = first
+    windows_ST = ids_ST[:, length - width :]
     while drawn < samples:
         if len(ids_of) == len(documents.texts) and not long_enough:
-            ids, run_together = _run_together(list(ids_of.values()), draw, samples * length)
-            _draw_windows(ids_ST, ids, documents.name, draw)
+            ids, run_together = _run_together(list(ids_of.values()), draw, samples * width)
+            _draw_windows(windows_ST, ids, documents.name, draw)
             break
         index = draw.randint(0, len(documents.texts) - 1)
         if index not in ids_of:
             ids_of[index] = array("q", tokenize(documents.texts[index]))
-            if len(ids_of[index]) > length:
+            if len(ids_of[index]) > width:
                 long_enough.add(index)
             elif long_enough:
                 ids_of[index] = array("q")  # too short, and not needed to run together any more
         if index in long_enough:
-            start = draw.randint(0, len(ids_of[index]) - length - 1)
-            window = ids_of[index][start : start + length]
-            ids_ST[drawn] = torch.frombuffer(window, dtype=torch.int64)
+            start = draw.randint(0, len(ids_of[index]) - width - 1)
+            window = ids_of[index][start : start + width]
+            windows_ST[drawn] = torch.frombuffer(window, dtype=torch.int64)
             drawn += 1
             used.add(index)
     count = len(documents.texts)
@@ -109,6 +131,10 @@ def sample_windows(
         run_together or len(used),
         bool(run_together),
         digest(ids_ST),
+        documents.field,
+        documents.split,
+        documents.skipped,
+        "auto" if first is None else "yes",
     )
     return ids_ST, protocol
 

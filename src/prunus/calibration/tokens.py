@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,45 +12,51 @@ from transformers import PreTrainedModel
 
 from ..checkpoint import context_length
 from ..errors import CalibrationError, InputError
+from .bos import first_token, missing_bos
+from .documents import Documents
 from .sampling import Protocol, digest, sample_windows
 from .self_generated import generate
-from .sources import read_documents
 
 DEFAULT_LENGTH = 2048
-GIVEN = "tokens"  # how a recipe names token ids that were given in Python
 
 
 def calibration_tokens(
     model: PreTrainedModel,
     tokenizer: Any,
+    documents: Documents | None,
     *,
-    source: str,
     samples: int,
     length: int | None,
     seed: int,
-    data_dir: str | None,
+    bos: str,
     say: Callable[[str], None],
-) -> tuple[Tensor | None, Protocol | None]:
-    """Token ids (samples, length) and what they are; None where weights alone decide."""
-    if source == "none":
-        return None, None
-    if source == GIVEN:
-        raise CalibrationError(
-            "This recipe was run on token ids given in Python, which it does not hold. Give a "
-            "calibration source, or the same ids as tokens_ST."
-        )
+) -> tuple[Tensor, Protocol]:
+    """Token ids (samples, length) and what they are.
+
+    From documents, or where there are none from text that the model writes.
+    """
+    first = first_token(needed(tokenizer), bos)
     tokenizer, length = needed(tokenizer), window_length(model, length)
-    if source == "self":
+    if documents is None:
+        if bos == "no":
+            raise InputError(
+                "The model writes its text from a beginning-of-text token on, so --bos no does not "
+                "go with --calibration self. Leave it out."
+            )
         say(f"the model writes {samples} × {length} tokens of calibration text")
         ids_ST, protocol = generate(model, tokenizer, samples=samples, length=length, seed=seed)
     else:
         ids_ST, protocol = sample_windows(
-            read_documents(source, "calibration", data_dir),
-            lambda text: tokenize(tokenizer, text),
+            documents,
+            lambda text: tokenize(tokenizer, text, bos),
             samples=samples,
             length=length,
             seed=seed,
+            first=first,
         )
+        if warning := missing_bos(model, tokenizer, ids_ST, bos):
+            say(warning)
+    protocol = replace(protocol, bos=bos)
     say(f"calibration: {protocol}")
     return checked(ids_ST, model), protocol
 
@@ -90,10 +97,13 @@ def checked(ids: Tensor, model: PreTrainedModel) -> Tensor:
     return ids
 
 
-def tokenize(tokenizer: Any, text: str) -> list[int]:
-    """A whole text, with whatever special tokens the tokenizer adds; never truncated."""
+def tokenize(tokenizer: Any, text: str, bos: str = "auto") -> list[int]:
+    """A whole text, with whatever special tokens the tokenizer adds; never truncated.
+
+    Unless ``bos`` is ``auto``, without the beginning-of-text token: windows have it, or none.
+    """
     ids: list[int] = tokenizer(text, truncation=False, verbose=False).input_ids
-    return ids
+    return ids if bos == "auto" else [token for token in ids if token != tokenizer.bos_token_id]
 
 
 def window_length(model: PreTrainedModel, length: int | None) -> int:
@@ -109,5 +119,5 @@ def window_length(model: PreTrainedModel, length: int | None) -> int:
 def needed(tokenizer: Any) -> Any:
     """The tokenizer, or an error if there is none."""
     if tokenizer is None:
-        raise InputError("A model in memory needs tokenizer=…, or tokens_ST=… of token ids.")
+        raise InputError("A model in memory needs tokenizer=…, or token ids in place of text.")
     return tokenizer

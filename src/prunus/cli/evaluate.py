@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import bars, command, print_json, print_line
+from .console import PruningBar, bars, command, print_json, print_line
 
 EXAMPLES = """
 **Examples**
@@ -31,6 +31,17 @@ def run(
     data_dir: Annotated[
         Path | None, typer.Option(help="Where c4, wikitext2 … lie as files.")
     ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(help="The field of its rows that holds the text.  [default: by name]"),
+    ] = None,
+    bos: Annotated[
+        str,
+        typer.Option(
+            help="yes, no or auto: the beginning-of-text token in every window, in none, or where "
+            "the tokenizer puts it: before the whole text."
+        ),
+    ] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     trust_remote_code: Annotated[
@@ -54,10 +65,13 @@ def run(
             length=length,
             windows=windows,
             data_dir=data_dir,
+            field=field,
+            bos=bos,
             dtype=checked_dtype(dtype),
             device=device,
             trust_remote_code=trust_remote_code,
             scored=scored,
+            observer=PruningBar(),
         )
     if json:
         print_json({**vars(found), "tasks": {}})

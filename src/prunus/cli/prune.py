@@ -184,8 +184,24 @@ def run(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="Text: a .txt, .raw, .jsonl or .parquet file, a folder, c4, wikitext2, ptb, "
-            "lambada, self, builtin, none.  [default: builtin; none for data-free methods]",
+            help="Text: a .txt, .jsonl, .json, .csv or .parquet file, a folder, c4, wikitext2, "
+            "ptb, lambada, self, builtin, none.  [default: builtin; none for data-free methods]",
+            rich_help_panel=TEXT,
+        ),
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            help="The field of its rows that holds the text.  [default: by name: text, content, "
+            "messages, conversations, instruction + output, question + answer …]",
+            rich_help_panel=TEXT,
+        ),
+    ] = None,
+    bos: Annotated[
+        str | None,
+        typer.Option(
+            help="yes, no or auto: the beginning-of-text token in every window, in none, or where "
+            "a document begins if the tokenizer puts it there.  [default: auto, as in the papers]",
             rich_help_panel=TEXT,
         ),
     ] = None,

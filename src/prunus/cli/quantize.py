@@ -22,8 +22,8 @@ EXAMPLES = """
 """
 
 SHARED = (
-    "model output group pack calibration data_dir samples length seed dtype device resume "
-    "allow_different spill trust_remote_code json"
+    "model output group pack calibration field bos data_dir samples length seed dtype device "
+    "resume allow_different spill trust_remote_code json"
 ).split()
 
 

@@ -27,6 +27,10 @@ class Evaluation:
         tokens: in the whole text; the rest after the last whole window is not scored.
         tokens_per_second: scored tokens over the time of the forward passes.
         source: the text.
+        field: the fields of its rows that were read; None: it has none.
+        split: the part of a data set that it is; None: it has no parts.
+        bos: whether every window begins with the beginning-of-text token (yes), none does (no), or
+            the first does, if the tokenizer puts it there (auto). It is one of the window's tokens.
     """
 
     perplexity: float
@@ -35,6 +39,9 @@ class Evaluation:
     tokens: int
     tokens_per_second: float
     source: str
+    field: str | None = None
+    split: str | None = None
+    bos: str = "auto"
 
 
 @torch.no_grad()

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..calibration.tokens import GIVEN
+from ..calibration.given import Given, source_name
 from ..errors import CalibrationError, InputError
 from ..inputs import inputs, named, pick_device
 from ..observer import Observer
@@ -31,7 +30,7 @@ class Asked:
         written: whether a checkpoint is to come of it.
         spill: a folder for activations; None: they stay in memory.
         tokenizer: of a model in memory.
-        tokens_ST: token ids instead of text.
+        given: token ids or texts that were given in Python.
         trust_remote_code: run code that comes with the checkpoint.
         observer: told of every step.
     """
@@ -41,14 +40,14 @@ class Asked:
     written: bool
     spill: str | Path | None
     tokenizer: Any
-    tokens_ST: Tensor | None
+    given: Given | None
     trust_remote_code: bool
     observer: Observer
 
     @property
     def samples(self) -> int:
         """How many there are, or will be."""
-        return self.recipe.samples if self.tokens_ST is None else len(self.tokens_ST)
+        return len(self.given) if isinstance(self.given, Tensor) else self.recipe.samples
 
 
 def check_alone(recipe: Recipe, processes: int) -> None:
@@ -83,9 +82,8 @@ def plan_structured(asked: Asked) -> SmallerPlan:
 def _prepared(asked: Asked) -> tuple[StructuredRun, Any]:
     """All that comes before the first change: a run, and the tokenizer if one is needed."""
     pruner, sparsity = asked.recipe.build_units()
-    source = asked.recipe.calibration or ("builtin" if pruner.reads_text else "none")
-    if asked.tokens_ST is not None:
-        source = GIVEN
+    default = "builtin" if pruner.reads_text else "none"
+    source = source_name(asked.recipe.calibration, default, asked.given)
     if pruner.reads_text and source == "none":
         raise CalibrationError(
             f"{asked.recipe.method} so set reads text. Give a calibration source; self, which the "
@@ -95,7 +93,7 @@ def _prepared(asked: Asked) -> tuple[StructuredRun, Any]:
     recipe = asked.recipe.model_copy(update={"sparsity": share, "calibration": source})
     device = pick_device(recipe.device)
     weights, tokens, tokenizer = inputs(
-        asked.model, recipe, asked.written, asked.tokenizer, asked.tokens_ST,
+        asked.model, recipe, asked.written, asked.tokenizer, asked.given,
         asked.trust_remote_code, asked.observer, pruner.wants("gradients"), asked.spill,
     )  # fmt: skip
     spill = None if asked.spill is None else Path(asked.spill).expanduser()

@@ -1,0 +1,52 @@
+"""Texts, and what is known of where they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["calibration", "evaluation"]
+SHOWN = 60  # characters of the first document that are printed
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Texts and where they are from.
+
+    Attributes:
+        name: the SOURCE and the files read.
+        texts: one string per document; for calibration, none is blank.
+        joiner: what stands between documents where they are scored as one text.
+        windows: how many windows are scored at most; None: all.
+        field: the fields of the rows that were read; None: whole files.
+        split: the part of a data set that was read, by its own name; None: it has no parts.
+        skipped: rows that were null or empty.
+        remarks: what else the user should know of them, a sentence each.
+    """
+
+    name: str
+    texts: list[str]
+    joiner: str = "\n\n"
+    windows: int | None = None
+    field: str | None = None
+    split: str | None = None
+    skipped: int = 0
+    remarks: tuple[str, ...] = ()
+
+    def joined(self) -> str:
+        """All documents as one text, as perplexity is measured."""
+        return self.joiner.join(self.texts)
+
+    def lines(self) -> list[str]:
+        """What to print before they are used: a summary, then the remarks."""
+        first = next((text for text in self.texts if text.strip()), "").lstrip()
+        count = len(self.texts)
+        parts = [f"{count} document{'s' if count > 1 else ''}"]
+        if self.field is not None:
+            parts.append(f"field {self.field}")
+        if self.split is not None:
+            parts.append(f"split {self.split}")
+        if self.skipped:
+            parts.append(f"{self.skipped} null or empty rows skipped")
+        summary = f"text: {self.name}: {', '.join(parts)}; the first begins {first[:SHOWN]!r}"
+        return [summary, *self.remarks]
