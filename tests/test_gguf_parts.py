@@ -1,6 +1,7 @@
 """GGUF in parts: all are read, whichever is named; what is missing or foreign is named."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,6 +128,13 @@ def test_a_part_of_another_model_is_refused(whole):
     made = in_parts(whole)
     shutil.copy(made[0], made[1])
     with pytest.raises(CheckpointError, match=r"00002-of-00003\.gguf says that it is part 0"):
+        load_model(made[0])
+
+
+def test_too_little_room_is_said_first(whole, monkeypatch):
+    made = in_parts(whole)
+    monkeypatch.setattr("prunus.gguf_parts.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(CheckpointError, match=r"3 parts .* as one file .* where 0\.0 GiB are free"):
         load_model(made[0])
 
 

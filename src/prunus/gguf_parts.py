@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 from .errors import CheckpointError, first_line
@@ -63,14 +64,19 @@ def whole(folder: str, gguf_file: str | None) -> Iterator[str]:
         yield folder
         return
     scratch = Scratch()
+    size, free = sum(part.stat().st_size for part in every), disk_usage(scratch.path).free
+    if size > free:
+        raise CheckpointError(
+            f"The {len(every)} parts of {every[0]} take {size / 2**30:.1f} GiB as one file in "
+            f"{scratch.path.parent}, where {free / 2**30:.1f} GiB are free. Make room, or let "
+            "TMPDIR name a larger disk."
+        )
     try:
         _merge(every, scratch.path / every[0].name)
     except OSError as error:
         raise CheckpointError(
             f"The {len(every)} parts of {every[0]} could not be put together in "
-            f"{scratch.path.parent}: {error.strerror}. Make room for "
-            f"{sum(part.stat().st_size for part in every) / 1e9:.1f} GB there, or name another "
-            "folder in TMPDIR."
+            f"{scratch.path.parent}: {error.strerror or error}. Let TMPDIR name another folder."
         ) from None
     try:
         yield str(scratch.path)

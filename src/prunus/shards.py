@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from .errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NAMED = "transformers_weights"  # a field of config.json that names another file or index
 
 
 def check_shards(folder: Path) -> dict[str, Path]:
@@ -54,7 +55,7 @@ def _chosen(folder: Path) -> str:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         pass  # whoever loads the model says what is wrong with it
-    named = config.get("transformers_weights") if isinstance(config, Mapping) else None
+    named = config.get(NAMED) if isinstance(config, Mapping) else None
     if isinstance(named, str) and named.endswith((".safetensors", ".safetensors.index.json")):
         _inside(folder / "config.json", Path(named))
         return named
