@@ -68,7 +68,7 @@ def _indexed(index: Path) -> dict[str, str]:
     try:
         content = json.loads(index.read_text("utf-8"))
         files: dict[str, str] = dict(content["weight_map"])
-        whole = isinstance(content["metadata"], dict) and bool(files)
+        whole = bool(files)
         paths = [Path(file) for file in set(files.values())]
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         whole, paths = False, []
