@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .blocks import Block, Layer
 from .errors import CheckpointError, UnsupportedModelError
+from .nonzero import Moves, filled, without_zeros
 from .permutation.interior import Interior, find_interiors
 from .permutation.ordering import Ordering, together
 from .permutation.orders import Orders
@@ -166,66 +167,103 @@ class Channels:
         return "gather", ordering.permutation(score_OI, pattern, pattern.sparsity)
 
     def _rehearse(self, blocks: Sequence[Block], traced: Trace, ids: Tensor) -> None:
-        """Fold random orders, compare what every block and the model put out, and fold back."""
+        """Fold random orders, compare what every block and the model put out, and fold back.
+
+        Random numbers stand for zeros meanwhile: a wrong order of those would not show.
+        """
         generator = torch.Generator().manual_seed(0)
         width = traced.inputs[0].shape[-1]
-        expected = [_in_float32(block, traced) for block in blocks]
-        order_I = torch.arange(width)
+        expected = [self._tried(block, traced) for block in blocks]
+        ends, order_I = self._ends(blocks, traced, ids), torch.arange(width)
         if self.residual is not None:
             order_I = torch.randperm(width, generator=generator)
             self.fold_residual(order_I)
         try:
             for block, output in zip(blocks, expected, strict=True):
-                with self._shuffled(block, generator):
-                    found = _in_float32(block, traced, order_I)
-                hidden = traced.inputs[block.index].float()
+                found = self._tried(block, traced, order_I, generator)
+                hidden = _hidden(block, traced)
                 _check_block(block.name, hidden, output, found[..., order_I.argsort()])
             if self.residual is not None:
-                self._check_ends(blocks, traced, ids, order_I)
+                _check_ends(self._ends(blocks, traced, ids, order_I), ends, order_I)
         finally:
             if self.residual is not None:
                 self.fold_residual(order_I.argsort())
             self.orders = Orders()
 
-    def _check_ends(
-        self, blocks: Sequence[Block], traced: Trace, ids: Tensor, order_I: Tensor
-    ) -> None:
+    def _ends(
+        self, blocks: Sequence[Block], traced: Trace, ids: Tensor, order_I: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What lies before the blocks, and behind them, in the model's own dtype."""
-        model, first = self.weights.model, traced.inputs[0]
-        outputs = [with_hidden(x, hidden_of(x)[..., order_I]) for x in traced.outputs]
-        ids = ids[:1, : first.shape[1]].to(model.device)
-        given, logits = around(model, [block.module for block in blocks], ids, outputs)
-        tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
-        for name, found, expected in (
-            ("the embedding", given, first[..., order_I]),
-            ("the model as a whole", logits, traced.logits),
-        ):
-            off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-            if not off <= tolerance:
-                raise _cannot_fold(name, f"by {off:.2g} of the largest number")
+        model, outputs = self.weights.model, traced.outputs
+        if order_I is not None:
+            outputs = [with_hidden(x, hidden_of(x)[..., order_I]) for x in outputs]
+        modules = [block.module for block in blocks]
+        ids = ids[:1, : traced.inputs[0].shape[1]].to(model.device)
+        within = [x for module in modules for x in module.modules()]
+        moves = self._moves("", order_I)
+        with without_zeros(model, but=within, vectors_only=True, moves=moves):
+            return around(model, modules, ids, outputs)
+
+    def _tried(
+        self,
+        block: Block,
+        traced: Trace,
+        order_I: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """What a block puts out in float32, with its stream in this order, its interiors in any."""
+        call, hidden = traced.calls[block.index], _hidden(block, traced)
+        moves = self._moves(f"{block.name}.", order_I)
+        with ExitStack() as stack:
+            module = stack.enter_context(block.at_hand())
+            stack.enter_context(without_zeros(module, moves=moves))
+            if generator is not None:
+                stack.enter_context(self._shuffled(block, generator))
+            if any(p.dtype != torch.float32 for p in module.parameters()):
+                module, call = copy.deepcopy(module).float(), call.float()
+            return call(module, hidden if order_I is None else hidden[..., order_I])
+
+    def _moves(self, prefix: str, order_I: Tensor | None) -> Moves:
+        """The axes that are folded, by the names of parameters behind the prefix."""
+        moves: dict[str, list[tuple[int, Tensor]]] = {}
+        if self.residual is not None and order_I is not None:
+            for name, axis in self.residual.axes:
+                if name.startswith(prefix):
+                    moves.setdefault(name.removeprefix(prefix), []).append((axis, order_I))
+        return moves
 
     @contextmanager
     def _shuffled(self, block: Block, generator: torch.Generator) -> Iterator[None]:
-        """The block at hand, its interiors in random orders."""
-        with block.at_hand():
-            interiors = [self.interiors[site] for site in block.sites if site in self.interiors]
-            orders = [interior.shuffled(generator) for interior in interiors]
+        """The block, which is at hand, with its interiors in random orders."""
+        interiors = [self.interiors[site] for site in block.sites if site in self.interiors]
+        orders = [interior.shuffled(generator) for interior in interiors]
+        for interior, order_I in zip(interiors, orders, strict=True):
+            interior.fold(order_I)
+        try:
+            yield
+        finally:
             for interior, order_I in zip(interiors, orders, strict=True):
-                interior.fold(order_I)
-            try:
-                yield
-            finally:
-                for interior, order_I in zip(interiors, orders, strict=True):
-                    interior.fold(order_I.argsort())
+                interior.fold(order_I.argsort())
 
 
-def _in_float32(block: Block, traced: Trace, order_I: Tensor | None = None) -> Tensor:
-    """What the block puts out with its weights, and its input in this order, as float32."""
-    call, hidden = traced.calls[block.index], traced.inputs[block.index].float()
-    with block.at_hand() as module:
-        if any(p.dtype != torch.float32 for p in module.parameters()):
-            module, call = copy.deepcopy(module).float(), call.float()
-        return call(module, hidden if order_I is None else hidden[..., order_I])
+def _hidden(block: Block, traced: Trace) -> Tensor:
+    """What a block was given, as float32 and without zeros."""
+    return filled(traced.inputs[block.index].float())
+
+
+def _check_ends(
+    found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], order_I: Tensor
+) -> None:
+    """The input of the first block and the logits, as the model's own dtype allows."""
+    first, logits = expected
+    tolerance = 1e-3 if first.dtype in (torch.float32, torch.float64) else 0.1
+    for name, folded, plain in (
+        ("the embedding", found[0], first[..., order_I]),
+        ("the model as a whole", found[1], logits),
+    ):
+        off = float((folded - plain).abs().max() / plain.abs().max().clamp_min(1e-12))
+        if not off <= tolerance:
+            raise _cannot_fold(name, f"by {off:.2g} of the largest number")
 
 
 def _does_not_fit(site: str) -> CheckpointError:

@@ -6,7 +6,6 @@ Only safetensors and GGUF are read, never a pickle. A local path is never looked
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -32,8 +31,10 @@ from .errors import (
     first_line,
     other_shape,
 )
+from .gguf_parts import parts, whole, wholes
 from .hub import commit_of, snapshot
 from .origin import Origin
+from .shards import check_shards as check_shards
 from .spill import Scratch
 from .structured.widths import read_widths, rebuilt
 from .weights import InMemory, Streamed, Weights, note_untied
@@ -96,7 +97,7 @@ def find(checkpoint: str | Path) -> Source:
             raise CheckpointError(
                 f"{path} is a file but not a GGUF. Give the folder of a checkpoint, or a .gguf."
             )
-        return _gguf(path)
+        return _gguf(parts(path)[0])
     if path.is_dir():
         return _find_in(path)
     name = str(checkpoint)
@@ -117,7 +118,7 @@ def _find_in(folder: Path) -> Source:
     if (folder / "config.json").exists():
         check_shards(folder)
         return Source(str(folder))
-    ggufs = sorted(folder.glob("*.gguf"))
+    ggufs = wholes(sorted(folder.glob("*.gguf")))
     if len(ggufs) > 1:
         names = ", ".join(p.name for p in ggufs)
         raise CheckpointError(f"{folder} holds several GGUF files ({names}). Name one of them.")
@@ -133,42 +134,6 @@ def _gguf(path: Path) -> Source:
     if find_spec("gguf") is None:  # transformers would speak of torch
         raise InputError(f"{path} is a GGUF, which needs gguf: pip install 'prunus[gguf]'.")
     return Source(str(path.parent), path.name)
-
-
-def check_shards(folder: Path) -> dict[str, Path]:
-    """Every tensor's name and the shard that holds it, after a look at each shard's header.
-
-    Raises:
-        CheckpointError: no safetensors, a shard that is missing, damaged or outside of the folder.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            files = [Path(name) for name in names]
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise CheckpointError(f"{index} is damaged; download the checkpoint again.") from None
-        for file in files:  # names, not resolved paths: a hub cache links its files elsewhere
-            if file.is_absolute() or ".." in file.parts:
-                raise CheckpointError(f"{index} names {file}, which lies outside of the folder.")
-    else:
-        files = [Path("model.safetensors")]
-    tensors: dict[str, Path] = {}
-    for file in (folder / file for file in files):
-        if not file.exists():
-            pickles = list(folder.glob("*.bin")) and " It holds .bin files: prunus reads no pickle."
-            raise CheckpointError(
-                f"{folder} has no {file.name}.{pickles or ''} Give a checkpoint saved as "
-                "safetensors, complete."
-            )
-        try:
-            with safe_open(file, framework="pt") as opened:
-                tensors.update(dict.fromkeys(opened.keys(), file))
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{file} is damaged ({error}). Download or copy the checkpoint again."
-            ) from None
-    return tensors
 
 
 def read_tensors(tensors: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
@@ -244,9 +209,9 @@ def _loaded(
         made.eval()
         return made
     loaded: Any  # a pair, which the stubs do not know
-    with _explained(checkpoint):
+    with whole(source.location, source.gguf_file) as location, _explained(checkpoint):
         loaded = AutoModelForCausalLM.from_pretrained(
-            source.location if origin is None else str(origin.plain),
+            location if origin is None else str(origin.plain),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             use_safetensors=None if source.gguf_file else True,

@@ -17,6 +17,7 @@ from .origin import Origin, read_config
 from .permutation.interior import Interior
 from .permutation.orders import Orders
 from .report.pruning_report import PruningReport
+from .shards import NAMED
 from .stored import pairs
 from .survey import any_tokens, inspect
 from .weights import Weights
@@ -212,7 +213,7 @@ def _dtypes(new: Origin, old: Origin, changes: Changes, source: object) -> list[
 def _fields(new: Origin, old: Origin, changes: Changes, source: object) -> list[str]:
     """Fields of config.json that differ, but for what must."""
     now, was = read_config(new.folder), read_config(old.folder)
-    free = {*CLAIMS, *changes.fields}
+    free = {*CLAIMS, NAMED, *changes.fields}
     if changes.dtype is not None:
         free |= {"dtype", "torch_dtype"}
     if "architectures" not in was:

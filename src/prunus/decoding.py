@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError, first_line
+from .shards import NAMED
 from .spill import Scratch
 
 CLAIMS = ("quantization_config", "compression_config")  # fields of config.json
@@ -141,7 +142,7 @@ def decode(folder: Path, form: Format, tensors: Mapping[str, Path]) -> Scratch:
     (scratch.path / INDEX).write_text(text, encoding="utf-8")
     _link_others(folder, scratch.path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kept = {key: value for key, value in config.items() if key not in CLAIMS}
+    kept = {key: value for key, value in config.items() if key not in (*CLAIMS, NAMED)}
     (scratch.path / "config.json").write_text(json.dumps(kept), encoding="utf-8")
     return scratch
 

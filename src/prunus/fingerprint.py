@@ -11,6 +11,7 @@ import transformers
 from ._version import __version__
 from .calibration import Protocol
 from .checkpoint import check_shards, find
+from .gguf_parts import parts
 from .journal import sha256
 from .recipe import Recipe
 
@@ -51,7 +52,7 @@ def _files(checkpoint: str | Path) -> dict[str, str]:
         return {"model": model, "commit": commit}
     folder = Path(source.location)
     if source.gguf_file:
-        files = {folder / source.gguf_file}
+        files = set(parts(folder / source.gguf_file))
     else:
         text = {path for kind in ("*.json", "*.py", "*.model") for path in folder.glob(kind)}
         files = text | set(check_shards(folder).values())

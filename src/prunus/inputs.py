@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,33 @@ def in_memory(model: Any, dtype: str) -> None:
         )
     if dtype != "auto":
         raise InputError(f"dtype={dtype} is for models that are loaded; convert this one first.")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    check_place({name: x.device for name, x in tensors}, getattr(model, "hf_device_map", {}))
+
+
+def check_place(devices: Mapping[str, torch.device], device_map: Mapping[str, Any]) -> None:
+    """Raise InputError unless all of a model is there, and on one device.
+
+    Args:
+        devices: of its parameters and buffers.
+        device_map: where accelerate has put its modules, by their names.
+    """
+    cure = (
+        "Give the folder, which prunus reads block by block, or load the model without device_map"
+    )
+    first = next(iter(devices.values()), torch.device("cpu"))
+    for name, device in devices.items():
+        if device.type == "meta":
+            owners = [x for x in device_map if not x or f"{name}.".startswith(f"{x}.")]
+            home = device_map[max(owners, key=len)] if owners else None
+            kept = {"disk": "on disk", "cpu": "in the CPU's memory"}.get(str(home), "")
+            where = f"accelerate keeps it {kept} (device_map)" if kept else "it has no values"
+            raise InputError(f"{name} is on the meta device: {where}. {cure}.")
+        if device != first:
+            other = next(iter(devices))
+            raise InputError(
+                f"{name} is on {device}, {other} on {first}: prunus works on one device. {cure}."
+            )
 
 
 def _check_text(model: PreTrainedModel, recipe: Recipe, spill: Path | None, team: Team) -> None:

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from .decoding import CLAIMS, claimed, decode
 from .errors import CheckpointError
+from .shards import NAMED
 from .spill import Scratch
 from .types import FromSource
 
@@ -214,7 +215,7 @@ class Origin:
     def write_config(self, target: Path, model: PreTrainedModel) -> None:
         """Write the source's config.json with what this run changed, and nothing else."""
         config = read_config(self.folder)
-        new = {key: value for key, value in config.items() if key not in CLAIMS}
+        new = {key: value for key, value in config.items() if key not in (*CLAIMS, NAMED)}
         if self.dtype is not None:
             new["torch_dtype" if "torch_dtype" in new else "dtype"] = self.dtype
         new.setdefault("architectures", [type(model).__name__])

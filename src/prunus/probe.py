@@ -2,7 +2,9 @@
 
 Every layer's output is cut from the graph and becomes a leaf, so the gradient of a layer's input
 with respect to a leaf is nonzero exactly when the one reaches the other with no third layer
-between. From that alone:
+between. The leaves hold random numbers, and so do zeros in norms and the like: what a layer is for
+does not depend on its values, and a model that was pruned to zeros is seen like any other. From
+that alone:
 
 - a site is a set of layers that were given the very same tensor;
 - a layer **reads the residual stream** if its input depends on the block's input directly, and
@@ -31,6 +33,7 @@ from .blocks import Block, Kind, Layer, Role, check_share
 from .by_hand import called
 from .errors import UnsupportedModelError
 from .experts import Expert
+from .nonzero import random_like, without_zeros
 from .replay import Call
 from .weights import Weights
 
@@ -226,10 +229,11 @@ def cut_forward(
     negate: str | None = None,
     by_hand: Collection[str] = (),
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """One forward with every layer's output cut off (and one negated).
+    """One forward with every layer's output cut off: random, and one negated.
 
     Returns the block's input and output, and each layer's input and, as a leaf, its output.
     """
+    seeds = {name: seed for seed, name in enumerate(linears)}
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
@@ -237,7 +241,7 @@ def cut_forward(
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if name in inputs:
                 raise UnsupportedModelError(f"{name} runs twice in one forward; not handled yet.")
-            leaf = output.detach().clone()
+            leaf = random_like(output, seeds[name])
             if negate == name:
                 leaf.neg_()
             inputs[name], outputs[name] = args[0], leaf.requires_grad_()
@@ -247,6 +251,7 @@ def cut_forward(
 
     hidden = hidden.detach().clone().requires_grad_()
     with ExitStack() as stack, torch.enable_grad():
+        stack.enter_context(without_zeros(module, but=linears.values()))
         stack.enter_context(called(linears[name] for name in by_hand))
         for name, linear in linears.items():
             stack.callback(linear.register_forward_hook(cut(name)).remove)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..checkpoint import find, load_tokenizer
 from ..errors import CheckpointError
+from ..gguf_parts import parts
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 SPLIT = {**BYTES, "use_regex": False}
@@ -203,7 +204,7 @@ def _copy(writer: Any, path: Path, tokens: int) -> None:
     from gguf import GGUFReader
 
     try:
-        fields = GGUFReader(path).fields
+        fields = GGUFReader(parts(path)[0]).fields
         content = {name: field for name, field in fields.items() if name.startswith("tokenizer.")}
         count = len(content["tokenizer.ggml.tokens"].data)
     except (ValueError, KeyError, OSError) as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..blocks import Block, Layer
 from ..heads import find_values
+from ..nonzero import without_zeros
 from ..patterns import NM
 from ..replay import Call
 from ..types import Permutation
@@ -80,7 +81,8 @@ def find_interiors(block: Block, call: Call, hidden: Tensor) -> dict[str, Interi
             made = [layer for layer in block.layers if layer.feeds == reader.site]
             found[reader.site] = neurons(reader, made)
         elif reader.role == "o" and reader.expert is None:
-            values = find_values(block, reader, call, hidden)
+            with without_zeros(block.module, but=[layer.module for layer in block.layers]):
+                values = find_values(block, reader, call, hidden)
             if values is not None:
                 groups = _shared(values.row_I, values.heads)
                 found[reader.site] = Interior(reader, ((values.layer, values.row_I),), groups)

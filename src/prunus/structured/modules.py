@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..blocks import Block, Layer
 from ..errors import UnsupportedModelError
 from ..heads import find_values
+from ..nonzero import without_zeros
 from ..permutation.interior import neurons
 from ..replay import Call
 
@@ -115,7 +116,8 @@ def find_modules(
                 f"a depth-2 module of {unit}; structured pruning needs one. "
                 + ONLY.format(other="neurons" if unit == "heads" else "heads")
             )
-        found.append((_attention if unit == "heads" else _mlp)(block, readers[0], call, hidden))
+        with without_zeros(block.module, but=[layer.module for layer in block.layers]):
+            found.append((_attention if unit == "heads" else _mlp)(block, readers[0], call, hidden))
     return found
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ..allocation.select import block_range
 from ..blocks import Block, Layer, find_blocks
 from ..calibration import Protocol
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError
 from ..fingerprint import fingerprint
 from ..journal import Journal
 from ..observer import Observer
@@ -377,21 +377,10 @@ class StructuredRun:
 def _rehearsed(block: Block, traced: Trace, pruner: UnitPruner) -> list[Depth2]:
     """What can lose units in a block that is at hand, after a trial of that."""
     call, hidden = traced.calls[block.index], traced.inputs[block.index]
-    _check_alive(block)
     modules = find_modules(block, call, hidden, pruner.units)
     for module in modules:
         rehearse(block, module, call, hidden)
     return modules
-
-
-def _check_alive(block: Block) -> None:
-    """What a matrix feeds is seen by looking, and nothing comes through zeros."""
-    for layer in block.layers:
-        if not bool(layer.weight_OI.any()):
-            raise UnsupportedModelError(
-                f"{layer.name} is all zeros, so that prunus cannot see what belongs to a head or "
-                "neuron there. Leave its block out with --blocks A:B."
-            )
 
 
 def _count(module: nn.Module) -> int:
