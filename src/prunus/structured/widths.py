@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..blocks import find_blocks
 from ..errors import CheckpointError
+from ..kinds import class_at
 from .surgery import put
 
 FILE = "widths.json"
@@ -61,7 +62,7 @@ def stock_config(model: PreTrainedModel, blocks: Sequence[str], widths: Widths) 
 def _says(config: Any, model: PreTrainedModel, blocks: Sequence[str], widths: Widths) -> bool:
     """Whether a model that is made from the config is like this one."""
     with init_empty_weights():
-        made = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()))
+        made = type(model)(type(config).from_dict(config.to_dict()))
     return _shapes(made) == _shapes(model) and all(
         _number(made.get_submodule(block), path) == number
         for block, width in zip(blocks, widths, strict=True)
@@ -141,7 +142,7 @@ def rebuilt(
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with init_empty_weights():
-        made = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        made = class_at(folder).from_config(config, trust_remote_code=trust_remote_code)
     model: PreTrainedModel = made
     blocks = find_blocks(model)
     if len(blocks) != len(widths):
