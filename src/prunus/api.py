@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from .calibration.tokens import (
 from .checkpoint import Dtype, folder_of, load_model, load_tokenizer
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
-from .inputs import in_memory, inputs, named, pick_device
+from .inputs import in_memory, named, pick_device
+from .inputs import inputs as gathered
 from .methods import QUANTIZE
 from .observer import Observer, Silent
 from .output import check_output
@@ -37,6 +38,7 @@ from .report.pruning_report import known_zeros, read_report
 from .result import Result, carry_out
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
+from .samples import Sample, Samples, either
 from .spill import check_spill
 from .structured.entry import Asked, check_alone, plan_structured, prune_structured
 from .structured.planning import SmallerPlan
@@ -53,6 +55,7 @@ def prune(
     spill: str | Path | None = None,
     tokenizer: Any = None,
     tokens_ST: Tensor | None = None,
+    inputs: Sequence[Sample] | None = None,
     trust_remote_code: bool = False,
     observer: Observer | None = None,
     team: Team = ALONE,
@@ -76,6 +79,8 @@ def prune(
         spill: a folder for activations, which else stay in memory.
         tokenizer: of a model in memory; a path brings its own.
         tokens_ST: calibration token ids (samples, tokens) instead of text.
+        inputs: calibration samples as a model's processor makes them, each a mapping of tensors:
+            ``[processor(images=image, text=text, return_tensors="pt"), …]``.
         trust_remote_code: run code that comes with the checkpoint.
         observer: told of every step.
         team: the processes that do this together, each with the same arguments:
@@ -101,17 +106,18 @@ def prune(
             check_alone(recipe, team.size)
         if resume and (path is None or output is None):
             raise InputError("resume=True is for a model given as a path, with an output.")
+        samples = either(tokens_ST, inputs)
     written = output is not None
     if recipe.structured:
         asked = Asked(
-            model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code,
+            model, recipe, written, spill, tokenizer, samples, trust_remote_code,
             observer or Silent(),
         )  # fmt: skip
         with _modes_kept(model, always=False):
             return prune_structured(asked, output, resume)
     with team.agreed(), _modes_kept(model, always=False):
         run, tokenizer = _prepared(
-            model, recipe, written, spill, tokenizer, tokens_ST, trust_remote_code, observer
+            model, recipe, written, spill, tokenizer, samples, trust_remote_code, observer
         )
     run.shared(team)
     if run.recipe.pack:
@@ -139,6 +145,7 @@ def plan(
     spill: str | Path | None = None,
     tokenizer: Any = None,
     tokens_ST: Tensor | None = None,
+    inputs: Sequence[Sample] | None = None,
     trust_remote_code: bool = False,
     observer: Observer | None = None,
     **fields: Any,
@@ -156,14 +163,15 @@ def plan(
     if spill is not None:
         check_spill(Path(spill).expanduser())
     recipe, observer = _recipe(recipe, fields), observer or Silent()
+    samples = either(tokens_ST, inputs)
     with _modes_kept(model):
         if recipe.structured:
             asked = Asked(
-                model, recipe, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
+                model, recipe, True, spill, tokenizer, samples, trust_remote_code, observer
             )
             return plan_structured(asked)
         run, _ = _prepared(
-            model, recipe, True, spill, tokenizer, tokens_ST, trust_remote_code, observer
+            model, recipe, True, spill, tokenizer, samples, trust_remote_code, observer
         )
         return forecast(run)
 
@@ -188,16 +196,16 @@ def _prepared(
     written: bool,
     spill: str | Path | None,
     tokenizer: Any,
-    tokens_ST: Tensor | None,
+    samples: Samples | None,
     trust_remote_code: bool,
     observer: Observer | None,
 ) -> tuple[Run, Any]:
     """All that comes before the first change: a run, and the tokenizer if one is needed."""
     observer = observer or Silent()
-    recipe, pruner, allocation = _resolved(recipe, tokens_ST is not None)
+    recipe, pruner, allocation = _resolved(recipe, samples is not None)
     device = pick_device(recipe.device)  # raises before the model is loaded
-    weights, tokens, tokenizer = inputs(
-        model, recipe, written, tokenizer, tokens_ST, trust_remote_code, observer
+    weights, tokens, tokenizer = gathered(
+        model, recipe, written, tokenizer, samples, trust_remote_code, observer
     )
     folder = Path(spill).expanduser() if spill else None
     name = named(model, weights.model)

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from .blocks import Block, Layer
+from .blocks import Block, Layer, find_beside
 from .errors import CheckpointError, UnsupportedModelError
 from .permutation.interior import Interior, find_interiors
 from .permutation.ordering import Ordering, together
@@ -23,6 +24,7 @@ from .permutation.orders import Orders
 from .permutation.residual import Residual
 from .permutation.retained import Retained
 from .replay import Trace, around, hidden_of, with_hidden
+from .samples import Sample
 from .stats import Statistics
 from .types import Plan
 from .weights import Weights
@@ -55,7 +57,7 @@ class Channels:
         weights: Weights,
         blocks: Sequence[Block],
         traced: Trace,
-        ids: Tensor,
+        sample: Tensor | Sample,
         fold_residual: bool,
     ) -> Channels:
         """Find them, and prove by a random order that they may change places.
@@ -63,13 +65,15 @@ class Channels:
         Args:
             weights: of a model in eval mode.
             blocks: of it.
-            traced: a forward of it on the first of ``ids``.
-            ids: token ids (1, T).
+            traced: a forward of it on ``sample``, or the first tokens of it.
+            sample: token ids (1, T), or a processed sample.
             fold_residual: whether the residual stream is to be reordered.
 
         Raises:
             UnsupportedModelError: with the first block whose output a random order changes.
         """
+        if fold_residual:
+            _check_alone(weights.model)
         interiors: dict[str, Interior] = {}
         for block in blocks:
             if not fold_residual and any(layer.expert is not None for layer in block.layers):
@@ -83,7 +87,7 @@ class Channels:
                 interiors |= find_interiors(block, call, hidden)
         residual = Residual.of(weights, blocks, traced) if fold_residual else None
         channels = cls(weights, residual, interiors)
-        channels._rehearse(blocks, traced, ids)
+        channels._rehearse(blocks, traced, sample)
         return channels
 
     @torch.no_grad()
@@ -165,7 +169,7 @@ class Channels:
         score_OI, pattern = together(scores), ordering.pattern
         return "gather", ordering.permutation(score_OI, pattern, pattern.sparsity)
 
-    def _rehearse(self, blocks: Sequence[Block], traced: Trace, ids: Tensor) -> None:
+    def _rehearse(self, blocks: Sequence[Block], traced: Trace, sample: Tensor | Sample) -> None:
         """Fold random orders, compare what every block and the model put out, and fold back."""
         generator = torch.Generator().manual_seed(0)
         width = traced.inputs[0].shape[-1]
@@ -181,20 +185,21 @@ class Channels:
                 hidden = traced.inputs[block.index].float()
                 _check_block(block.name, hidden, output, found[..., order_I.argsort()])
             if self.residual is not None:
-                self._check_ends(blocks, traced, ids, order_I)
+                self._check_ends(blocks, traced, sample, order_I)
         finally:
             if self.residual is not None:
                 self.fold_residual(order_I.argsort())
             self.orders = Orders()
 
     def _check_ends(
-        self, blocks: Sequence[Block], traced: Trace, ids: Tensor, order_I: Tensor
+        self, blocks: Sequence[Block], traced: Trace, sample: Tensor | Sample, order_I: Tensor
     ) -> None:
         """What lies before the blocks, and behind them, in the model's own dtype."""
         model, first = self.weights.model, traced.inputs[0]
         outputs = [with_hidden(x, hidden_of(x)[..., order_I]) for x in traced.outputs]
-        ids = ids[:1, : first.shape[1]].to(model.device)
-        given, logits = around(model, [block.module for block in blocks], ids, outputs)
+        if isinstance(sample, Tensor):
+            sample = sample[:1, : first.shape[1]]
+        given, logits = around(model, [block.module for block in blocks], sample, outputs)
         tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
         for name, found, expected in (
             ("the embedding", given, first[..., order_I]),
@@ -226,6 +231,16 @@ def _in_float32(block: Block, traced: Trace, order_I: Tensor | None = None) -> T
         if any(p.dtype != torch.float32 for p in module.parameters()):
             module, call = copy.deepcopy(module).float(), call.float()
         return call(module, hidden if order_I is None else hidden[..., order_I])
+
+
+def _check_alone(model: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError where other parts of the model write to the residual stream."""
+    beside = find_beside(model)
+    if beside:
+        raise UnsupportedModelError(
+            f"--permutation fold would reorder the residual stream, into which {beside[-1]} writes "
+            "too, and that is to stay as it is. Use --permutation gather, free or none."
+        )
 
 
 def _does_not_fit(site: str) -> CheckpointError:

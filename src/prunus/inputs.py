@@ -10,12 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .calibration import Protocol
-from .calibration.tokens import GIVEN, calibration_tokens, given_tokens
+from .calibration.tokens import GIVEN, calibration_tokens, given_samples
 from .checkpoint import find, load_tokenizer, load_weights, tokenizer_to_copy
 from .errors import InputError, UnknownNameError
 from .hub import commit_of
+from .kinds import check_model
 from .observer import Observer
 from .recipe import Recipe
+from .samples import Samples
 from .weights import InMemory, Weights
 
 
@@ -24,11 +26,11 @@ def inputs(
     recipe: Recipe,
     written: bool,
     tokenizer: Any,
-    tokens_ST: Tensor | None,
+    tokens_ST: Samples | None,
     trust_remote_code: bool,
     observer: Observer,
     whole: bool = False,
-) -> tuple[Weights, tuple[Tensor | None, Protocol | None], Any]:
+) -> tuple[Weights, tuple[Samples | None, Protocol | None], Any]:
     """Return the weights, the calibration tokens, and the tokenizer that is to be saved.
 
     None is saved where the source's own files are copied.
@@ -55,8 +57,8 @@ def inputs(
         in_memory(model, recipe.dtype)
         model.eval()
         weights = InMemory(model)
-    tokens = (
-        given_tokens(tokens_ST, weights.model)
+    tokens: tuple[Samples | None, Protocol | None] = (
+        given_samples(tokens_ST, weights.model)
         if tokens_ST is not None
         else _tokens(weights.model, tokenizer, recipe, observer)
     )
@@ -103,11 +105,7 @@ def in_memory(model: Any, dtype: str) -> None:
             "A model in memory is a transformers PreTrainedModel, unwrapped; got "
             f"{type(model).__name__}. Or give a folder, a hub id or a GGUF."
         )
-    if model.get_output_embeddings() is None:
-        raise InputError(
-            f"{type(model).__name__} has no language-model head. Give the causal language model "
-            "that it is part of (AutoModelForCausalLM)."
-        )
+    check_model(model)
     if torch.is_inference_mode_enabled():
         raise InputError(
             "Tensors of torch.inference_mode() have no gradients, which the look at a model needs. "

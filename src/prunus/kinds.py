@@ -9,13 +9,14 @@ would load as another class, with some weights dropped or made up.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from huggingface_hub import hf_hub_download
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from .errors import UnsupportedModelError
@@ -76,19 +77,52 @@ def auto_name(location: str | Path) -> str:
     """
     _refuse_parts(location)
     config = _read(location, "config.json") or {}
-    declared = _strings(config.get("architectures"))
-    for auto, table in AUTO.items():
-        made = _names(table).get(str(config.get("model_type")))
-        if made in declared or (made and not declared):
-            if auto != CAUSAL or not declared:
-                _refuse_encoder(location, config, made)
-            return auto
+    declared, kind = _strings(config.get("architectures")), str(config.get("model_type"))
+    auto, made = _makes(declared, kind)
+    if auto is not None:
+        if auto != CAUSAL or not declared:
+            _refuse_encoder(location, config, made)
+        return auto
     for name in declared:
         _refuse_declared(location, name)
     if not declared:
-        _refuse_encoder(location, config, str(config.get("model_type")))
+        _refuse_encoder(location, config, kind)
     own = config.get("auto_map")
     return next((auto for auto in AUTO if isinstance(own, Mapping) and auto in own), CAUSAL)
+
+
+def auto_of(model: PreTrainedModel) -> str:
+    """The name of the Auto class that makes such a model again."""
+    auto, _ = _makes([type(model).__name__], str(model.config.model_type))
+    return auto or CAUSAL
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse a model in memory that cannot be pruned as what it is.
+
+    Raises:
+        UnsupportedModelError: adapters, no language-model head, an encoder-decoder, no forward.
+    """
+    name = type(model).__name__
+    if getattr(model, "peft_config", None):
+        raise UnsupportedModelError(
+            f"This {name} has adapters. Merge them first (merge_and_unload() of peft)."
+        )
+    if model.get_output_embeddings() is None:
+        raise UnsupportedModelError(f"{name} has no language-model head. {PART_OF}")
+    if _encodes(model.config):
+        raise _encoder_decoder("This model", name)
+    if type(model).forward is torch.nn.Module.forward:
+        raise UnsupportedModelError(f"{name} has parts that run one by one. {PART_OF}")
+
+
+def _makes(declared: Sequence[str], kind: str) -> tuple[str | None, str]:
+    """The Auto class that makes a declared class of this model type, or any, and which it is."""
+    for auto, table in AUTO.items():
+        made = str(_names(table).get(kind, ""))
+        if made in declared or (made and not declared):
+            return auto, made
+    return None, ""
 
 
 def _refuse_parts(location: str | Path) -> None:
@@ -134,9 +168,14 @@ def _refuse_encoder(location: str | Path, config: Mapping[str, Any], name: str) 
         whole = CONFIG_MAPPING[str(config.get("model_type"))].from_dict(dict(config))
     except Exception:  # of any kind: transformers will say what is wrong with it
         return
-    parts = (getattr(whole, part, None) for part in whole.sub_configs)
-    if any(getattr(part, "is_encoder_decoder", False) for part in (whole, *parts)):
+    if _encodes(whole):
         raise _encoder_decoder(location, name)
+
+
+def _encodes(config: Any) -> bool:
+    """Whether text goes through an encoder."""
+    parts = (getattr(config, part, None) for part in getattr(config, "sub_configs", ()))
+    return any(getattr(part, "is_encoder_decoder", False) for part in (config, *parts))
 
 
 def _not_causal(location: str | Path, name: str, rest: str) -> UnsupportedModelError:

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from .allocation import BESA, OWL
 from .assembly import SMALL
 from .blocks import Block
@@ -21,6 +19,7 @@ from .gathering import on
 from .observer import LOOK, Silent
 from .replay import Trace
 from .run import Run
+from .samples import Samples
 from .weights import InMemory, Streamed, Weights
 
 REHEARSED = 2  # samples
@@ -258,7 +257,7 @@ def block_bytes(block: Block) -> int:
     return sum(p.numel() * p.itemsize for p in block.module.parameters())
 
 
-def hidden_bytes(ids_ST: Tensor | None, traced: Trace) -> int:
+def hidden_bytes(ids_ST: Samples | None, traced: Trace) -> int:
     """The inputs of a block for all samples."""
     hidden = traced.inputs[0]
     return 0 if ids_ST is None else ids_ST.numel() * hidden.shape[-1] * hidden.itemsize

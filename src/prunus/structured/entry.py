@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..calibration.tokens import GIVEN
@@ -16,6 +15,7 @@ from ..inputs import inputs, named, pick_device
 from ..observer import Observer
 from ..recipe import Recipe
 from ..result import Result, carry_out
+from ..samples import Samples
 from .planning import SmallerPlan, forecast
 from .run import StructuredRun
 
@@ -30,7 +30,7 @@ class Asked:
         written: whether a checkpoint is to come of it.
         spill: a folder for activations; None: they stay in memory.
         tokenizer: of a model in memory.
-        tokens_ST: token ids instead of text.
+        tokens_ST: token ids or processed samples instead of text.
         trust_remote_code: run code that comes with the checkpoint.
         observer: told of every step.
     """
@@ -40,7 +40,7 @@ class Asked:
     written: bool
     spill: str | Path | None
     tokenizer: Any
-    tokens_ST: Tensor | None
+    tokens_ST: Samples | None
     trust_remote_code: bool
     observer: Observer
 

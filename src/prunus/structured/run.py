@@ -20,6 +20,7 @@ from ..calibration import Protocol
 from ..errors import InputError, UnsupportedModelError
 from ..fingerprint import fingerprint
 from ..journal import Journal
+from ..kinds import auto_of
 from ..observer import Observer
 from ..parallel import ALONE, Team
 from ..permutation.orders import Orders
@@ -27,8 +28,9 @@ from ..recipe import Recipe
 from ..replay import Recording, Trace
 from ..report.pruning_report import Coverage, PruningReport
 from ..report.structured_report import BlockWidths, StructuredReport
+from ..samples import Processed, Samples
 from ..spill import Spilled
-from ..survey import any_tokens, inspect, start
+from ..survey import first_of, inspect, start
 from ..types import LayerReport
 from ..weights import Weights
 from .allocation import (
@@ -52,7 +54,7 @@ from .scores import Redundancy
 from .size import OneToken
 from .surgery import rehearse
 from .watching import eager
-from .widths import Widths, note_widths, stock_config, widths_of
+from .widths import Widths, adopt, note_widths, stock_config, widths_of
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class StructuredRun:
     name: str
     recipe: Recipe
     pruner: UnitPruner
-    ids_ST: Tensor | None
+    ids_ST: Samples | None
     protocol: Protocol | None
     device: torch.device
     observer: Observer
@@ -123,7 +125,7 @@ class StructuredRun:
         name: str,
         recipe: Recipe,
         pruner: UnitPruner,
-        tokens: tuple[Tensor | None, Protocol | None],
+        tokens: tuple[Samples | None, Protocol | None],
         device: torch.device,
         observer: Observer,
         spill: Path | None = None,
@@ -140,6 +142,11 @@ class StructuredRun:
                 f"--recovery {pruner.recovery} holds a quarter of the calibration samples "
                 "out, so it needs at least two. Give more --samples."
             )
+        if pruner.wants("gradients") and isinstance(ids_ST, Processed):
+            raise InputError(
+                f"{recipe.method} reads the loss of every token, and inputs has positions that are "
+                "no text. Give text, or tokens_ST."
+            )
         chosen = range(len(find_blocks(weights.model)))
         if recipe.blocks is not None:
             chosen = block_range("--blocks", recipe.blocks, len(chosen))
@@ -151,8 +158,8 @@ class StructuredRun:
             if block.index in chosen:
                 modules.extend(_rehearsed(block, traced, pruner))
 
-        ids = ids_ST if ids_ST is not None else any_tokens(weights.model)
-        blocks, traced = inspect(weights.model, ids, weights, further)
+        sample = first_of(ids_ST, weights.model)
+        blocks, traced = inspect(weights.model, sample, weights, further)
         token.around(weights.model, traced)
         run = cls(
             weights, name, recipe, pruner, ids_ST, protocol, device, observer, spill, blocks,
@@ -236,6 +243,7 @@ class StructuredRun:
             removed=removed(before.costs, quota.counts),
             multiply_adds=(dear, dear - seen.saved),
             stock=self._note(widths),
+            auto=auto_of(self.model),
             blocks=self._blocks(before.blocks, widths, reports, seen),
         )
 
@@ -252,13 +260,13 @@ class StructuredRun:
         """Leave the widths with the model: in its config, which then is a stock one, or beside."""
         stock = stock_config(self.model, [block.name for block in self.blocks], widths)
         if stock is not None:
-            _adopt(self.model.config, stock)
+            adopt(self.model.config, stock)
         note_widths(self.model, None if stock is not None else widths)
         return stock is not None
 
     def _context(self, layers: Sequence[Layer]) -> Context:
         gradients, ids_ST = None, self.ids_ST
-        if self.pruner.wants("gradients") and ids_ST is not None:
+        if self.pruner.wants("gradients") and isinstance(ids_ST, Tensor):
             weights = sum(layer.weight_OI.numel() for layer in layers)
             self.observer.say(
                 f"gradients of the whole model in memory: {weights:,} numbers beside the weights"
@@ -387,11 +395,3 @@ def _check_alive(block: Block) -> None:
 def _count(module: nn.Module) -> int:
     """Parameters, tied ones once."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _adopt(config: Any, stock: Any) -> None:
-    """The model's own config, which its modules share, with the stock config's numbers."""
-    own = config.to_dict()
-    for name, value in stock.to_dict().items():
-        if name not in own or own[name] != value:
-            setattr(config, name, value)

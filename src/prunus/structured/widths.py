@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..blocks import find_blocks
@@ -40,23 +40,34 @@ def stock_config(model: PreTrainedModel, blocks: Sequence[str], widths: Widths) 
     its modules hold the same numbers.
     """
     config, first = copy.deepcopy(model.config), widths[0]
-    if any(width != first for width in widths) or config is not config.get_text_config():
+    if any(width != first for width in widths):
         return None
-    names = [name for name in INTERMEDIATE if hasattr(config, name)]
+    text = config.get_text_config()  # the config itself, but for a model with towers beside
+    names = [name for name in INTERMEDIATE if hasattr(text, name)]
     try:
-        if first["heads"] is not None and first["heads"] != config.num_attention_heads:
-            config.head_dim = _head_dim(config)
-            config.num_attention_heads = first["heads"]
-            if getattr(config, "num_key_value_heads", None) is not None:
-                config.num_key_value_heads = first["kv_heads"]
+        if first["heads"] is not None and first["heads"] != text.num_attention_heads:
+            text.head_dim = _head_dim(text)
+            text.num_attention_heads = first["heads"]
+            if getattr(text, "num_key_value_heads", None) is not None:
+                text.num_key_value_heads = first["kv_heads"]
         if _says(config, model, blocks, widths):  # the neurons are as many as they were
             return config
         if not names or first["intermediate"] is None:
             return None
-        setattr(config, names[0], first["intermediate"])
+        setattr(text, names[0], first["intermediate"])
         return config if _says(config, model, blocks, widths) else None
     except Exception:  # a family's own checks, of any kind: it cannot say these widths
         return None
+
+
+def adopt(config: Any, stock: Any) -> None:
+    """The model's own config, which its modules share, with the stock config's numbers."""
+    own = config.to_dict()
+    for name, value in stock.to_dict().items():
+        if isinstance(getattr(config, name, None), PreTrainedConfig):  # of the text, or a tower
+            adopt(getattr(config, name), getattr(stock, name))
+        elif name not in own or own[name] != value:
+            setattr(config, name, value)
 
 
 def _says(config: Any, model: PreTrainedModel, blocks: Sequence[str], widths: Widths) -> bool:
