@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
-TEXT = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+TEXT = {"vocab_size": 520, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1,
         "eos_token_id": 2}  # fmt: skip
 WIDE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -17,8 +17,8 @@ NEXT = {"layer_types": ["linear_attention", "full_attention"], "linear_num_value
         "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
         "head_dim": 16}  # fmt: skip
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
-IMAGE, START, END = 100, 101, 102
-QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 103, "vision_start_token_id": START,
+IMAGE, START, END = 515, 516, 517  # beyond the tokenizer's
+QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 518, "vision_start_token_id": START,
             "vision_end_token_id": END}  # fmt: skip
 THREE = {"deepstack_visual_indexes": [0], "out_hidden_size": 64, "num_position_embeddings": 16}
 
@@ -32,8 +32,9 @@ FAMILIES = {
     "smolvlm": ({**TEXT, "model_type": "llama"}, WIDE,
                 {"image_token_id": IMAGE, "scale_factor": 2}),
     "llama4": ({**TEXT, "head_dim": 16, "num_local_experts": 4, "intermediate_size_mlp": 96},
-               {**WIDE, "intermediate_size": 128, "vision_output_dim": 32, "projector_input_dim": 32,
-                "projector_output_dim": 32, "pixel_shuffle_ratio": 0.5},
+               {**WIDE, "intermediate_size": 128, "vision_output_dim": 32,
+                "projector_input_dim": 32, "projector_output_dim": 32,
+                "pixel_shuffle_ratio": 0.5},
                {"image_token_index": IMAGE}),
     "llava": ({**TEXT, "model_type": "llama"}, {**WIDE, "model_type": "clip_vision_model"},
               {"image_token_index": IMAGE}),
@@ -57,11 +58,15 @@ TEXT_IDS = torch.randint(3, 100, (2, 32), generator=torch.Generator().manual_see
 
 
 def build(family, dtype=torch.float32):
-    """A random model; its towers are larger than its language model where that is easy."""
+    """A random model."""
     torch.manual_seed(0)
     text, vision, more = FAMILIES[family]
     config = CONFIG_MAPPING[family](text_config=text, vision_config=vision, **more)
-    return AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+    model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+    for parameter in model.parameters():
+        if not parameter.any() and parameter.ndim > 1:  # Gemma 3 begins with a projection of zeros
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
 
 
 def sample(family, seed=0, before=5, after=9):

@@ -3,16 +3,31 @@
 import json
 
 import pytest
+import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PaliGemmaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import prunus
+from prunus.blocks import find_blocks
+from prunus.causality import check_causal
 from prunus.checkpoint import find, load_model, load_tokenizer
 from prunus.errors import UnsupportedModelError
 from prunus.kinds import auto_class, class_at
+from prunus.replay import trace
 
+SMALL = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4}  # fmt: skip
 HEADS = {
     ("LlamaForSequenceClassification", "llama"): "scores whole texts. Give the causal",
     ("Qwen2ForRewardModel", "qwen2"): "puts out rewards. Give the causal",
@@ -115,3 +130,62 @@ def test_a_config_that_cannot_be_read_is_left_to_transformers(tmp_path):
 
 def test_a_gguf_is_a_causal_language_model(smollm2):
     assert auto_class(find(smollm2)) is AutoModelForCausalLM
+
+
+def test_a_model_in_memory_is_refused_by_what_it_is():
+    tiny = {"vocab_size": 128, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1}
+    with pytest.raises(UnsupportedModelError, match="an encoder-decoder"):
+        prunus.prune(T5ForConditionalGeneration(T5Config(**tiny, num_heads=4)), method="magnitude")
+    config = LlamaConfig(**SMALL, num_labels=1)
+    with pytest.raises(UnsupportedModelError, match="no language-model head"):
+        prunus.prune(LlamaForSequenceClassification(config), method="magnitude")
+    model = LlamaForCausalLM(config)
+    model.peft_config = {"default": object()}  # as peft leaves it
+    with pytest.raises(UnsupportedModelError, match="Merge them first"):
+        prunus.prune(model, method="magnitude")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [BertLMHeadModel, BertForMaskedLM])
+def test_a_bidirectional_model_is_refused(kind, dtype):
+    model = kind(BertConfig(**SMALL)).eval().to(dtype)
+    with pytest.raises(UnsupportedModelError, match="earlier tokens read the last one"):
+        prunus.prune(model, method="magnitude")
+    decoder = BertLMHeadModel(BertConfig(**SMALL, is_decoder=True)).eval().to(dtype)
+    assert prunus.prune(decoder, method="magnitude").report.sparsity == 0.5
+
+
+@torch.no_grad()
+def test_the_proof_agrees_with_changing_a_token():
+    """A causal mask, none, and one that leaves a prefix open."""
+    ids_BT = torch.arange(3, 23)[None]
+    other_BT = ids_BT.clone()
+    other_BT[0, -1] = 99
+    for open_prefix, causal in ((0, True), (20, False), (12, True)):
+        model = LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
+        mask = torch.full((20, 20), -torch.inf).triu(1)
+        mask[:open_prefix, :open_prefix] = 0
+        inputs = {"attention_mask": mask[None, None]}
+        logits, changed = (model(input_ids=x, **inputs).logits for x in (ids_BT, other_BT))
+        assert torch.equal(logits[:, :-1], changed[:, :-1]) is causal
+        blocks = find_blocks(model)
+        traced = trace(model, blocks, {"input_ids": ids_BT, **inputs})
+        for index, (name, block) in enumerate(blocks.items()):
+            look = (name, block, traced.calls[index], traced.inputs[index])
+            if causal:
+                check_causal(*look)
+            else:
+                with pytest.raises(UnsupportedModelError, match=f"^{name} lets earlier"):
+                    check_causal(*look)
+
+
+def test_a_prefix_that_reads_itself_is_not_causal():
+    text = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "model_type": "gemma"}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+              "projection_dim": 32}  # fmt: skip
+    config = PaliGemmaConfig(text_config=text, vision_config=vision, projection_dim=32,
+                             image_token_index=100, hidden_size=32)  # fmt: skip
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    with pytest.raises(UnsupportedModelError, match="bidirectional prefix"):
+        prunus.prune(model, method="magnitude")
