@@ -264,8 +264,7 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _device(model: nn.Module) -> torch.device:
-    device: torch.device = model.device  # type: ignore[assignment]
-    return device
+    return next(model.parameters()).device
 
 
 class _LastBlockReached(Exception):  # noqa: N818 - a signal, not an error; never leaves this file
