@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 
 from .allocation import Allocation, Uniform
 from .assembly import check_names
-from .calibration.given import Given, collect, is_source, source_name
+from .calibration.given import Given, collect, how_many, is_source, source_name
 from .checkpoint import Dtype, folder_of, load_model, load_tokenizer
 from .errors import CalibrationError, InputError, UnknownNameError
 from .evaluation import Evaluation, perplexity
 from .evaluation.text import read_text
-from .inputs import in_memory, inputs, named, pick_device
+from .inputs import in_memory, named, pick_device
+from .inputs import inputs as gathered
 from .methods import QUANTIZE
 from .observer import Observer, Silent
 from .output import check_output
@@ -31,6 +32,7 @@ from .result import Result, carry_out
 from .resuming import threads_of
 from .run import Run
 from .runtime import index_inputs, to_semi_structured
+from .samples import Sample, either
 from .spill import check_spill
 from .structured.entry import Asked, check_alone, plan_structured, prune_structured
 from .structured.planning import SmallerPlan
@@ -48,6 +50,7 @@ def prune(
     spill: str | Path | None = None,
     tokenizer: Any = None,
     tokens_ST: Tensor | None = None,
+    inputs: Sequence[Sample] | None = None,
     trust_remote_code: bool = False,
     observer: Observer | None = None,
     team: Team = ALONE,
@@ -74,6 +77,8 @@ def prune(
         spill: a folder for activations, which else stay in memory.
         tokenizer: of a model in memory; a path brings its own.
         tokens_ST: calibration token ids (samples, tokens) instead of text.
+        inputs: calibration samples as a model's processor makes them, each a mapping of tensors:
+            ``[processor(images=image, text=text, return_tensors="pt"), …]``.
         trust_remote_code: run code that comes with the checkpoint.
         observer: told of every step.
         team: the processes that do this together, each with the same arguments:
@@ -91,7 +96,7 @@ def prune(
     """
     path = model if isinstance(model, str | Path) else None
     with team.agreed():
-        recipe, given = _asked(recipe, fields, tokens_ST)
+        recipe, given = _asked(recipe, fields, tokens_ST, inputs)
         if output is not None:
             output = Path(output).expanduser().absolute()
             check_output(output)
@@ -141,6 +146,7 @@ def plan(
     spill: str | Path | None = None,
     tokenizer: Any = None,
     tokens_ST: Tensor | None = None,
+    inputs: Sequence[Sample] | None = None,
     trust_remote_code: bool = False,
     observer: Observer | None = None,
     **fields: Any,
@@ -157,14 +163,14 @@ def plan(
         check_output(Path(output).expanduser())
     if spill is not None:
         check_spill(Path(spill).expanduser())
-    (recipe, given), observer = _asked(recipe, fields, tokens_ST), observer or Silent()
+    (recipe, given), observer = _asked(recipe, fields, tokens_ST, inputs), observer or Silent()
     with _modes_kept(model):
         if recipe.structured:
             asked = Asked(model, recipe, True, spill, tokenizer, given, trust_remote_code, observer)
             return plan_structured(asked)
         few = recipe.model_copy(update={"samples": min(recipe.samples, REHEARSED)})
         run, _ = _prepared(model, few, True, spill, tokenizer, given, trust_remote_code, observer)
-        return forecast(run, len(given) if isinstance(given, Tensor) else recipe.samples)
+        return forecast(run, how_many(given, recipe.samples))
 
 
 @contextmanager
@@ -196,7 +202,7 @@ def _prepared(
     observer = observer or Silent()
     recipe, pruner, allocation = _resolved(recipe, given)
     device = pick_device(recipe.device)  # raises before the model is loaded
-    weights, tokens, tokenizer = inputs(
+    weights, tokens, tokenizer = gathered(
         model, recipe, written, tokenizer, given, trust_remote_code, observer, spill=spill,
         team=team,
     )  # fmt: skip
@@ -359,14 +365,18 @@ def load(
 
 
 def _asked(
-    recipe: Recipe | str | Path | None, fields: dict[str, Any], tokens_ST: Any
+    recipe: Recipe | str | Path | None,
+    fields: dict[str, Any],
+    tokens_ST: Any,
+    inputs: Sequence[Sample] | None,
 ) -> tuple[Recipe, Any]:
-    """The recipe, and the text or the token ids that stand beside it instead of in it."""
-    given = fields.get("calibration")
+    """The recipe, and the text or the samples that stand beside it instead of in it."""
+    given, samples = fields.get("calibration"), either(tokens_ST, inputs)
     if is_source(given):
-        return _recipe(recipe, fields), tokens_ST
-    if tokens_ST is not None:
-        raise InputError("tokens_ST and calibration are both given. Give one of them.")
+        return _recipe(recipe, fields), samples
+    if samples is not None:
+        name = "tokens_ST" if inputs is None else "inputs"
+        raise InputError(f"{name} and calibration are both given. Give one of them.")
     recipe = _recipe(recipe, {k: v for k, v in fields.items() if k != "calibration"})
     return recipe, collect(given, "calibration", recipe.samples)
 

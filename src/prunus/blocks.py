@@ -1,6 +1,7 @@
 """Finds the decoder blocks of a model and their linear layers, by structure alone.
 
-No model names: the blocks are the ModuleList that holds the most parameters, a layer is an
+No model names: the blocks are the ModuleList that holds the most parameters of the language model
+(a model may have a tower for images beside it, which is kept as it is), a layer is an
 ``nn.Linear``, transformers' ``Conv1D`` or an expert's matrix in it (``experts``), and ``probe``
 finds out what each layer is for. A block with more than a twentieth of its weights elsewhere is
 refused.
@@ -15,6 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .by_hand import called
@@ -156,11 +158,8 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         UnsupportedModelError: no ModuleList with linear layers, or blocks that share weights.
     """
-    lists = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and any(map(_is_linear, module.modules()))
-    }
+    inside, decoder = find_language_model(model)
+    lists = _lists(decoder, inside)
     if not lists:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no blocks: no list of modules with linear layers in it. "
@@ -179,8 +178,40 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     return blocks
 
 
+def find_language_model(model: nn.Module) -> tuple[str, nn.Module]:
+    """The part of the model that holds its decoder blocks, as transformers has it, and its name."""
+    decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
+    found = ((name, module) for name, module in model.named_modules() if module is decoder)
+    name, decoder = next(found, ("", model))
+    return (name, decoder) if _lists(decoder, name) else ("", model)
+
+
+def _lists(module: nn.Module, prefix: str) -> dict[str, nn.ModuleList]:
+    """Lists of modules with linear layers in them, by full name."""
+    return {
+        name: inner
+        for name, inner in module.named_modules(prefix=prefix)
+        if isinstance(inner, nn.ModuleList) and any(map(_is_linear, inner.modules()))
+    }
+
+
+def find_beside(model: nn.Module) -> list[str]:
+    """Names of the parts beside the language model of a multimodal one: towers and projectors."""
+    if not isinstance(model, PreTrainedModel) or model.config.get_text_config() is model.config:
+        return []
+    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    names, path, whole = [], "", model
+    for step in find_language_model(model)[0].split("."):
+        for name, part in whole.named_children():
+            if name != step and any(True for _ in part.parameters()):
+                if ends.isdisjoint(map(id, part.modules())):
+                    names.append(f"{path}{name}")
+        whole, path = getattr(whole, step, whole), f"{path}{step}."
+    return names
+
+
 def check_outside(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
-    """No large linear layer may lie outside of the blocks, other than the head.
+    """No large linear layer of the language model may lie outside of the blocks but for the head.
 
     Projections into and out of the blocks may: they are left dense, as embeddings are.
 
@@ -188,6 +219,7 @@ def check_outside(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
         UnsupportedModelError: outside lies more than a tenth of what is inside.
     """
     inside = {id(m) for block in blocks.values() for m in block.modules()}
+    inside |= {id(m) for name in find_beside(model) for m in model.get_submodule(name).modules()}
     head = getattr(model, "get_output_embeddings", lambda: None)()
     outside = {
         name: int(module.weight.numel())

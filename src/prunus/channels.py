@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from .blocks import Block, Layer
+from .blocks import Block, Layer, find_beside
 from .errors import CheckpointError, UnsupportedModelError
 from .nonzero import Moves, filled, without_zeros
 from .permutation.interior import Interior, find_interiors
@@ -24,6 +25,7 @@ from .permutation.orders import Orders
 from .permutation.residual import Residual
 from .permutation.retained import Retained
 from .replay import Trace, around, hidden_of, with_hidden
+from .samples import Sample
 from .stats import Statistics
 from .types import Plan
 from .weights import Weights
@@ -56,7 +58,7 @@ class Channels:
         weights: Weights,
         blocks: Sequence[Block],
         traced: Trace,
-        ids: Tensor,
+        sample: Tensor | Sample,
         fold_residual: bool,
     ) -> Channels:
         """Find them, and prove by a random order that they may change places.
@@ -64,13 +66,15 @@ class Channels:
         Args:
             weights: of a model in eval mode.
             blocks: of it.
-            traced: a forward of it on the first of ``ids``.
-            ids: token ids (1, T).
+            traced: a forward of it on ``sample``, or the first tokens of it.
+            sample: token ids (1, T), or a processed sample.
             fold_residual: whether the residual stream is to be reordered.
 
         Raises:
             UnsupportedModelError: with the first block whose output a random order changes.
         """
+        if fold_residual:
+            _check_alone(weights.model)
         interiors: dict[str, Interior] = {}
         for block in blocks:
             if not fold_residual and any(layer.expert is not None for layer in block.layers):
@@ -84,7 +88,7 @@ class Channels:
                 interiors |= find_interiors(block, call, hidden)
         residual = Residual.of(weights, blocks, traced) if fold_residual else None
         channels = cls(weights, residual, interiors)
-        channels._rehearse(blocks, traced, ids)
+        channels._rehearse(blocks, traced, sample)
         return channels
 
     @torch.no_grad()
@@ -166,7 +170,7 @@ class Channels:
         score_OI, pattern = together(scores), ordering.pattern
         return "gather", ordering.permutation(score_OI, pattern, pattern.sparsity)
 
-    def _rehearse(self, blocks: Sequence[Block], traced: Trace, ids: Tensor) -> None:
+    def _rehearse(self, blocks: Sequence[Block], traced: Trace, sample: Tensor | Sample) -> None:
         """Fold random orders, compare what every block and the model put out, and fold back.
 
         Random numbers stand for zeros meanwhile: a wrong order of those would not show.
@@ -174,7 +178,7 @@ class Channels:
         generator = torch.Generator().manual_seed(0)
         width = traced.inputs[0].shape[-1]
         expected = [self._tried(block, traced) for block in blocks]
-        ends, order_I = self._ends(blocks, traced, ids), torch.arange(width)
+        ends, order_I = self._ends(blocks, traced, sample), torch.arange(width)
         if self.residual is not None:
             order_I = torch.randperm(width, generator=generator)
             self.fold_residual(order_I)
@@ -184,25 +188,30 @@ class Channels:
                 hidden = _hidden(block, traced)
                 _check_block(block.name, hidden, output, found[..., order_I.argsort()])
             if self.residual is not None:
-                _check_ends(self._ends(blocks, traced, ids, order_I), ends, order_I)
+                _check_ends(self._ends(blocks, traced, sample, order_I), ends, order_I)
         finally:
             if self.residual is not None:
                 self.fold_residual(order_I.argsort())
             self.orders = Orders()
 
     def _ends(
-        self, blocks: Sequence[Block], traced: Trace, ids: Tensor, order_I: Tensor | None = None
+        self,
+        blocks: Sequence[Block],
+        traced: Trace,
+        sample: Tensor | Sample,
+        order_I: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What lies before the blocks, and behind them, in the model's own dtype."""
         model, outputs = self.weights.model, traced.outputs
         if order_I is not None:
             outputs = [with_hidden(x, hidden_of(x)[..., order_I]) for x in outputs]
         modules = [block.module for block in blocks]
-        ids = ids[:1, : traced.inputs[0].shape[1]].to(model.device)
+        if isinstance(sample, Tensor):
+            sample = sample[:1, : traced.inputs[0].shape[1]]
         within = [x for module in modules for x in module.modules()]
         moves = self._moves("", order_I)
         with without_zeros(model, but=within, vectors_only=True, moves=moves):
-            return around(model, modules, ids, outputs)
+            return around(model, modules, sample, outputs)
 
     def _tried(
         self,
@@ -264,6 +273,16 @@ def _check_ends(
         off = float((folded - plain).abs().max() / plain.abs().max().clamp_min(1e-12))
         if not off <= tolerance:
             raise _cannot_fold(name, f"by {off:.2g} of the largest number")
+
+
+def _check_alone(model: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError where other parts of the model write to the residual stream."""
+    beside = find_beside(model)
+    if beside:
+        raise UnsupportedModelError(
+            f"--permutation fold would reorder the residual stream, into which {beside[-1]} writes "
+            "too, and that is to stay as it is. Use --permutation gather, free or none."
+        )
 
 
 def _does_not_fit(site: str) -> CheckpointError:

@@ -20,8 +20,9 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from . import kinds
 from .blocks import find_blocks
 from .errors import (
     CheckpointError,
@@ -115,6 +116,7 @@ def folder_of(checkpoint: str | Path) -> Path:
 
 
 def _find_in(folder: Path) -> Source:
+    kinds.check(Source(str(folder)))
     if (folder / "config.json").exists():
         check_shards(folder)
         return Source(str(folder))
@@ -209,8 +211,9 @@ def _loaded(
         made.eval()
         return made
     loaded: Any  # a pair, which the stubs do not know
+    auto_class = kinds.auto_class(source)
     with whole(source.location, source.gguf_file) as location, _explained(checkpoint):
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = auto_class.from_pretrained(
             location if origin is None else str(origin.plain),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
@@ -257,6 +260,7 @@ def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -
         CheckpointError: there is none.
     """
     source = find(checkpoint)
+    kinds.check(source)  # a hub id's too, before anything else is said of it
     if source.gguf_file is None:
         with _explained(checkpoint):  # a config that cannot be read, or a hub out of reach
             AutoConfig.from_pretrained(
@@ -331,7 +335,7 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     del config.quantization_config
     with init_empty_weights():
-        plain = AutoModelForCausalLM.from_config(config)
+        plain = type(model)(config)
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from .calibration import Documents, Protocol, read_documents
 from .calibration.bos import first_token
-from .calibration.given import IDS, Texts
-from .calibration.tokens import calibration_tokens, given_tokens, needed, window_length
+from .calibration.given import IDS, Given, Texts
+from .calibration.tokens import calibration_tokens, given_samples, needed, window_length
 from .checkpoint import find, load_tokenizer, load_weights, tokenizer_to_copy
 from .errors import InputError, UnknownNameError
 from .hub import commit_of
+from .kinds import check_model
 from .observer import Observer
 from .parallel import ALONE, Team
 from .recipe import Recipe
 from .room import Need, fit
+from .samples import Samples
 from .weights import InMemory, Weights
 from .whole import check_whole
 
@@ -30,13 +31,13 @@ def inputs(
     recipe: Recipe,
     written: bool,
     tokenizer: Any,
-    given: Tensor | Texts | None,
+    given: Given | None,
     trust_remote_code: bool,
     observer: Observer,
     whole: bool = False,
     spill: str | Path | None = None,
     team: Team = ALONE,
-) -> tuple[Weights, tuple[Tensor | None, Protocol | None], Any]:
+) -> tuple[Weights, tuple[Samples | None, Protocol | None], Any]:
     """Return the weights, the calibration tokens, and the tokenizer that is to be saved.
 
     None is saved where the source's own files are copied.
@@ -115,11 +116,7 @@ def in_memory(model: Any, dtype: str) -> None:
             "A model in memory is a transformers PreTrainedModel, unwrapped; got "
             f"{type(model).__name__}. Or give a folder, a hub id or a GGUF."
         )
-    if model.get_output_embeddings() is None:
-        raise InputError(
-            f"{type(model).__name__} has no language-model head. Give the causal language model "
-            "that it is part of (AutoModelForCausalLM)."
-        )
+    check_model(model)
     if torch.is_inference_mode_enabled():
         raise InputError(
             "Tensors of torch.inference_mode() have no gradients, which the look at a model needs. "
@@ -178,7 +175,7 @@ def _check_text(model: PreTrainedModel, recipe: Recipe, spill: Path | None, team
 
 
 def _documents(
-    recipe: Recipe, tokenizer: Any, given: Tensor | Texts | None, observer: Observer
+    recipe: Recipe, tokenizer: Any, given: Given | None, observer: Observer
 ) -> Documents | None:
     """The calibration text; None where there is none, or none yet."""
     source = recipe.calibration or "none"
@@ -206,14 +203,14 @@ def _tokens(
     tokenizer: Any,
     recipe: Recipe,
     documents: Documents | None,
-    given: Tensor | Texts | None,
+    given: Given | None,
     observer: Observer,
-) -> tuple[Tensor | None, Protocol | None]:
+) -> tuple[Samples | None, Protocol | None]:
     """Calibration token ids and what they are; None where weights alone decide."""
     if recipe.calibration in (None, "none"):
         return None, None
     if recipe.calibration == IDS:
-        return given_tokens(given, model)
+        return given_samples(given, model)
     return calibration_tokens(
         model,
         tokenizer,

@@ -173,7 +173,7 @@ def needed(
     """
     ids_ST, hidden, team = run.ids_ST, run.traced.inputs[0], run.team
     count = 0 if ids_ST is None else len(ids_ST) if samples is None else samples
-    length = 0 if ids_ST is None else ids_ST.shape[1]
+    length = 0 if ids_ST is None else -(-ids_ST.numel() // len(ids_ST))  # in the mean
     own = team.share(count)
     block, elsewhere = max(map(block_bytes, blocks)), run.device.type != "cpu"
     read = block if isinstance(run.weights, Streamed) or elsewhere else 0

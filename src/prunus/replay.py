@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import NumericalError, UnsupportedModelError
+from .samples import Sample, keywords
 
 
 @dataclass(frozen=True)
@@ -31,25 +32,30 @@ class Call:
         args: the other positional arguments.
         kwargs: the other keyword arguments.
         keyword: the name under which the hidden states came; None: as the first positional one.
+        added: what the model adds to the block's output on the way to the next one, such as
+            features of images (Qwen3-VL); None: nothing.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     keyword: str | None
+    added: Tensor | None = None
 
     def __call__(self, module: nn.Module, hidden: Tensor) -> Tensor:
-        """Run the block on ``hidden`` (B, T, d), wherever that lies, with everything else equal."""
+        """What the next block is given: run this one on ``hidden`` (B, T, d), all else equal."""
         args, kwargs = map_tensors((self.args, dict(self.kwargs)), lambda t: t.to(hidden.device))
         if self.keyword is None:
-            return hidden_of(module(hidden, *args, **kwargs))
-        return hidden_of(module(*args, **{self.keyword: hidden}, **kwargs))
+            output = hidden_of(module(hidden, *args, **kwargs))
+        else:
+            output = hidden_of(module(*args, **{self.keyword: hidden}, **kwargs))
+        return output if self.added is None else output + self.added.to(output)
 
     def float(self) -> Call:
         """The same with every floating tensor in float32."""
         args, kwargs = map_tensors(
             (self.args, dict(self.kwargs)), lambda t: t.float() if t.is_floating_point() else t
         )
-        return Call(args, kwargs, self.keyword)
+        return replace(self, args=args, kwargs=kwargs)
 
     def apart(self, left: dict[int, UserDict[Any, Any]]) -> Call:
         """The same with copies of what blocks write into: those of ``left``, by id."""
@@ -60,7 +66,7 @@ class Call:
             return left.setdefault(id(value), value.copy())
 
         kwargs = {name: own(value) for name, value in self.kwargs.items()}
-        return Call(tuple(map(own, self.args)), kwargs, self.keyword)
+        return replace(self, args=tuple(map(own, self.args)), kwargs=kwargs)
 
     @staticmethod
     def split(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Call, Tensor]:
@@ -131,10 +137,15 @@ class Trace:
     outputs: list[Any]
     logits: Tensor
 
+    def given(self, index: int) -> Tensor:
+        """What the block's output has become where it is used next."""
+        own = hidden_of(self.outputs[index])
+        return self.inputs[index + 1] if index + 1 < len(self.inputs) else own
+
 
 @torch.no_grad()
-def trace(model: nn.Module, blocks: Mapping[str, nn.Module], ids: Tensor) -> Trace:
-    """Run the model's own forward on ``ids`` (B, T) and note every block's call.
+def trace(model: nn.Module, blocks: Mapping[str, nn.Module], sample: Tensor | Sample) -> Trace:
+    """Run the model's own forward on token ids (B, T), or a sample, and note every block's call.
 
     Raises:
         UnsupportedModelError: a block did not run exactly once.
@@ -152,7 +163,7 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module], ids: Tensor) -> Tra
         for name, block in blocks.items():
             handle = block.register_forward_hook(note(name), with_kwargs=True)
             stack.callback(handle.remove)
-        logits = model(input_ids=ids, use_cache=False).logits
+        logits = model(**keywords(sample, _device(model))).logits
     for name, runs in seen.items():
         if len(runs) != 1:
             raise UnsupportedModelError(
@@ -167,16 +178,16 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module], ids: Tensor) -> Tra
 def record(
     model: nn.Module,
     blocks: Mapping[str, nn.Module],
-    batches: Iterable[Tensor],
+    batches: Iterable[Tensor | Sample],
     traced: Trace,
     hidden: Hidden | None = None,
 ) -> Recording:
-    """The calls that ``model`` makes to its blocks for each batch of token ids (B, T)."""
+    """The calls that ``model`` makes to its blocks for token ids (B, T), or for each sample."""
     recording = Recording([] if hidden is None else hidden, [[] for _ in blocks])
-    for ids in batches:
+    for batch in batches:
         with _recording(list(blocks.values()), recording, traced.outputs):
             try:
-                model(input_ids=ids, use_cache=False)
+                model(**keywords(batch, _device(model)))
             except _LastBlockReached:
                 pass
     return recording
@@ -185,7 +196,7 @@ def record(
 def check_replay(
     index: int, name: str, block: nn.Module, recording: Recording, traced: Trace
 ) -> None:
-    """Law 5: the recorded call, replayed on the real input, gives the real output.
+    """Law 5: the recorded call, replayed on the real input, gives what the next block is given.
 
     Raises:
         UnsupportedModelError: it differs.
@@ -193,7 +204,7 @@ def check_replay(
     """
     with torch.no_grad():
         replayed = recording.calls[index][0](block, traced.inputs[index]).float()
-    expected = hidden_of(traced.outputs[index]).float()
+    expected = traced.given(index).float()
     if not bool(expected.isfinite().all()):
         raise NumericalError(
             f"{name} puts out NaN or inf in a plain forward pass. Check the checkpoint, or "
@@ -209,15 +220,17 @@ def check_replay(
         )
 
 
-def check_chain(names: Sequence[str], traced: Trace) -> None:
-    """What a block puts out is what the next one is given: the replay passes it on as it is.
+def check_chain(names: Sequence[str], recording: Recording, traced: Trace) -> None:
+    """What a block puts out is what the next one is given, but for what the model adds to it.
 
     Raises:
-        UnsupportedModelError: a model that does something in between.
+        UnsupportedModelError: a model that does something else in between.
     """
     pairs = zip(traced.outputs, traced.inputs[1:], strict=False)
     for index, (output, given) in enumerate(pairs):
-        hidden = hidden_of(output)
+        hidden, added = hidden_of(output), recording.calls[index][0].added
+        if added is not None and added.shape == hidden.shape:
+            hidden = hidden + added
         if hidden.shape != given.shape or not torch.allclose(hidden, given, equal_nan=True):
             raise UnsupportedModelError(
                 f"{names[index + 1]} is not given what {names[index]} puts out: the model changes "
@@ -250,13 +263,20 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 class _LastBlockReached(Exception):  # noqa: N818 - a signal, not an error; never leaves this file
     pass
 
 
 @torch.no_grad()
 def around(
-    model: nn.Module, modules: Sequence[nn.Module], ids: Tensor, outputs: Sequence[Any]
+    model: nn.Module,
+    modules: Sequence[nn.Module],
+    sample: Tensor | Sample,
+    outputs: Sequence[Any],
 ) -> tuple[Tensor, Tensor]:
     """What the first block is given, and the logits if block i puts out ``outputs[i]``.
 
@@ -272,7 +292,7 @@ def around(
         return forward
 
     with _standing_in(modules, stand_in):
-        logits = model(input_ids=ids, use_cache=False).logits
+        logits = model(**keywords(sample, _device(model))).logits
     return given[0], logits
 
 
@@ -280,18 +300,24 @@ def around(
 def _recording(
     modules: Sequence[nn.Module], recording: Recording, outputs: Sequence[Any]
 ) -> Iterator[None]:
-    """Let every block note its call and return its input; stop the forward at the last one."""
+    """Let every block note its call and put out 0; stop the forward at the last one.
+
+    What the next block is given then is what the model adds in between.
+    """
 
     def stand_in(index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             call, hidden = Call.split(args, kwargs)
             known = recording.calls[index]
-            recording.calls[index].append(_share(call, known[0]) if known else call)
+            known.append(_share(call, known[0]) if known else call)
             if index == 0:
                 recording.hidden.append(hidden)
+            elif bool(hidden.any()):
+                before = recording.calls[index - 1]
+                before[-1] = replace(before[-1], added=hidden)
             if index == len(modules) - 1:
                 raise _LastBlockReached
-            return with_hidden(map_tensors(outputs[index], _nonsense), hidden)
+            return with_hidden(map_tensors(outputs[index], _nonsense), torch.zeros_like(hidden))
 
         return forward
 
@@ -323,7 +349,8 @@ def _standing_in(
 
 def _share(call: Call, first: Call) -> Call:
     """``call`` with the tensors that equal the first sample's replaced by those: held once."""
-    return Call(_same(call.args, first.args), _same(call.kwargs, first.kwargs), call.keyword)
+    args, kwargs = _same(call.args, first.args), _same(call.kwargs, first.kwargs)
+    return replace(call, args=args, kwargs=kwargs)
 
 
 def _same(value: Any, like: Any) -> Any:

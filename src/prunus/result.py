@@ -18,6 +18,7 @@ from .checkpoint import load_model
 from .cures import explained
 from .errors import CheckpointError, CheckpointWarning, NotVerifiedError
 from .journal import Journal
+from .kinds import auto_of
 from .observer import Observer
 from .output import new_folder, no_new_parents, write_model
 from .parallel import Team
@@ -207,7 +208,7 @@ def _texts(
     return {
         "recipe.yaml": recipe_yaml,
         REPORT: report.to_json(),
-        "README.md": model_card(report, recipe_yaml, widths is None),
+        "README.md": model_card(report, recipe_yaml, widths is None, auto_of(model)),
         **({ORDERS: orders.to_json()} if orders else {}),
         **({WIDTHS: to_json(widths)} if widths is not None else {}),
     }

@@ -32,8 +32,9 @@ from .replay import Recording, Trace
 from .report import Coverage, PruningReport
 from .report.experts import ExpertTokens
 from .report.pruning_report import realised_sparsity
+from .samples import Samples
 from .spill import Spilled
-from .survey import any_tokens, inspect, start
+from .survey import first_of, inspect, start
 from .types import BlockPruner, Pattern, Plan
 from .weights import Weights
 
@@ -48,7 +49,7 @@ class Run:
         recipe: every choice, defaults filled in.
         pruner: what the recipe spells.
         allocation: how much of each layer goes.
-        ids_ST: calibration tokens; None: the method needs none.
+        ids_ST: calibration tokens, or processed samples; None: the method needs none.
         protocol: where they came from.
         device: where blocks are pruned.
         observer: told of every step.
@@ -65,7 +66,7 @@ class Run:
     recipe: Recipe
     pruner: BlockPruner
     allocation: Allocation
-    ids_ST: Tensor | None
+    ids_ST: Samples | None
     protocol: Protocol | None
     device: torch.device
     observer: Observer
@@ -84,7 +85,7 @@ class Run:
         recipe: Recipe,
         pruner: BlockPruner,
         allocation: Allocation,
-        tokens: tuple[Tensor | None, Protocol | None],
+        tokens: tuple[Samples | None, Protocol | None],
         device: torch.device,
         observer: Observer,
         spill: Path | None = None,
@@ -96,8 +97,7 @@ class Run:
             PatternError: a layer that does not fit the pattern.
         """
         ids_ST, protocol = tokens
-        ids = ids_ST if ids_ST is not None else any_tokens(weights.model)
-        blocks, traced = inspect(weights.model, ids, weights)
+        blocks, traced = inspect(weights.model, first_of(ids_ST, weights.model), weights)
         layers = select_layers(blocks, mlp_only=recipe.mlp_only, skip_blocks=recipe.skip_blocks)
         plan = Uniform()(layers, cast(float, recipe.sparsity))
         for block in blocks:
@@ -207,8 +207,8 @@ class Run:
         if self.pruner.ordering is None:
             return None
         fold = self.pruner.ordering.realisation == "fold"
-        ids = self.ids_ST if self.ids_ST is not None else any_tokens(self.weights.model)
-        return Channels.of(self.weights, self.blocks, self.traced, ids, fold)
+        sample = first_of(self.ids_ST, self.weights.model)
+        return Channels.of(self.weights, self.blocks, self.traced, sample, fold)
 
     def _ordered(self, journal: Journal | None) -> Channels | None:
         """The residual stream is in its order already, if it is to have one."""

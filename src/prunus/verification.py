@@ -15,6 +15,7 @@ from .checkpoint import check_shards, load_weights
 from .comparison import Changes, compare, compare_models
 from .errors import CheckpointError, PatternError
 from .fresh import asked
+from .kinds import auto_name
 from .patterns import NM, OneOf, Unstructured, parse_pattern, removed
 from .permutation.orders import Orders
 from .quantization import Grid
@@ -29,12 +30,12 @@ from .types import LayerReport, Pattern
 
 # Run in a new interpreter that never imports prunus: what any user of the checkpoint will do.
 RELOAD = """
-import json, sys, torch
-from transformers import AutoModelForCausalLM, logging
+import json, sys, torch, transformers
+from transformers import logging
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 from_disk = {"device_map": {"": "disk"}, "offload_folder": sys.argv[3]} if sys.argv[3] else {}
-model, loading = AutoModelForCausalLM.from_pretrained(
+model, loading = getattr(transformers, sys.argv[4]).from_pretrained(
     sys.argv[1], output_loading_info=True, local_files_only=True,
     trust_remote_code=sys.argv[2] == "True", **from_disk)
 ids = torch.arange(8)[None] % model.get_input_embeddings().weight.shape[0]
@@ -351,9 +352,10 @@ def _check_reload(
     # Then layer by layer, from the disk; packed ones are unpacked into memory in any case.
     large = not packed and size > available_memory() / 2
     where = str(converted.path) if large else ""
-    seen, last = asked(RELOAD, folder, str(trust_remote_code), where)
+    auto = auto_name(folder)
+    seen, last = asked(RELOAD, folder, str(trust_remote_code), where, auto)
     if seen is None:
-        found.problems.append(f"AutoModelForCausalLM cannot load it in a fresh process: {last}")
+        found.problems.append(f"{auto} cannot load it in a fresh process: {last}")
         return
     if not seen["finite"]:
         found.problems.append("Its logits hold NaN or inf in a fresh process.")

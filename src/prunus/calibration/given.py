@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import CalibrationError
+from ..samples import Samples
 from .dialects import Row, RowReader
 from .documents import Documents, Split
 from .sources import finished
@@ -49,7 +50,12 @@ class Texts:
         return finished(documents, split, reader)
 
 
-Given = Tensor | Texts
+Given = Samples | Texts
+
+
+def how_many(given: Given | None, asked: int) -> int:
+    """Return the number of calibration samples: those that were given, or those asked of text."""
+    return asked if given is None or isinstance(given, Texts) else len(given)
 
 
 def is_source(value: Any) -> bool:
@@ -74,7 +80,7 @@ def source_name(asked: str | None, default: str, given: Any) -> str:
     return asked or default
 
 
-def collect(value: Any, name: str, most: int | None = None, flat: bool = False) -> Given:
+def collect(value: Any, name: str, most: int | None = None, flat: bool = False) -> Tensor | Texts:
     """Token ids (samples, tokens), or texts, from whatever holds them.
 
     Args:
@@ -96,7 +102,7 @@ def collect(value: Any, name: str, most: int | None = None, flat: bool = False) 
             f"{name} is a {kind} of {parts}. Give one part of it, such as data['train']."
         )
     whole = isinstance(value, Mapping) or _is_array(value) or _is_whole(value)
-    found: Given | None = _ids(value, name) if whole else None
+    found: Tensor | Texts | None = _ids(value, name) if whole else None
     if found is None:
         _check_iterable(value, kind, name)
         found = _collected(value, kind, name, most)
@@ -122,7 +128,7 @@ def _check_iterable(value: Any, kind: str, name: str) -> None:
         )
 
 
-def _collected(value: Iterable[Any], kind: str, name: str, most: int | None) -> Given:
+def _collected(value: Iterable[Any], kind: str, name: str, most: int | None) -> Tensor | Texts:
     """What an iterable yields, one by one or in batches."""
     batches: list[Tensor] = []
     rows: list[Row] = []

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..checkpoint import context_length
 from ..errors import CalibrationError, InputError
+from ..samples import Processed, Samples
 from .bos import first_token, missing_bos
 from .documents import Documents
 from .sampling import Protocol, digest, sample_windows
@@ -59,6 +60,23 @@ def calibration_tokens(
     protocol = replace(protocol, bos=bos)
     say(f"calibration: {protocol}")
     return checked(ids_ST, model), protocol
+
+
+def given_samples(samples: Any, model: PreTrainedModel) -> tuple[Samples, Protocol]:
+    """What came in Python, checked: token ids, or samples as a processor makes them."""
+    if not isinstance(samples, Processed):
+        return given_tokens(samples, model)
+    for sample in samples:
+        checked(sample["input_ids"], model)
+    longest, limit = max(samples.lengths), context_length(model)
+    if limit is not None and longest > limit:
+        raise CalibrationError(
+            f"inputs has a sample of {longest} tokens, and the model takes {limit}."
+        )
+    names = ", ".join(sorted({name for sample in samples for name in sample}))
+    return samples, Protocol(
+        f"inputs given ({names})", len(samples), longest, 0, 0, 0, False, samples.sha256
+    )
 
 
 def given_tokens(ids_ST: Any, model: PreTrainedModel) -> tuple[Tensor, Protocol]:

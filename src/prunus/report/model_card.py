@@ -12,20 +12,26 @@ from ..types import LayerReport
 from .experts import COLUMNS, ExpertTokens
 from .from_source import source_section
 from .pruning_report import PruningReport
-from .structured_card import LOADS, LOADS_BY_WIDTHS, smaller_card
+from .structured_card import LOADS, LOADS_BY_WIDTHS, pipeline_tag, smaller_card
 
 
-def model_card(report: PruningReport, recipe_yaml: str, stock: bool = True) -> str:
+def model_card(
+    report: PruningReport,
+    recipe_yaml: str,
+    stock: bool = True,
+    auto: str = "AutoModelForCausalLM",
+) -> str:
     """A card with the facts of the run, the exact recipe and how to load the model.
 
-    ``stock``: a config of the family says its widths, so that plain transformers can load it.
+    ``stock``: a config of the family says its widths, so that plain transformers can load it, by
+    the Auto class ``auto``.
     """
     if report.structured is not None:
         return smaller_card(report, report.structured, recipe_yaml)
     data = ModelCardData(
         base_model=base_model(report.model),
         library_name="transformers" if stock else "prunus",
-        pipeline_tag="text-generation",
+        pipeline_tag=pipeline_tag(auto),
         tags=["prunus", *_tags(report)],
     )
     verb = "quantised" if report.method == QUANTIZE else "pruned"
@@ -51,7 +57,7 @@ def model_card(report: PruningReport, recipe_yaml: str, stock: bool = True) -> s
 
 {_stored(report)}{source_section(report.source)}
 
-{LOADS if stock else LOADS_BY_WIDTHS}
+{LOADS.format(auto=auto) if stock else LOADS_BY_WIDTHS}
 
 ## Layers
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .._version import __version__
-from ..blocks import Block
+from ..blocks import Block, find_beside
 from ..calibration import Protocol
 from ..errors import CheckpointError, UnsupportedModelError, first_line
 from ..quantization import Grid
@@ -36,25 +36,33 @@ class Coverage:
         embeddings: of tokens and positions, and of the head where it is not tied.
         block_weights: in the linear layers of all blocks.
         pruned_weights: in the layers that the method was given.
+        kept: beside the language model, such as in a tower for images: not touched.
+        kept_modules: their names.
     """
 
     parameters: int
     embeddings: int
     block_weights: int
     pruned_weights: int
+    kept: int = 0
+    kept_modules: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: PreTrainedModel, blocks: Sequence[Block], planned: set[str]) -> Coverage:
         """Count."""
         layers = [layer for block in blocks for layer in block.layers]
         head = model.get_output_embeddings()
+        beside = find_beside(model)
+        kept = {p for name in beside for p in model.get_submodule(name).parameters()}
         ends = [m for m in model.modules() if m is head or isinstance(m, nn.Embedding)]
-        tables = {id(p): p.numel() for end in ends for p in end.parameters()}
+        tables = {p: p.numel() for end in ends for p in end.parameters() if p not in kept}
         return cls(
             sum(p.numel() for p in model.parameters()),
             sum(tables.values()),
             sum(layer.weight_OI.numel() for layer in layers),
             sum(layer.weight_OI.numel() for layer in layers if layer.name in planned),
+            sum(p.numel() for p in kept),
+            beside,
         )
 
     @property
@@ -68,7 +76,7 @@ class Coverage:
         Raises:
             UnsupportedModelError: less than half of the weights between the embeddings are seen.
         """
-        between = self.parameters - self.embeddings
+        between = self.parameters - self.embeddings - self.kept
         if self.pruned_weights < between / 2:
             raise UnsupportedModelError(
                 f"Only {self.pruned_weights:,} of the {between:,} weights between the embeddings "
@@ -77,10 +85,13 @@ class Coverage:
             )
 
     def __str__(self) -> str:
-        return (
+        covered = (
             f"{self.share:.1%} of all parameters, {self.pruned_weights / self.block_weights:.1%} "
             "of the weights in blocks"
         )
+        if not self.kept:
+            return covered
+        return f"{covered}; kept as they are: {', '.join(self.kept_modules)} ({self.kept:,})"
 
 
 @dataclass(frozen=True)

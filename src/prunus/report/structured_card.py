@@ -11,8 +11,8 @@ from .pruning_report import PruningReport
 from .structured_report import StructuredReport
 
 LOADS = """```python
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("this folder")
+from transformers import {auto}
+model = {auto}.from_pretrained("this folder")
 ```"""
 LOADS_BY_WIDTHS = """Its blocks have widths (or a bias) that no config of its family can say, such
 as different ones: **plain transformers cannot load it** and stops at the first shape that differs.
@@ -22,6 +22,14 @@ as different ones: **plain transformers cannot load it** and stops at the first 
 import prunus
 model = prunus.load("this folder")
 ```"""
+
+
+def pipeline_tag(auto: str) -> str:
+    """The hub's name for what a model of that Auto class does."""
+    return {
+        "AutoModelForImageTextToText": "image-text-to-text",
+        "AutoModelForMultimodalLM": "any-to-any",
+    }.get(auto, "text-generation")
 
 
 def _removed(structured: StructuredReport) -> str:
@@ -34,7 +42,7 @@ def smaller_card(report: PruningReport, structured: StructuredReport, recipe_yam
     data = ModelCardData(
         base_model=base_model(report.model),
         library_name="transformers" if structured.stock else "prunus",
-        pipeline_tag="text-generation",
+        pipeline_tag=pipeline_tag(structured.auto),
         tags=["prunus", "pruned", "smaller", report.method],
     )
     method, (before, after) = STRUCTURED[report.method], structured.parameters
@@ -55,7 +63,7 @@ dense model: smaller in memory and faster on any machine.
 | predicted speed | {structured.predicted_speedup:.2f} of the dense model's, by multiply-adds |
 | calibration | {report.protocol or "none"} |{source_section(report.source)}
 
-{LOADS if structured.stock else LOADS_BY_WIDTHS}
+{LOADS.format(auto=structured.auto) if structured.stock else LOADS_BY_WIDTHS}
 
 ## Blocks
 

@@ -49,6 +49,7 @@ class StructuredReport:
             which grow with the text, are not counted.
         stock: whether plain transformers loads the checkpoint; else prunus.load does.
         blocks: every block of the model.
+        auto: the Auto class that makes such a model.
     """
 
     parameters: tuple[int, int]
@@ -57,6 +58,7 @@ class StructuredReport:
     multiply_adds: tuple[int, int]
     stock: bool
     blocks: list[BlockWidths]
+    auto: str = "AutoModelForCausalLM"
 
     @property
     def share(self) -> float:
@@ -67,7 +69,7 @@ class StructuredReport:
     def loads_with(self) -> str:
         """What loads the checkpoint, and why."""
         if self.stock:
-            return "AutoModelForCausalLM"
+            return self.auto
         differ = len(_runs(self.blocks)) > 1
         why = "widths differ by block" if differ else "no config of its family says these widths"
         return f"prunus.load ({why})"

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..calibration.given import Given, source_name
+from ..calibration.given import Given, how_many, source_name
 from ..errors import CalibrationError, InputError
 from ..inputs import inputs, named, pick_device
 from ..observer import Observer
@@ -31,7 +30,7 @@ class Asked:
         written: whether a checkpoint is to come of it.
         spill: a folder for activations; None: they stay in memory.
         tokenizer: of a model in memory.
-        given: token ids or texts that were given in Python.
+        given: token ids, processed samples or texts that were given in Python.
         trust_remote_code: run code that comes with the checkpoint.
         observer: told of every step.
     """
@@ -48,7 +47,7 @@ class Asked:
     @property
     def samples(self) -> int:
         """How many there are, or will be."""
-        return len(self.given) if isinstance(self.given, Tensor) else self.recipe.samples
+        return how_many(self.given, self.recipe.samples)
 
 
 def check_alone(recipe: Recipe, processes: int) -> None:

@@ -20,6 +20,7 @@ from ..calibration import Protocol
 from ..errors import InputError
 from ..fingerprint import fingerprint
 from ..journal import Journal
+from ..kinds import auto_of
 from ..observer import Observer
 from ..parallel import ALONE, Team
 from ..permutation.orders import Orders
@@ -27,8 +28,9 @@ from ..recipe import Recipe
 from ..replay import Recording, Trace
 from ..report.pruning_report import Coverage, PruningReport
 from ..report.structured_report import BlockWidths, StructuredReport
+from ..samples import Processed, Samples
 from ..spill import Spilled
-from ..survey import any_tokens, inspect, start
+from ..survey import first_of, inspect, start
 from ..types import LayerReport
 from ..weights import Weights
 from .allocation import (
@@ -105,7 +107,7 @@ class StructuredRun:
     name: str
     recipe: Recipe
     pruner: UnitPruner
-    ids_ST: Tensor | None
+    ids_ST: Samples | None
     protocol: Protocol | None
     device: torch.device
     observer: Observer
@@ -124,7 +126,7 @@ class StructuredRun:
         name: str,
         recipe: Recipe,
         pruner: UnitPruner,
-        tokens: tuple[Tensor | None, Protocol | None],
+        tokens: tuple[Samples | None, Protocol | None],
         device: torch.device,
         observer: Observer,
         spill: Path | None = None,
@@ -141,6 +143,11 @@ class StructuredRun:
                 f"--recovery {pruner.recovery} holds a quarter of the calibration samples "
                 "out, so it needs at least two. Give more --samples."
             )
+        if pruner.wants("gradients") and isinstance(ids_ST, Processed):
+            raise InputError(
+                f"{recipe.method} reads the loss of every token, and inputs has positions that are "
+                "no text. Give text, or tokens_ST."
+            )
         chosen = range(len(find_blocks(weights.model)))
         if recipe.blocks is not None:
             chosen = block_range("--blocks", recipe.blocks, len(chosen))
@@ -152,8 +159,8 @@ class StructuredRun:
             if block.index in chosen:
                 modules.extend(_rehearsed(block, traced, pruner))
 
-        ids = ids_ST if ids_ST is not None else any_tokens(weights.model)
-        blocks, traced = inspect(weights.model, ids, weights, further)
+        sample = first_of(ids_ST, weights.model)
+        blocks, traced = inspect(weights.model, sample, weights, further)
         token.around(weights.model, traced)
         run = cls(
             weights, name, recipe, pruner, ids_ST, protocol, device, observer, spill, blocks,
@@ -244,6 +251,7 @@ class StructuredRun:
             removed=removed(before.costs, quota.counts),
             multiply_adds=(dear, dear - seen.saved),
             stock=self._note(widths),
+            auto=auto_of(self.model),
             blocks=self._blocks(before.blocks, widths, reports, seen),
         )
 
@@ -266,7 +274,7 @@ class StructuredRun:
 
     def _context(self, layers: Sequence[Layer]) -> Context:
         gradients, ids_ST = None, self.ids_ST
-        if layers and self.pruner.wants("gradients") and ids_ST is not None:
+        if layers and self.pruner.wants("gradients") and isinstance(ids_ST, Tensor):
             weights = sum(layer.weight_OI.numel() for layer in layers)
             self.observer.say(
                 f"gradients of the whole model in memory: {weights:,} numbers beside the weights"

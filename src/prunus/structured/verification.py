@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..checkpoint import read_tensors
-from ..errors import InputError
+from ..checkpoint import load_weights, read_tensors
+from ..errors import CheckpointError, InputError
 from ..fresh import asked
 from ..report.pruning_report import PruningReport
 from ..stored import pairs
@@ -120,6 +120,8 @@ def problems(folder: Path, tensors: dict[str, Path], report: PruningReport) -> I
         shapes[name] = tuple(tensor.shape)
         if not bool(tensor.isfinite().all()):
             yield f"{name} holds NaN or inf."
+    if any(f"{layer.name}.weight" not in shapes for layer in report.layers):
+        shapes |= _as_loaded(folder)  # families whose files have other names than their modules
     for layer in report.layers:
         name = f"{layer.name}.weight"
         shape = tuple(layer.notes["shape"])
@@ -133,6 +135,15 @@ def problems(folder: Path, tensors: dict[str, Path], report: PruningReport) -> I
         yield "widths.json is there, and the report says that the stock config is enough."
     if not report.structured.stock and widths is None:
         yield "widths.json is missing: without it nothing knows how wide each block is."
+
+
+def _as_loaded(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors by the names of the model's modules; none are read."""
+    try:
+        model = load_weights(folder, stream=True).model
+    except CheckpointError:  # tensors are missing, or have other shapes: the caller names them
+        return {}
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def reload(folder: Path, report: PruningReport, trust_remote_code: bool) -> Iterator[str]:

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..blocks import find_blocks
 from ..errors import CheckpointError
+from ..kinds import class_at
 from .surgery import put
 
 FILE = "widths.json"
@@ -39,29 +40,40 @@ def stock_config(model: PreTrainedModel, blocks: Sequence[str], widths: Widths) 
     its modules hold the same numbers.
     """
     config, first = copy.deepcopy(model.config), widths[0]
-    if any(width != first for width in widths) or config is not config.get_text_config():
+    if any(width != first for width in widths):
         return None
-    names = [name for name in INTERMEDIATE if hasattr(config, name)]
+    text = config.get_text_config()  # the config itself, but for a model with towers beside
+    names = [name for name in INTERMEDIATE if hasattr(text, name)]
     try:
-        if first["heads"] is not None and first["heads"] != config.num_attention_heads:
-            config.head_dim = _head_dim(config)
-            config.num_attention_heads = first["heads"]
-            if getattr(config, "num_key_value_heads", None) is not None:
-                config.num_key_value_heads = first["kv_heads"]
+        if first["heads"] is not None and first["heads"] != text.num_attention_heads:
+            text.head_dim = _head_dim(text)
+            text.num_attention_heads = first["heads"]
+            if getattr(text, "num_key_value_heads", None) is not None:
+                text.num_key_value_heads = first["kv_heads"]
         if _says(config, model, blocks, widths):  # the neurons are as many as they were
             return config
         if not names or first["intermediate"] is None:
             return None
-        setattr(config, names[0], first["intermediate"])
+        setattr(text, names[0], first["intermediate"])
         return config if _says(config, model, blocks, widths) else None
     except Exception:  # a family's own checks, of any kind: it cannot say these widths
         return None
 
 
+def adopt(config: Any, stock: Any) -> None:
+    """The model's own config, which its modules share, with the stock config's numbers."""
+    own = config.to_dict()
+    for name, value in stock.to_dict().items():
+        if isinstance(getattr(config, name, None), PreTrainedConfig):  # of the text, or a tower
+            adopt(getattr(config, name), getattr(stock, name))
+        elif name not in own or own[name] != value:
+            setattr(config, name, value)
+
+
 def _says(config: Any, model: PreTrainedModel, blocks: Sequence[str], widths: Widths) -> bool:
     """Whether a model that is made from the config is like this one."""
     with init_empty_weights():
-        made = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()))
+        made = type(model)(type(config).from_dict(config.to_dict()))
     return _shapes(made) == _shapes(model) and all(
         _number(made.get_submodule(block), path) == number
         for block, width in zip(blocks, widths, strict=True)
@@ -141,7 +153,7 @@ def rebuilt(
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with init_empty_weights():
-        made = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        made = class_at(folder).from_config(config, trust_remote_code=trust_remote_code)
     model: PreTrainedModel = made
     blocks = find_blocks(model)
     if len(blocks) != len(widths):
@@ -211,11 +223,3 @@ def _fill(folder: Path, model: PreTrainedModel, state: Mapping[str, Tensor]) -> 
     model.tie_weights()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-
-
-def adopt(config: Any, stock: Any) -> None:
-    """The model's own config, which its modules share, with the stock config's numbers."""
-    own = config.to_dict()
-    for name, value in stock.to_dict().items():
-        if name not in own or own[name] != value:
-            setattr(config, name, value)
