@@ -34,7 +34,7 @@ KINDS: Mapping[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def plain(function: Callable[P, R]) -> Callable[P, R]:
+def typed(function: Callable[P, R]) -> Callable[P, R]:
     """Check arguments by their annotations, and give what comes in other words in its own.
 
     A path of any kind becomes a ``Path``, a ``torch.dtype`` or ``torch.device`` its name, a number
