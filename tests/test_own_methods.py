@@ -222,7 +222,6 @@ def test_resume_wants_the_same_settings_and_the_same_code(tmp_path, monkeypatch)
             prunus.prune(LLAMA, method=Plain(), output=output, resume=True, **FEW)
     result = prunus.prune(LLAMA, method=Plain(), output=output, resume=True, **FEW)
     assert result.verification.ok
-    assert not torch.equal(result.model.lm_head.weight, torch.zeros(1))
 
 
 def test_spelled_without_addresses():
@@ -427,7 +426,6 @@ def test_a_plug_in_with_a_taken_name_is_an_error_that_names_its_package(site):
     assert "the plug-in wanda of the package clash" in ended.stderr
 
 
-def test_the_example_of_contributing_runs(table):
+def test_contributing_names_the_group_of_entry_points():
     text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    assert '@prunus.register("peak"' in text
     assert f'[project.entry-points."{registry.GROUP}"]' in text
