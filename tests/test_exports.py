@@ -13,6 +13,9 @@ from prunus import errors, permutation, pruners, refinements, scores, updates
 def test_the_public_names():
     assert prunus.__all__ == sorted(prunus.__all__, key=lambda n: (not n[0].isupper(), n))
     assert {"prune", "evaluate", "load", "verify", "Recipe", "PrunusError"} < set(prunus.__all__)
+    assert {"register", "Silent", "Result", "quantize", "plan"} < set(prunus.__all__)
+    assert {*prunus.__all__, "patterns", "scores"} < set(dir(prunus))
+    assert not {"Any", "TYPE_CHECKING", "import_module"} & set(dir(prunus))
     for name in prunus.__all__:
         assert getattr(prunus, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'prun'"):

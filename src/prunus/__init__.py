@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from .api import evaluate, load, plan, prune, quantize
     from .errors import PrunusError
     from .export import write_gguf
-    from .observer import Observer
+    from .observer import Observer, Silent
     from .recipe import Recipe
+    from .registry import register
     from .report.picture import plot
     from .result import Result
     from .runtime.bench import bench
@@ -29,6 +30,7 @@ __all__ = [
     "PrunusError",
     "Recipe",
     "Result",
+    "Silent",
     "__version__",
     "bench",
     "evaluate",
@@ -37,6 +39,7 @@ __all__ = [
     "plot",
     "prune",
     "quantize",
+    "register",
     "simulate",
     "verify",
     "write_gguf",
@@ -48,6 +51,7 @@ _HOME = {
     "PrunusError": "errors",
     "Recipe": "recipe",
     "Result": "result",
+    "Silent": "observer",
     "bench": "runtime.bench",
     "evaluate": "api",
     "load": "api",
@@ -55,6 +59,7 @@ _HOME = {
     "plot": "report.picture",
     "prune": "api",
     "quantize": "api",
+    "register": "registry",
     "simulate": "simulator.table",
     "verify": "verification",
     "write_gguf": "export",
@@ -73,3 +78,8 @@ def __getattr__(name: str) -> Any:
     if name in _PARTS:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The API: what users type, without what this file needs itself."""
+    return sorted({*__all__, *_PARTS, "__doc__", "__file__", "__name__", "__path__"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .allocation import Allocation, Uniform
+from .arguments import typed
 from .assembly import check_names
 from .calibration.given import Given, collect, how_many, is_source, source_name
 from .checkpoint import Dtype, folder_of, load_model, load_tokenizer
@@ -20,11 +21,13 @@ from .evaluation.text import read_text
 from .inputs import in_memory, named, pick_device
 from .inputs import inputs as gathered
 from .methods import QUANTIZE
-from .observer import Observer, Silent
+from .observer import Observer
 from .output import check_output
+from .own import check_written
 from .parallel import ALONE, Team
 from .permutation.orders import Orders
 from .planning import REHEARSED, Plan, forecast, make_room, need
+from .progress import Scored, hearing, scoring, watching
 from .recipe import Recipe
 from .report.pruning_report import FILE as REPORT
 from .report.pruning_report import known_zeros, read_report
@@ -40,6 +43,7 @@ from .structured.widths import widths_of
 from .types import BlockPruner
 
 
+@typed
 def prune(
     model: str | Path | PreTrainedModel,
     recipe: Recipe | str | Path | None = None,
@@ -80,7 +84,8 @@ def prune(
         inputs: calibration samples as a model's processor makes them, each a mapping of tensors:
             ``[processor(images=image, text=text, return_tensors="pt"), …]``.
         trust_remote_code: run code that comes with the checkpoint.
-        observer: told of every step.
+        observer: told of every step; None: a progress bar on a terminal or in a notebook, else the
+            logger ``prunus`` at the level INFO. ``prunus.Silent()`` keeps silent.
         team: the processes that do this together, each with the same arguments:
             ``with Team.join() as team`` under ``torchrun``. The first writes, and alone has the
             verification and, after a resume, all orders.
@@ -106,16 +111,18 @@ def prune(
             check_alone(recipe, team.size)
         if resume and (path is None or output is None):
             raise InputError("resume=True is for a model given as a path, with an output.")
-    written = output is not None
-    observer = observer or Silent()
-    with threads_of(output if resume else None, team, observer.say):
+    written, verb = output is not None, "quantising" if recipe.method == QUANTIZE else "pruning"
+    with (
+        _modes_kept(model, always=False),
+        watching(observer, team.first, verb) as observer,
+        threads_of(output if resume else None, team, observer.say),
+    ):
         if recipe.structured:
             asked = Asked(
                 model, recipe, written, spill, tokenizer, given, trust_remote_code, observer
             )
-            with _modes_kept(model, always=False):
-                return prune_structured(asked, output, resume, allow_different)
-        with team.agreed(), _modes_kept(model, always=False):
+            return prune_structured(asked, output, resume, allow_different)
+        with team.agreed():
             run, tokenizer = _prepared(
                 model, recipe, written, spill, tokenizer, given, trust_remote_code, observer, team
             )
@@ -138,6 +145,7 @@ def _check_pack(run: Run, path: str | Path | None) -> None:
     check_names(run.weights.model, run.plan)
 
 
+@typed
 def plan(
     model: str | Path | PreTrainedModel,
     recipe: Recipe | str | Path | None = None,
@@ -163,8 +171,8 @@ def plan(
         check_output(Path(output).expanduser())
     if spill is not None:
         check_spill(Path(spill).expanduser())
-    (recipe, given), observer = _asked(recipe, fields, tokens_ST, inputs), observer or Silent()
-    with _modes_kept(model):
+    recipe, given = _asked(recipe, fields, tokens_ST, inputs)
+    with _modes_kept(model), watching(observer) as observer:
         if recipe.structured:
             asked = Asked(model, recipe, True, spill, tokenizer, given, trust_remote_code, observer)
             return plan_structured(asked)
@@ -195,11 +203,10 @@ def _prepared(
     tokenizer: Any,
     given: Given | None,
     trust_remote_code: bool,
-    observer: Observer | None,
+    observer: Observer,
     team: Team = ALONE,
 ) -> tuple[Run, Any]:
     """All that comes before the first change: a run, and the tokenizer if one is needed."""
-    observer = observer or Silent()
     recipe, pruner, allocation = _resolved(recipe, given)
     device = pick_device(recipe.device)  # raises before the model is loaded
     weights, tokens, tokenizer = gathered(
@@ -209,6 +216,8 @@ def _prepared(
     folder = Path(spill).expanduser() if spill else None
     name = named(model, weights.model)
     run = Run.of(weights, name, recipe, pruner, allocation, tokens, device, observer, folder)
+    if written:
+        check_written(pruner, [x for block in run.blocks for x in block.planned(run.plan)])
     return run, tokenizer
 
 
@@ -232,6 +241,7 @@ def _resolved(recipe: Recipe, given: Given | None) -> tuple[Recipe, BlockPruner,
     return filled, pruner, allocation
 
 
+@typed
 def quantize(
     model: str | Path | PreTrainedModel,
     *,
@@ -258,6 +268,8 @@ def quantize(
         pack: write the integers, in place of the numbers that they stand for.
         **others: as for ``prune``: output, calibration, samples, resume, observer …
     """
+    if "method" in others:
+        raise InputError("quantize has a method of its own; prune(method=…, bits=4) has both.")
     settings = {"scales": not pack if scales is None else scales, "clip": clip}
     fields: dict[str, Any] = {"method": QUANTIZE, "bits": bits, "group": group or 0, "pack": pack}
     fields["settings"] = settings
@@ -268,6 +280,7 @@ def quantize(
     return prune(model, **{**fields, **zeros, **others})
 
 
+@typed
 def evaluate(
     model: str | Path | PreTrainedModel,
     text: Any = "builtin",
@@ -281,7 +294,7 @@ def evaluate(
     dtype: Dtype = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
-    scored: Callable[[int, int, float], None] = lambda done, total, perplexity: None,
+    scored: Scored | None = None,
     observer: Observer | None = None,
 ) -> Evaluation:
     """Perplexity by the papers' protocol: see ``prunus.evaluation.perplexity``.
@@ -303,10 +316,11 @@ def evaluate(
         dtype: of the weights of a model that is loaded here.
         device: where to run.
         trust_remote_code: run code that comes with the checkpoint.
-        scored: called after every window with (done, total, perplexity so far).
-        observer: told what is read.
+        scored: called after every window with (done, total, perplexity so far); None: a bar on a
+            terminal or in a notebook.
+        observer: told what is read; None: as for ``prune``.
     """
-    say = (observer or Silent()).say
+    say = hearing(observer).say
     given = text if is_source(text) else collect(text, "text", windows, flat=True)
     if isinstance(model, str | Path):
         if tokenizer is None and not isinstance(given, Tensor):
@@ -319,12 +333,14 @@ def evaluate(
     ids_T, length = asked.tokens(model, tokenizer, length, say)
     model.eval()
     model.to(pick_device(device))  # type: ignore[arg-type]
-    found = perplexity(
-        model, ids_T, length=length, windows=asked.most(windows), source=asked.name, scored=scored
-    )
+    with scoring(scored) as told:
+        found = perplexity(
+            model, ids_T, length=length, windows=asked.most(windows), source=asked.name, scored=told
+        )
     return asked.described(found)
 
 
+@typed
 def load(
     checkpoint: str | Path,
     *,

@@ -204,6 +204,8 @@ def _named(
         for layer, pruned in pruning:
             left.pop(layer.name, None)
             yield layer, pruned
+        if left:
+            raise PrunusError(f"{next(iter(left))}: the pruner left this layer out.")
     except NumericalError as error:
         where = next(iter(left), block.name)
         raise NumericalError(f"{where}: {error}") from error
@@ -219,6 +221,7 @@ def _write(
     Returns how far the layer's output moves on the sampled tokens, how far it would with the dense
     values of the kept weights, and whether any of those changed.
     """
+    _check_returned(layer, pruned)
     new_OI = pruned.weight_OI.to(layer.weight_OI.dtype)
     if not bool(new_OI.isfinite().all()):
         raise NumericalError(f"{layer.name}: its new weights hold NaN or inf.")
@@ -236,6 +239,21 @@ def _write(
             before = _output_error(inputs_TI, old_OI, old_OI.masked_fill(~pruned.mask_OI, 0))
     layer.write(new_OI)
     return error, before, updated
+
+
+def _check_returned(layer: Layer, pruned: object) -> None:
+    """Raise PrunusError for anything but a Pruned of the layer's shape."""
+    if not isinstance(pruned, Pruned):
+        found: object = type(pruned).__name__
+    else:
+        mask_OI, weight_OI = pruned.mask_OI, pruned.weight_OI
+        if weight_OI.shape == mask_OI.shape == layer.shape and mask_OI.dtype == torch.bool:
+            return
+        found = f"{tuple(weight_OI.shape)} and {tuple(mask_OI.shape)} of {mask_OI.dtype}"
+    raise PrunusError(
+        f"{layer.name}: a pruner returns Pruned(weight_OI, mask_OI), both {layer.shape}, the mask "
+        f"of bools; this one returned {found}."
+    )
 
 
 def _output_error(inputs_TI: Tensor, old_OI: Tensor, new_OI: Tensor) -> float | None:

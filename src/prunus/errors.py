@@ -3,6 +3,7 @@
     PrunusError
     ├── InputError (also a ValueError)    what came cannot be used; the message names the cure
     │   ├── UnknownNameError              a method, source or setting that no table holds
+    │   ├── TakenNameError                a name to register that another method has
     │   ├── PatternError                  a sparsity pattern that a layer or a request cannot have
     │   ├── CalibrationError              no text, too little text, text that cannot be read
     │   ├── CheckpointError               a checkpoint that cannot be read or written
@@ -14,7 +15,7 @@
     └── TeamError                         another process of the run failed, or is gone
 
 The command line prints the message of any of them as one line and exits with code 2. Beside them
-there is one warning, ``CheckpointWarning``.
+there are two warnings, ``CheckpointWarning`` and ``PluginWarning``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class UnknownNameError(InputError):
         near = get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         super().__init__(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(names)}.")
+
+
+class TakenNameError(InputError):
+    """A name that was to be registered, and that another method has."""
 
 
 class PatternError(InputError):
@@ -67,6 +72,10 @@ class UnsupportedModelError(InputError):
 
 class CheckpointWarning(UserWarning):
     """Something about a checkpoint that its owner should know."""
+
+
+class PluginWarning(UserWarning):
+    """A method of another package that cannot be used."""
 
 
 class NumericalError(PrunusError):

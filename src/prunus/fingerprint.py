@@ -13,6 +13,7 @@ from .calibration import Protocol
 from .checkpoint import check_shards, find
 from .gguf_parts import parts
 from .journal import sha256
+from .own import code_of, spelled
 from .recipe import Recipe
 
 ELSEWHERE = {"calibration", "data_dir", "device"}  # fields that a fingerprint has in other words
@@ -40,8 +41,12 @@ def fingerprint(
 
 
 def choices(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's fields, but for those that stand there in other words."""
-    return {f"recipe {k}": v for k, v in recipe.model_dump().items() if k not in ELSEWHERE}
+    """The recipe's fields, but for those that stand there in other words; and what they spell."""
+    fields = {f"recipe {k}": v for k, v in recipe.model_dump().items() if k not in ELSEWHERE}
+    if recipe.structured:
+        return fields
+    pruner = recipe.build()[0]
+    return {**fields, "method": spelled(pruner), "method's code": code_of(pruner)}
 
 
 def _files(checkpoint: str | Path) -> dict[str, str]:

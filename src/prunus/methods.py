@@ -1,12 +1,13 @@
 """The paper table: one row per method, a literal composition of parts.
 
 To add a method: write its part, add a row here, add its golden value to the tests. Nothing else.
+From outside of the package: ``prunus.register`` adds a row, and an object takes a row's place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -20,6 +21,7 @@ from .quantization import Grid
 from .quantization.methods import with_grid
 from .refinements import Swaps
 from .scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
+from .settings import set_field
 from .structured.methods import STRUCTURED, StructuredMethod, data_free
 from .structured.pruner import UnitPruner
 from .types import BlockPruner, LayerPruner, Pattern, Permutation, Score, Update
@@ -99,7 +101,7 @@ SEARCHES: Mapping[str, Permutation] = {
     "greedy": Greedy(),
 }
 
-METHODS: Mapping[str, Method] = {
+METHODS: dict[str, Method] = {
     "magnitude": Method(
         paper="Han et al. 2015, Learning both Weights and Connections",
         url="https://arxiv.org/abs/1506.02626",
@@ -157,18 +159,46 @@ METHODS: Mapping[str, Method] = {
 }
 
 QUANTIZE = "quantize"  # no method of pruning: what `prunus quantize` runs on a pruned model
-ALL: Mapping[str, Method] = {
-    **METHODS,
-    QUANTIZE: Method(
-        paper="Lin et al. 2024 (MLSys), AWQ: Activation-aware Weight Quantization",
-        url="https://arxiv.org/abs/2306.00978",
-        build=lambda pattern: ActivationAware(zeros=pattern or Unstructured("layer")),
-        differs="Scales by the root mean square and the Gram; not folded into the layers before, "
-        "but divided out of the weights again.",
-    ),
-}
+QUANTIZATION = Method(
+    paper="Lin et al. 2024 (MLSys), AWQ: Activation-aware Weight Quantization",
+    url="https://arxiv.org/abs/2306.00978",
+    build=lambda pattern: ActivationAware(zeros=pattern or Unstructured("layer")),
+    differs="Scales by the root mean square and the Gram; not folded into the layers before, "
+    "but divided out of the weights again.",
+)
 
-ROWS: Mapping[str, Method | StructuredMethod] = {**METHODS, **STRUCTURED}
+
+def all_rows() -> dict[str, Method | StructuredMethod]:
+    """The whole table: with what other packages registered, and with heads and neurons."""
+    from .registry import load_plugins
+
+    load_plugins()
+    return {**METHODS, **STRUCTURED}
+
+
+def known_row(name: str) -> Method | None:
+    """The row of a name, where it is known by now; None for heads and neurons too."""
+    return QUANTIZATION if name == QUANTIZE else METHODS.get(name)
+
+
+def find_row(name: str) -> Method:
+    """The row of a name. Plug-ins are loaded when it is not known without them.
+
+    Raises:
+        UnknownNameError: no such method.
+        InputError: the name of an object that was given in Python.
+    """
+    if known_row(name) is None and "." in name:  # no name in the table has a dot
+        raise InputError(
+            f"The method {name} was an object of Python, which a recipe names and cannot hold. "
+            "Give the object again: prunus.prune(model, recipe, method=…); or give it a name with "
+            "prunus.register."
+        )
+    if known_row(name) is None:
+        rows = all_rows()
+        if name not in METHODS:
+            raise UnknownNameError("method", name, rows)
+    return known_row(name) or METHODS[name]
 
 
 def build_method(
@@ -182,18 +212,19 @@ def build_method(
     grid: Grid | None = None,
     quantize: Literal["before", "after"] | None = None,
     pack: bool = False,
+    row: Method | None = None,
 ) -> BlockPruner:
     """The pruner of a row, with another update, a refinement, some fields set, orders, a grid.
 
     >>> build_method("ria", settings={"score.power": 0.4})
 
+    ``row`` is that of an object from outside, which has a name but is not in the table.
+
     Raises:
         UnknownNameError: no such method.
         InputError: a setting that names no field, or a value of another type.
     """
-    if name not in ALL:
-        raise UnknownNameError("method", name, ROWS)
-    pruner = ALL[name].build(pattern)
+    pruner = (row or find_row(name)).build(pattern)
     if update is not None:
         pruner = _on_parts(name, pruner, partial(_updated, name, update))
     if refine is not None:
@@ -213,6 +244,7 @@ def build_allocation(
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
     grid: Grid | None = None,
+    row: Method | None = None,
 ) -> Allocation:
     """How much of each layer goes. BESA learns in the order of the method's own score, if any.
 
@@ -222,12 +254,13 @@ def build_allocation(
         name: uniform, owl or besa; None: the method's own.
         settings: the allocation's fields, as ``allocation.steps``.
         grid: on which weights are put before they are pruned; BESA learns how to clip for it.
+        row: of an object from outside.
 
     Raises:
         UnknownNameError: no such allocation.
         InputError: a setting that names no field, or a value of another type.
     """
-    name = name or ALL[method].allocation
+    name = name or (row or find_row(method)).allocation
     if name not in ALLOCATIONS:
         raise UnknownNameError("allocation", name, ALLOCATIONS)
     found = ALLOCATIONS[name]
@@ -238,7 +271,7 @@ def build_allocation(
         rows = part is not None and part.pattern == Unstructured("row")
         found = replace(found, score=score, per="row" if rows else "layer", grid=grid)
     for path, value in (settings or {}).items():
-        found = _set(found, path, path.split(".")[1:], value)
+        found = set_field(found, path, path.split(".")[1:], value)
     return found
 
 
@@ -256,7 +289,7 @@ def build_structured(
     """
     pruner = STRUCTURED[name].pruner if text else data_free(STRUCTURED[name].pruner)
     for path, value in (settings or {}).items():
-        pruner = _set(pruner, path, path.split("."), value)
+        pruner = set_field(pruner, path, path.split("."), value)
     if mlp_only and pruner.target == "heads":
         raise InputError("target=heads prunes heads alone, and --mlp-only leaves them. Drop one.")
     if mlp_only:
@@ -273,11 +306,11 @@ def _with_settings(pruner: BlockPruner, settings: Mapping[str, Any]) -> BlockPru
             if part == "ordering" and pruner.ordering.realisation != "fold":
                 raise InputError(f"--set {path} is for --permutation fold, whose order it limits.")
             at = names[1:] if part == "ordering" else names
-            pruner = replace(pruner, ordering=_set(pruner.ordering, path, at, value))
+            pruner = replace(pruner, ordering=set_field(pruner.ordering, path, at, value))
         elif isinstance(pruner, EachLayer):
-            pruner = replace(pruner, pruner=_set(pruner.pruner, path, names, value))
+            pruner = replace(pruner, pruner=set_field(pruner.pruner, path, names, value))
         else:
-            pruner = _set(pruner, path, names, value)
+            pruner = set_field(pruner, path, names, value)
     return pruner
 
 
@@ -298,7 +331,7 @@ def _updated(name: str, update: str, part: LayerPruner) -> LayerPruner:
     if not isinstance(part, Compose):
         raise InputError(
             f"{name} chooses weights and updates them together, so --update does not apply. "
-            "Use it with magnitude, ri, wanda, ria or dass."
+            "Use it with magnitude, ri, wanda, ria, dass, or a Compose of your own."
         )
     return replace(part, update=UPDATES[update])
 
@@ -310,8 +343,12 @@ def _refined(refine: str, part: LayerPruner) -> LayerPruner:
     if refine == "none":
         return part
     stay = isinstance(part, Compose) and isinstance(part.update, Keep)
-    swaps = Swaps("dense" if stay else "compensated")
-    return replace(cast(Compose | SparseGPT | MRP, part), refinement=swaps)
+    if not isinstance(part, Compose | SparseGPT | MRP):
+        raise InputError(
+            f"{type(part).__name__} chooses weights by its own rule, so --refine does not apply. "
+            "Leave it out, or compose a score: Compose(score, pattern)."
+        )
+    return replace(part, refinement=Swaps("dense" if stay else "compensated"))
 
 
 def _ordered(name: str, permutation: str, search: str | None, pruner: BlockPruner) -> BlockPruner:
@@ -333,43 +370,12 @@ def _ordered(name: str, permutation: str, search: str | None, pruner: BlockPrune
             f"{part.pattern}."
         )
     score = part.score if isinstance(part, Compose) else OBS()
+    for kind in (*part.needs, *score.needs):
+        if not hasattr(kind, "reordered"):
+            raise InputError(
+                f"{kind.__name__} has no reordered(order_I), which --permutation needs. Add it."
+            )
     if permutation == "free":
         return EachLayer(InOrder(part, score, found))
     realisation = cast(Literal["fold", "gather"], permutation)
     return EachLayer(part, Ordering(realisation, score, part.pattern, found))
-
-
-def _set(part: Any, path: str, names: list[str], value: Any) -> Any:
-    known = [f.name for f in fields(part) if f.init] if is_dataclass(part) else []
-    name, *rest = names
-    if name not in known:
-        raise InputError(
-            f"--set {path}: {type(part).__name__} has no field {name!r}; "
-            f"it has {', '.join(known) or 'none'}."
-        )
-    old = getattr(part, name)
-    if rest:
-        return replace(part, **{name: _set(old, path, rest, value)})
-    return replace(part, **{name: _converted(path, value, old)})
-
-
-def _converted(path: str, value: Any, old: Any) -> Any:
-    """A value, maybe as typed on a command line, as the kind that the field has now."""
-    if isinstance(value, str) and isinstance(old, bool) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if isinstance(value, str) and type(old) in (int, float):
-        try:
-            return type(old)(value)
-        except ValueError:
-            pass
-    if type(old) is float and type(value) is int:
-        return float(value)
-    if type(value) is type(old):
-        return value
-    if type(old) not in (bool, int, float, str):
-        raise InputError(
-            f"--set {path}: {old!r} is a part, not a number or a word; set its fields."
-        )
-    raise InputError(
-        f"--set {path}={value}: expected {type(old).__name__} such as {old!r}, got {value!r}."
-    )

@@ -96,9 +96,22 @@ class Plan:
         others = [name for name in self.patterns if ":" in name and name != "2:4"]
         return f"{ZEROS} {OTHER_NM.format(', '.join(others))}" if others else ZEROS
 
+    def __repr__(self) -> str:
+        """Without the kinds of tensors."""
+        return (
+            f"Plan(covers {self.coverage:.1%} at sparsity {self.sparsity:g}, {needs(self)}, "
+            f"{self.blocks} blocks)"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return asdict(self)
+
+
+def needs(plan: Any) -> str:
+    """Memory, disk and time of a forecast, in a few words."""
+    memory, disk = plan.peak_bytes / 2**30, plan.disk_bytes / 2**30
+    return f"memory {memory:.2f} GiB, disk {disk:.2f} GiB, time {plan.seconds / 60:.1f} min"
 
 
 def forecast(run: Run, samples: int | None = None) -> Plan:

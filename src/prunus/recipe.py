@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from .allocation import Allocation
 from .allocation.select import block_range
 from .checkpoint import Dtype
 from .errors import InputError
-from .methods import QUANTIZE, build_allocation, build_method, build_structured
+from .given import complaint, in_words
+from .methods import QUANTIZE, Method, build_allocation, build_method, build_structured
+from .own import spelled
 from .patterns import NM, check_sparsity, parse_pattern
 from .quantization import Grid
 from .structured.methods import STRUCTURED
@@ -27,6 +29,11 @@ WEIGHTS_ONLY = (
 STRUCTURED_ONLY = ("blocks", "parameters", "recovery")
 PARTS = {name: f"{name}." for name in ("permutation", "allocation", "update")}
 PARTS["refine"] = "refinement."  # how settings of what a field names begin
+
+OWN = """# The method is an object of Python, which this file cannot hold. Give it again:
+# prunus.prune(model, "recipe.yaml", method=…). It was
+# {}
+"""
 
 
 class _Loader(yaml.SafeLoader):
@@ -89,6 +96,7 @@ class Recipe(BaseModel):
     )
     dtype: Dtype = "auto"
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
+    _row: Method | None = PrivateAttr(None)  # of a method that is an object, which no YAML holds
 
     @field_validator("bos", mode="before")
     @classmethod
@@ -98,14 +106,16 @@ class Recipe(BaseModel):
 
     @classmethod
     def of(cls, **fields: Any) -> Recipe:
-        """A recipe from keyword arguments.
+        """A recipe from keyword arguments; the method may be an object (see ``own``).
 
         Raises:
             InputError: an unknown field, or a value of the wrong kind.
         """
-        fields = {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
+        fields, row = in_words(fields)
         try:
-            return cls(**fields)
+            recipe = cls(**fields)
+            recipe._row = row
+            return recipe
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
@@ -114,7 +124,8 @@ class Recipe(BaseModel):
                 raise InputError(f"A recipe has no field {name!r}; it has {known}.") from None
             if first["type"] == "missing":
                 raise InputError("No method was given. See `prunus methods` for all.") from None
-            raise InputError(f"{name}: {first['msg']}; got {first['input']!r}.") from None
+            said = {key: info.description for key, info in cls.model_fields.items()}
+            raise InputError(complaint(error, said)) from None
 
     @classmethod
     def read(cls, path: str | Path, **overrides: Any) -> Recipe:
@@ -139,6 +150,8 @@ class Recipe(BaseModel):
         with a method of another kind all that is for the old one's kind alone.
         """
         old = self.model_dump(exclude_unset=True)
+        fields, row = in_words(fields)
+        row = row if "method" in fields else self._row
         changed = {key for key, value in fields.items() if value != getattr(self, key, None)}
         gone: set[str] = set()
         if _alone(fields.get("pattern")) or "parameters" in fields:
@@ -157,14 +170,17 @@ class Recipe(BaseModel):
             if not key.startswith(tuple(parts))
         } | fields.pop("settings", {})
         kept = {key: value for key, value in old.items() if key not in gone}
-        return Recipe.of(**{**kept, **fields, **({"settings": settings} if settings else {})})
+        new = Recipe.of(**{**kept, **fields, **({"settings": settings} if settings else {})})
+        new._row = row
+        return new
 
     def to_yaml(self, model: str) -> str:
         """The file that is written beside the checkpoint."""
         fields = {"model": model, **self.model_dump(exclude_none=True)}
         if _alone(self.pattern):
             fields.pop("sparsity", None)  # N:M says it
-        return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+        return text if self._row is None else OWN.format(spelled(self.build()[0])) + text
 
     def build(self) -> tuple[BlockPruner, Allocation, float]:
         """The pruner, how much goes where, and of all of it.
@@ -198,9 +214,10 @@ class Recipe(BaseModel):
             self.grid(),
             self.quantize,
             self.pack,
+            self._row,
         )
         grid = self.grid() if self.quantize == "before" else None
-        allocation = build_allocation(self.method, pruner, self.allocation, budget, grid)
+        allocation = build_allocation(self.method, pruner, self.allocation, budget, grid, self._row)
         return pruner, allocation, sparsity
 
     def grid(self) -> Grid | None:

@@ -25,12 +25,14 @@ from .parallel import Team
 from .permutation.orders import FILE as ORDERS
 from .permutation.orders import Orders
 from .recipe import Recipe
-from .report import PruningReport, model_card
+from .report import PruningReport, model_card, shown
 from .report.pruning_report import FILE as REPORT
 from .structured.widths import FILE as WIDTHS
 from .structured.widths import to_json, widths_of
 from .verification import Verification, verify
 from .weights import InMemory, Weights
+
+TITLE = "prunus.Result"
 
 
 class Journaled(Protocol):
@@ -77,6 +79,24 @@ class Result:
         if self.held is not None:
             return self.held
         return load_model(cast(Path, self.output), trust_remote_code=self.trust_remote_code)
+
+    def __repr__(self) -> str:
+        """A few lines."""
+        return shown.as_text(self._facts(), TITLE)
+
+    def _repr_html_(self) -> str:
+        """The same in a notebook, with a table of the layers."""
+        return shown.as_html(self.report, self._facts(), TITLE)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        return shown.facts(self.report, self.output, self.verification)
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame`` with a row for each layer; pandas must be installed.
+
+        >>> result.to_pandas().sort_values("relative_output_error").tail()
+        """
+        return shown.as_rows(self.report.layers)
 
 
 def carry_out(

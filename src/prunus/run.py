@@ -24,6 +24,7 @@ from .journal import Journal
 from .learning import Learner
 from .methods import METHODS, QUANTIZE
 from .observer import Observer
+from .own import check_merges, spelled
 from .parallel import ALONE, Team
 from .patterns import NM
 from .permutation.orders import Orders
@@ -128,6 +129,8 @@ class Run:
         with team.agreed():
             if team.size > 1 and isinstance(self.allocation, BESA):
                 raise InputError("besa learns in one process; run it without torchrun.")
+            if team.size > 1:
+                check_merges(self.pruner)
             for key in todo:
                 if todo[key] != told[key]:
                     raise InputError(
@@ -168,7 +171,7 @@ class Run:
         report = PruningReport(
             model=self.name,
             method=self.recipe.method,
-            pruner=repr(self.pruner),
+            pruner=spelled(self.pruner),
             allocation=repr(self.allocation),
             pattern=self.recipe.pattern,
             requested=cast(float, self.recipe.sparsity),

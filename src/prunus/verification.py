@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from . import unreported
+from .arguments import typed
 from .available import available_memory
 from .checkpoint import check_shards, load_weights
 from .comparison import Changes, compare, compare_models
@@ -77,6 +78,7 @@ class Verification:
         return ", ".join(self.patterns)
 
 
+@typed
 def verify(
     folder: str | Path,
     *,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import PruningBar, bars, command, print_json, print_line
+from .console import command, print_json, print_line
 
 EXAMPLES = """
 **Examples**
@@ -52,27 +52,21 @@ def run(
     """Perplexity by the papers' protocol: non-overlapping windows, logits in float32."""
     from ..api import evaluate
     from ..checkpoint import checked_dtype
+    from ..progress import PruningBar
 
-    with bars("perplexity {task.fields[perplexity]}") as bar:
-        task = bar.add_task("windows", total=None, perplexity="")
-
-        def scored(done: int, total: int, perplexity: float) -> None:
-            bar.update(task, completed=done, total=total, perplexity=f"{perplexity:.3f}")
-
-        found = evaluate(
-            model,
-            text,
-            length=length,
-            windows=windows,
-            data_dir=data_dir,
-            field=field,
-            bos=bos,
-            dtype=checked_dtype(dtype),
-            device=device,
-            trust_remote_code=trust_remote_code,
-            scored=scored,
-            observer=PruningBar(),
-        )
+    found = evaluate(
+        model,
+        text,
+        length=length,
+        windows=windows,
+        data_dir=data_dir,
+        field=field,
+        bos=bos,
+        dtype=checked_dtype(dtype),
+        device=device,
+        trust_remote_code=trust_remote_code,
+        observer=PruningBar(),
+    )
     if json:
         print_json({**vars(found), "tasks": {}})
         return

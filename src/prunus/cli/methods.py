@@ -14,7 +14,9 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """The paper table: name, paper, parts, needs, differences from the authors' code."""
-    from ..methods import ROWS
+    from ..methods import all_rows
+
+    rows = all_rows()
 
     if json:
         print_json(
@@ -27,13 +29,17 @@ def run(
                     "needs": method.needs,
                     "differs": method.differs,
                 }
-                for name, method in ROWS.items()
+                for name, method in rows.items()
             }
         )
         return
-    for name, method in ROWS.items():
-        print_line(f"{name}\n  paper    {method.paper}\n           {method.url}")
+    for name, method in rows.items():
+        print_line(f"{name}\n  paper    {method.paper or 'none'}")
+        if method.url:
+            print_line(f"           {method.url}")
         print_line(f"  parts    {method.parts}\n  needs    {method.needs}")
         if method.allocation != "uniform":
             print_line(f"  budget   --allocation {method.allocation}")
-        print_line(f"  differs  {method.differs}\n")
+        if method.differs:
+            print_line(f"  differs  {method.differs}")
+        print_line()

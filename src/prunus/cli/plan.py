@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from . import prune
-from .console import PruningBar, command, print_json, print_line, print_table
+from .console import command, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from ..planning import Plan
@@ -26,6 +26,7 @@ EXAMPLES = """
 def _run(**given: Any) -> None:
     """Say what `prunus prune` with the same options would do and cost; write nothing."""
     from .. import api
+    from ..progress import PruningBar
     from ..structured.planning import SmallerPlan
 
     with PruningBar() as bar:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import PruningBar, command, print_json, print_line, print_table
+from .console import command, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from ..report import PruningReport
@@ -299,6 +299,7 @@ def together(
     """Do it with the other processes that torchrun started; None in all but the first."""
     from ..observer import Silent
     from ..parallel import Team
+    from ..progress import PruningBar
 
     with ExitStack() as stack:
         team = stack.enter_context(Team.join())

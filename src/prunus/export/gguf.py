@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from ..arguments import typed
 from ..checkpoint import Dtype, check_shards, find, read_tensors
 from ..errors import (
     CheckpointError,
@@ -91,6 +92,7 @@ class _Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+@typed
 def write_gguf(
     folder: str | Path,
     output: str | Path,

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import InputError
 from ..stats import Statistics
 from ..types import Needs, Pattern, Pruned, Refinement, ReportingUpdate, Score, Share, Update
 from ..updates.keep import Keep
@@ -37,6 +38,12 @@ class Compose:
     ) -> Pruned:
         """Prune; ``score_stats`` are for a score that reads another tensor than the layer does."""
         score_OI = self.score(weight_OI, stats if score_stats is None else score_stats)
+        if not isinstance(score_OI, Tensor) or score_OI.shape != weight_OI.shape:
+            found = getattr(score_OI, "shape", type(score_OI).__name__)
+            raise InputError(
+                f"A score is a tensor with the shape of the weight, {tuple(weight_OI.shape)}; "
+                f"{type(self.score).__name__} returned {found}."
+            )
         mask_OI = self.pattern.mask(score_OI, sparsity)
         notes: dict[str, Any] = {}
         if self.refinement is not None:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from huggingface_hub import ModelCardData
 
 from ..hub import base_model, title
-from ..methods import ALL, QUANTIZE
+from ..methods import QUANTIZE, known_row
 from ..types import LayerReport
 from .experts import COLUMNS, ExpertTokens
 from .from_source import source_section
 from .pruning_report import PruningReport
+from .shown import COLUMNS as LAYERS
+from .shown import by_kind
 from .structured_card import LOADS, LOADS_BY_WIDTHS, pipeline_tag, smaller_card
 
 
@@ -35,7 +37,6 @@ def model_card(
         tags=["prunus", *_tags(report)],
     )
     verb = "quantised" if report.method == QUANTIZE else "pruned"
-    method = ALL[report.method]
     return f"""---
 {data.to_yaml()}
 ---
@@ -44,7 +45,7 @@ def model_card(
 
 {report.sparsity:.1%} of the weights in {len(report.layers)} linear layers are exactly zero.
 {verb.capitalize()} without retraining by prunus {report.versions["prunus"]} with
-`{report.method}` ({method.paper}, <{method.url}>).
+`{report.method}` ({_source(report.method)}).
 
 | | |
 |---|---|
@@ -72,11 +73,20 @@ Relative output error: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ on sampled calibration
 """
 
 
+def _source(method: str) -> str:
+    """Where it is published, as far as the table knows."""
+    row = known_row(method)
+    if row is None:
+        return "an own method, which is not among those of prunus"
+    return ", ".join([row.paper or "an own method", *([f"<{row.url}>"] if row.url else [])])
+
+
 def _tags(report: PruningReport) -> list[str]:
     quantised = ["quantised"] if report.grid else []
-    return (
-        quantised if report.method == QUANTIZE else ["pruned", "sparse", *quantised, report.method]
-    )
+    if report.method == QUANTIZE:
+        return quantised
+    named = [report.method] if known_row(report.method) is not None else []
+    return ["pruned", "sparse", *quantised, *named]
 
 
 def _stored(report: PruningReport) -> str:
@@ -128,14 +138,5 @@ those were too few by its weights alone. How many they were, block by block; rou
 
 
 def _layer_table(layers: Sequence[LayerReport]) -> str:
-    kinds: dict[str, list[LayerReport]] = {}
-    for layer in layers:
-        kinds.setdefault(layer.kind, []).append(layer)
-    rows = ["| layer | shape | pattern | sparsity | output error |", "|---|---|---|---|---|"]
-    for kind, same in kinds.items():
-        errors = [r.relative_output_error for r in same if r.relative_output_error is not None]
-        error = f"{sum(errors) / len(errors):.3f}" if errors else "not measured"
-        sparsity = sum(r.sparsity for r in same) / len(same)
-        shape = "{} × {}".format(*same[0].shape)
-        rows.append(f"| {kind} | {shape} | {same[0].pattern} | {sparsity:.2%} | {error} |")
-    return "\n".join(rows)
+    rows = [LAYERS, ("---",) * len(LAYERS), *by_kind(layers)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..arguments import typed
 from ..errors import InputError, UnknownNameError, at_least
 from ..hub import title as titled
 from ..output import new_file
@@ -18,6 +19,7 @@ SINGLE = ("sparsity", "error", "learning")  # for a model that lost single weigh
 UNITS = ("removed", "error", "heads")  # for one that lost heads and neurons
 
 
+@typed
 def plot(
     folders: str | Path | Sequence[str | Path],
     output: str | Path,

@@ -151,6 +151,13 @@ class PruningReport:
         }
     )
 
+    def __repr__(self) -> str:
+        """Without the layers, of which there may be thousands."""
+        return (
+            f"PruningReport({self.method} on {self.model}: {len(self.layers)} layers, "
+            f"{self.sparsity:.2%} removed, {self.seconds:.1f} s)"
+        )
+
     def to_json(self) -> str:
         """The text of ``pruning_report.json``."""
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"

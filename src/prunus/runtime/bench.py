@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ..arguments import typed
 from ..checkpoint import Dtype, folder_of
 from ..errors import CheckpointError, InputError
 from ..inputs import pick_device
@@ -88,6 +89,7 @@ class Bench:
         return asdict(self)
 
 
+@typed
 def bench(
     folder: str | Path,
     dense: str | Path | None = None,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..arguments import typed
 from ..report.pruning_report import read_report
 from ..stored import read_layers
 from .vitcod import Cycles, ViTCoD
 
 
+@typed
 def simulate(folder: str | Path, as_published: bool = False) -> list[dict[str, Any]]:
     """A row for every kind of layer: dense and mean cycles, mean sparsity, speed-up, how many.
 

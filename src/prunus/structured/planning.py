@@ -16,6 +16,7 @@ from ..planning import (
     checkpoint_bytes,
     journaled_twice,
     needed,
+    needs,
     peak_bytes,
     writing_bytes,
 )
@@ -54,6 +55,11 @@ class SmallerPlan:
     advice: str | None
     disk_bytes: int
     seconds: float
+
+    def __repr__(self) -> str:
+        """Without the blocks."""
+        before, after = self.structured.parameters
+        return f"SmallerPlan({before:,} parameters become {after:,}, {needs(self)})"
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
