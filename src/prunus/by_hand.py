@@ -87,14 +87,14 @@ def called(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def _called(module: nn.Module, inputs_TI: Tensor) -> Tensor:
     """The module's product with no bias, which the block adds by itself."""
-    bias = module._parameters.get("bias")
+    bias = dict(module.named_parameters(recurse=False)).get("bias")
     if bias is None:
         return module(inputs_TI)  # type: ignore[no-any-return]
-    module._parameters["bias"] = None
+    module.register_parameter("bias", None)
     try:
         return module(inputs_TI)  # type: ignore[no-any-return]
     finally:
-        module._parameters["bias"] = bias
+        module.register_parameter("bias", bias)
 
 
 def _routed(module: nn.Module, inputs_TI: Tensor) -> Tensor:

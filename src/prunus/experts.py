@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 
 
@@ -36,14 +35,12 @@ class Stack:
     @property
     def tensor(self) -> nn.Parameter:
         """What the module holds now: a streamed weight comes and goes."""
-        parameter = self.owner._parameters[self.leaf]
-        assert parameter is not None
-        return parameter
+        return self.owner.get_parameter(self.leaf)
 
     @property
     def bias(self) -> nn.Parameter | None:
         """(E, O), where there is one by the name that transformers gives it."""
-        return self.owner._parameters.get(f"{self.leaf}_bias")
+        return dict(self.owner.named_parameters(recurse=False)).get(f"{self.leaf}_bias")
 
 
 class Expert(nn.Module):
@@ -76,7 +73,7 @@ class Expert(nn.Module):
 
 def find_stacks(path: str, module: nn.Module) -> list[Stack]:
     """The module's own 3-D parameters, which may hold experts; convolutions' kernels do not."""
-    if isinstance(module, _ConvNd):
+    if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
         return []
     return [
         Stack(f"{path}.{leaf}" if path else leaf, module, leaf)
@@ -91,9 +88,19 @@ def one_by_one(model: PreTrainedModel) -> Iterator[None]:
     if not model._can_set_experts_implementation():
         yield
         return
-    before = model.get_experts_implementation()
+    before = _implementations(model)
     model.set_experts_implementation("eager")
     try:
         yield
     finally:
         model.set_experts_implementation(before)
+
+
+def _implementations(model: PreTrainedModel) -> dict[str, str | None]:
+    """Return how the experts of the model and of its parts are multiplied now."""
+    if hasattr(model, "get_experts_implementation"):
+        return model.get_experts_implementation()
+    # transformers 5.0 has the setter alone.
+    parts = {"": model.config}
+    parts |= {name: getattr(model.config, name, None) for name in model.config.sub_configs}
+    return {name: c._experts_implementation for name, c in parts.items() if c is not None}

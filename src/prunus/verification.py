@@ -35,7 +35,8 @@ import json, sys, torch, transformers
 from transformers import logging
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-from_disk = {"device_map": {"": "disk"}, "offload_folder": sys.argv[3]} if sys.argv[3] else {}
+where = {"": "disk", "nothing": "cpu"}  # transformers 5.0 ignores a map to the disk alone
+from_disk = {"device_map": where, "offload_folder": sys.argv[3]} if sys.argv[3] else {}
 model, loading = getattr(transformers, sys.argv[4]).from_pretrained(
     sys.argv[1], output_loading_info=True, local_files_only=True,
     trust_remote_code=sys.argv[2] == "True", **from_disk)
