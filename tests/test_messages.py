@@ -245,7 +245,7 @@ def test_export_says_how_much_room_is_missing_before_it_writes(monkeypatch, tmp_
     ],
 )
 def test_a_full_disk_is_called_that(error):
-    assert output.reason(error) == "the disk is full"
+    assert output.reason(error) == "No space left on device"
     assert output.reason(OSError("Permission denied.")) == "Permission denied"
 
 
@@ -256,7 +256,9 @@ def test_a_disk_that_fills_up_during_the_export(monkeypatch, tmp_path):
         raise OSError("262144 requested and 4096 written")
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", fail)
-    with pytest.raises(CheckpointError, match=r"m\.gguf could not be written: the disk is full\."):
+    with pytest.raises(
+        CheckpointError, match=r"m\.gguf could not be written: No space left on device"
+    ):
         prunus.write_gguf(LLAMA, tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
 

@@ -63,7 +63,7 @@ def reason(error: Exception) -> str:
     said = str(error)
     full = getattr(error, "errno", None) == ENOSPC or "No space left" in said
     if full or " requested and " in said:  # numpy counts what a full disk did not take
-        return "the disk is full"
+        return "No space left on device"
     return said.rstrip(".")
 
 
