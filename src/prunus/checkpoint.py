@@ -35,6 +35,7 @@ from .errors import (
 from .gguf_parts import parts, whole, wholes
 from .hub import commit_of, snapshot
 from .origin import Origin
+from .output import check_name
 from .shards import check_shards as check_shards
 from .spill import Scratch
 from .structured.widths import read_widths, rebuilt
@@ -46,6 +47,7 @@ TOKENIZER = (  # files that some tokenizer has
 )  # fmt: skip
 # transformers 5.0 gives accelerate no map of one device alone; no module has the second one's name.
 ON_DISK = {"": "disk", "nothing": "cpu"}
+GIT_LFS, POINTER = b"version https://git-lfs", 1024  # how a pointer begins; bytes that it has not
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -90,6 +92,7 @@ def find(checkpoint: str | Path) -> Source:
         CheckpointError: none of these, or a folder whose files are damaged.
     """
     path = Path(checkpoint).expanduser()
+    check_name(path)
     try:
         path.exists()
     except OSError as error:
@@ -117,7 +120,20 @@ def folder_of(checkpoint: str | Path) -> Path:
     return Path(source.location) if source.gguf_file is None else Path(checkpoint).expanduser()
 
 
+def _check_fetched(folder: Path) -> None:
+    """Raise CheckpointError for what a clone without git-lfs leaves in place of large files."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.stat().st_size < POINTER:
+            with path.open("rb") as file:
+                if file.read(len(GIT_LFS)) == GIT_LFS:
+                    raise CheckpointError(
+                        f"{path} is a git-lfs pointer, not the file itself. Install git-lfs and "
+                        f"run `git lfs pull` in {folder}."
+                    )
+
+
 def _find_in(folder: Path) -> Source:
+    _check_fetched(folder)
     kinds.check(Source(str(folder)))
     if (folder / "config.json").exists():
         check_shards(folder)

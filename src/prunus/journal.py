@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from errno import EACCES, EWOULDBLOCK
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from .blocks import Block
 from .channels import Channels
 from .errors import CheckpointError
-from .output import check_free, put, reason, unfinished
+from .output import check_free, kept_safe, put, readable, reason, unfinished
 from .permutation.orders import Orders
 from .resuming import LINES, Differences, check_same, followed, told
 from .types import LayerReport
@@ -258,15 +259,17 @@ class Journal:
             self.held = open(self.folder / LINES, "ab")
         try:
             fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.held.close()
-            raise CheckpointError(f"Another process is writing to {self.folder}.") from None
+        except OSError as error:
+            if error.errno in (EWOULDBLOCK, EACCES):
+                self.held.close()
+                raise CheckpointError(f"Another process is writing to {self.folder}.") from None
+            # else a network file system without locks: two runs at once would not be noticed
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with _explained(self.folder), open(self.folder / LINES, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            kept_safe(file.fileno())
 
 
 @torch.no_grad()
@@ -298,9 +301,9 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     with _explained(path):
         try:
             save_file(tensors, part, metadata={"format": "pt"})
-            part.chmod(0o644)
+            readable(part)
             with open(part, "rb") as file:
-                os.fsync(file.fileno())
+                kept_safe(file.fileno())
             part.rename(path)
         finally:
             part.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from errno import ENOSPC
+from errno import EINVAL, ENOSPC, ENOSYS, ENOTSUP
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,39 @@ def check_output(output: str | Path, file: bool = False) -> None:
     An empty folder is free, unless a ``file`` shall come there.
     """
     output = Path(output)
+    check_name(output)
     check_free(output, file)
     try:
         try_folder(output.absolute().parent, output.name)
     except OSError as error:
         raise _unwritable(output, error) from None
+
+
+def check_name(path: Path) -> None:
+    """Raise CheckpointError for a path that Python could not decode, which no message can show."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise CheckpointError(
+            f"{shown} has characters that this terminal's encoding does not know. Set "
+            "PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8."
+        ) from None
+
+
+def kept_safe(descriptor: int) -> None:
+    """Ask the system to put a file on the disk; some network file systems know no such thing."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (EINVAL, ENOTSUP, ENOSYS):
+            raise
+
+
+def readable(path: Path) -> None:
+    """Let others read a file or folder, where the file system knows such permissions."""
+    with suppress(PermissionError, NotImplementedError):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _unwritable(output: Path, error: OSError) -> CheckpointError:
@@ -165,7 +193,7 @@ def _temporary(output: Path) -> Path:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        folder.chmod(0o755)  # mkdtemp's 0700 is for secrets
+        readable(folder)  # mkdtemp's 0700 is for secrets
     except OSError as error:
         raise _unwritable(output, error) from None
     return folder
@@ -207,4 +235,4 @@ def write_texts(folder: Path, tokenizer: Any, texts: Mapping[str, str]) -> None:
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     for file in folder.rglob("*"):  # safetensors writes 0600, which no server's user could read
-        file.chmod(0o755 if file.is_dir() else 0o644)
+        readable(file)
