@@ -8,6 +8,7 @@ version, other programs' files are left behind. So what is written is laid over 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -215,7 +216,8 @@ class Origin:
     def write_config(self, target: Path, model: PreTrainedModel) -> None:
         """Write the source's config.json with what this run changed, and nothing else."""
         config = read_config(self.folder)
-        new = {key: value for key, value in config.items() if key not in (*CLAIMS, NAMED)}
+        own = {key: value for key, value in config.items() if key not in (*CLAIMS, NAMED)}
+        new = copy.deepcopy(own)  # parts of it change, and it is compared with what it was
         if self.dtype is not None:
             new["torch_dtype" if "torch_dtype" in new else "dtype"] = self.dtype
         new.setdefault("architectures", [type(model).__name__])
