@@ -5,8 +5,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 # Against other versions of the libraries: the tests that meet them most, without the long ones.
-FAST   := $(patsubst %,tests/test_%.py,private_attributes checkpoint verification experts engine \
-          cli calibration exports gguf structured_checkpoints)
+FAST   := $(patsubst %,tests/test_%.py,private_attributes checkpoint verification \
+          experts exports)
 # The newest torch on PyPI can be several gigabytes of CUDA: the one of constraints.txt, or another.
 NEWEST_TORCH ?= $(shell grep ^torch== constraints.txt)
 # Warnings are errors with the pinned versions alone.
