@@ -79,7 +79,6 @@ PRIVATE = {
         "experts one by one: whether the switch does anything to this model",
         MixtralForCausalLM._can_set_experts_implementation,
     ),
-    "_commit_hash": Private("fingerprint: which revision was loaded", lambda: True),
     "_experts_implementation": Private(
         "experts one by one: transformers 5.0 has no get_experts_implementation",
         lambda: hasattr(MixtralConfig(), "_experts_implementation"),
@@ -107,7 +106,8 @@ PRIVATE = {
 
 # Imports from inside of a library. What its documentation has a page for comes first.
 DOCUMENTED = {
-    *("accelerate.hooks", "matplotlib.figure", "safetensors.torch", "scipy.optimize"),
+    *("accelerate.hooks", "safetensors.torch", "scipy.optimize", "typer.core"),
+    *("matplotlib.figure", "matplotlib.font_manager"),
     *("rich.console", "rich.markup", "rich.progress", "rich.table"),
     *("torch.distributed", "torch.func", "torch.nn.functional", "torch.overrides", "torch.sparse"),
     *("torch.utils.data", "torch.utils.flop_counter"),
@@ -124,6 +124,7 @@ INSIDE = {
     "transformers.dynamic_module_utils.custom_object_save": "a model's own code goes with it",
     "transformers.integrations.mxfp4.convert_moe_packed_tensors": "MXFP4: 4-bit experts as numbers",
     "transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS": "GGUF: the frequencies of scaled RoPE",
+    "transformers.models.auto.modeling_auto": "kinds: what classes a model type has, and for what",
     "transformers.pytorch_utils.Conv1D": "GPT-2's linear layer",
 }
 
@@ -137,6 +138,8 @@ class Use:
 
 
 def _private(name: str) -> bool:
+    if name == "_exit":  # of os, which Python documents
+        return False
     return name.startswith("_") and not name.endswith("__") and name.strip("_") != ""
 
 
