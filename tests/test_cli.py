@@ -244,7 +244,7 @@ BAD = {
     "samples beyond memory": (
         nothing,
         [*WANDA, "--samples", "1" + 12 * "0"],
-        "Give fewer --samples",
+        "Use fewer --samples",
     ),
     "tokens of experts": (nothing, ["--method", "goa", "--min-tokens", "0"], "does not apply"),
     "no name to set": (nothing, [*WANDA, "--set", "=3"], "--set takes FIELD=VALUE"),

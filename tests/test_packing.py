@@ -217,7 +217,7 @@ def test_what_cannot_be_packed_is_refused_before_anything_is_written(tmp_path, m
     with pytest.raises(InputError, match="lie on no integer grid"):
         prunus.quantize(MODELS / "llama", group=16, scales=True, pack=True, output=output)
     monkeypatch.setitem(sys.modules, "compressed_tensors.compressors", None)
-    refused(r"not installed: pip install prunus\[export\]")
+    refused(r"not installed: pip install 'prunus\[export\]'")
 
 
 def test_layers_too_small_for_the_library_are_refused(tmp_path):

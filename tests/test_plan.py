@@ -124,7 +124,7 @@ def test_the_command(tmp_path):
     assert "covers 79.5% of all parameters" in found.stdout
     found = runner.invoke(app, [*arguments, "--json"])
     assert {"coverage", "peak_bytes", "disk_bytes", "seconds"} <= set(json.loads(found.stdout))
-    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "already").mkdir(parents=True)
     found = runner.invoke(app, [*arguments, "--output", str(tmp_path / "here")])
     assert found.exit_code == 2
     assert "--resume" not in runner.invoke(app, ["plan", "--help"]).stdout

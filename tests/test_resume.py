@@ -188,7 +188,7 @@ def test_a_run_that_ends_while_the_checkpoint_is_put_together(tmp_path, monkeypa
         def full(*args):
             raise OSError(28, "No space left on device")
 
-        patched.setattr("prunus.assembly._write_configs", full)
+        patched.setattr("prunus.assembly.write_texts", full)
         with pytest.raises(CheckpointError, match=r"No space left on device.*--resume goes on"):
             prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
     prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)

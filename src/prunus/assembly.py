@@ -166,8 +166,9 @@ def _write_group(
     if own:
         on_disk |= own if own_names else revert_weight_conversion(model, dict(own))
     if origin is not None:
-        named = {origin.own_name(name, model): tensor for name, tensor in on_disk.items()}
-        on_disk = {name: origin.restored(name, tensor) for name, tensor in named.items()}
+        if not own_names:
+            on_disk = {origin.own_name(name, model): x for name, x in on_disk.items()}
+        on_disk = {name: origin.restored(name, tensor) for name, tensor in on_disk.items()}
     alone = len(group) == 1 and not packed_beside(group[0]).exists()
     as_it_is = not own or (
         on_disk.keys() == own.keys()

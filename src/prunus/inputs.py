@@ -56,8 +56,9 @@ def inputs(
         if tokenizer is None and recipe.calibration not in ("none", IDS):
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
             saved = None if carried else tokenizer
-        elif tokenizer is None and written and not carried:
-            saved = tokenizer_to_copy(model, trust_remote_code, observer.say)
+        elif tokenizer is None and written:
+            found = tokenizer_to_copy(model, trust_remote_code, observer.say)
+            saved = None if carried else found
         documents = _documents(recipe, tokenizer, given, observer)
         # Text that the model writes takes hundreds of forwards: not from disk.
         stream = written and recipe.calibration != "self" and not whole

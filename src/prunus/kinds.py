@@ -158,7 +158,8 @@ def _refuse_declared(location: str | Path, name: str) -> None:
         if _is_embedder(location):
             what = "an embedding model without a language-model head"
         raise UnsupportedModelError(f"{location} is {what} ({name}). {PART_OF}")
-    if hasattr(transformers, name):
+    causal = name.endswith(("ForCausalLM", "LMHeadModel"))  # of a model_type that is not known
+    if hasattr(transformers, name) and not causal:
         raise _not_causal(location, name, f". {DECODER}")
 
 

@@ -95,7 +95,7 @@ def _fail(message: str, kind: str, json: bool) -> NoReturn:
     if _in_a_team():
         signal(SIGTERM, SIG_IGN)  # torchrun's, which must not come between
     console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
-    if json:
+    if json and int(os.environ.get("RANK", 0)) == 0:  # one object, however many processes
         with suppress(OSError):  # it may be the output that failed
             print_error(kind, message)
     raise typer.Exit(2) from None

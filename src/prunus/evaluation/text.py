@@ -92,6 +92,8 @@ def read_text(
         return Asked(text, bos)
     if text == "self":
         raise CalibrationError("Text that the model writes itself cannot judge it; give a file.")
+    if isinstance(text, str) and not text.strip():
+        raise CalibrationError("The text's source is empty. Give a file, a folder, or a name.")
     first_token(needed(tokenizer), bos)  # raises where there is none
     if isinstance(text, Texts):
         documents = text.documents("evaluation", field, tokenizer)
