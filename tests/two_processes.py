@@ -173,10 +173,16 @@ def talk(team):
     }
 
 
+NAN = float("nan")
+
+
 def prune_nan(team):
     """A model that fails on a token that only the last of five samples has."""
     model = AutoModelForCausalLM.from_pretrained(LLAMA).eval()
-    model.model.embed_tokens.weight.data[499] = float("nan")
+    table = model.model.embed_tokens  # finite itself: that is looked at before the work
+    table.register_forward_hook(
+        lambda _, ids, out: out.masked_fill((ids[0] == 499)[..., None], NAN)
+    )
     tokens_ST = torch.arange(5 * 32).view(5, 32)
     tokens_ST[4, 7] = 499
     prunus.prune(model, method="wanda", tokens_ST=tokens_ST, team=team)
