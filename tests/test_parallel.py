@@ -51,6 +51,7 @@ def one(tmp_path_factory):
     """The same runs in this process: statistics by run."""
     folder = tmp_path_factory.mktemp("one")
     found, names = {}, {}
+    torch.set_num_threads(1)  # as the two have, whatever the test before left
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("prunus.verification._check_reload", lambda *args: None)
         patched.setattr("prunus.engine.recorded", prunus.engine.recorded)  # and back at the end
