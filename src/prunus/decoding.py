@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError, first_line
-from .shards import NAMED
+from .shards import INDEX, NAMED
 from .spill import Scratch
 
 CLAIMS = ("quantization_config", "compression_config")  # fields of config.json
@@ -34,7 +34,6 @@ READ_DTYPES = FLOAT8 | {"BOOL", "U8", "I8", "I16", "I32", "I64", "F8_E8M0", "F16
                         "F64"}  # fmt: skip
 SCALES = ("_scale_inv", "_scale")  # of ``weight`` or of another parameter of that name
 UNUSED = ("activation_scale", "input_scale", "k_scale", "v_scale", "output_scale")
-INDEX = "model.safetensors.index.json"
 PIECE = 2**30  # bytes of decoded tensors that become one file
 
 Read = Callable[[str], Tensor]

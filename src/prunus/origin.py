@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from .decoding import CLAIMS, claimed, decode
 from .errors import CheckpointError
-from .shards import NAMED
+from .shards import INDEX, NAMED
 from .spill import Scratch
 from .types import FromSource
 
@@ -34,7 +34,6 @@ ANEW_FILES = {
     "recipe.yaml", "pruning_report.json", "channel_orders.json", "widths.json", "README.md",
     "config.json",
 }  # fmt: skip
-INDICES = {"model.safetensors.index.json"}
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth",
            ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf", ".npz",
            ".part", ".tmp", ".lock")  # fmt: skip
@@ -86,7 +85,7 @@ class Origin:
         if form is None:
             return cls(folder, folder, tensors, dtype)
         scratch = decode(folder, form, tensors)
-        index = json.loads((scratch.path / "model.safetensors.index.json").read_text())
+        index = json.loads((scratch.path / INDEX).read_text())
         plain = {name: scratch.path / file for name, file in index["weight_map"].items()}
         return cls(folder, scratch.path, plain, dtype, scratch=scratch, decoded=form.name)
 
@@ -196,7 +195,7 @@ class Origin:
         for top, folders, names in os.walk(self.folder):
             folders[:] = sorted(x for x in folders if not x.startswith((".", "__pycache__")))
             here = Path(top).relative_to(self.folder)
-            others = [x for x in names if x.endswith(WEIGHTS) and x not in read | INDICES]
+            others = [x for x in names if x.endswith(WEIGHTS) and x not in read | {INDEX}]
             if others and here.parts:
                 folders.clear()
                 yield f"{here.as_posix()}/", "weights in another form"
