@@ -179,13 +179,14 @@ def test_two_are_one(name, two, one):
         assert error == (other and pytest.approx(other, rel=0.05 if name == "folded" else 0.01))
         assert first.notes.keys() == second.notes.keys()
     first, second = tensors(folder / name), tensors(two / name)
-    if name == "folded":  # a search among orders may end elsewhere, once the statistics differ
+    if name == "folded":
         residual = [Orders.read(x / name).residual for x in (folder, two)]
         assert torch.equal(*residual)
+    if name in ("folded", "swapped"):  # a local search may end elsewhere, once statistics differ
         first = {key: tensor for key, tensor in first.items() if ".layers.0." in key}
     weights = sum(x.numel() for x in first.values())
     differ = sum(int(((first[k] == 0) != (second[k] == 0)).sum()) for k in first)
-    assert differ <= (1e-3 if name == "swapped" else 1e-4) * weights
+    assert differ <= 1e-4 * weights
     for key, tensor in first.items():
         assert (tensor - second[key]).norm() <= 0.05 * tensor.norm(), key
     found = [load_file(two / f"rank-{rank}" / f"{name}.safetensors") for rank in (0, 1)]
