@@ -18,17 +18,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prunus.calibration.tokens import calibration_tokens
-from prunus.checkpoint import load_model, load_tokenizer
-from prunus.engine import prune_blocks
-from prunus.gram import Gram
-from prunus.observer import Silent
-from prunus.pruners import EachLayer, SparseGPT
-from prunus.stats import Statistics
-from prunus.survey import inspect, start
-from prunus.types import Needs, Pattern, Pruned
-from prunus.updates import LeastSquares
-from prunus.updates.least_squares import direct
+from prunus.maths.contracts import Needs, Pattern, Pruned
+from prunus.maths.gram import Gram
+from prunus.maths.pruners import EachLayer, SparseGPT
+from prunus.maths.stats import Statistics
+from prunus.maths.updates import LeastSquares
+from prunus.maths.updates.least_squares import direct
+from prunus.model.inspect import inspect, start
+from prunus.run.loop import prune_blocks
+from prunus.run.observer import Silent
+from prunus.storage.checkpoint import load_model, load_tokenizer
+from prunus.text.tokens import calibration_tokens
 
 
 @dataclass

@@ -25,10 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import prunus
-from prunus import engine
-from prunus.gram import Gram
-from prunus.parallel import Team
-from prunus.stats import ColumnNorm
+from prunus.base.team import Team
+from prunus.maths.gram import Gram
+from prunus.maths.stats import ColumnNorm
+from prunus.run import loop as engine
 
 VARIANTS = {
     "1 × 1": (1, 1),

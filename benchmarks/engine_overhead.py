@@ -16,17 +16,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import prunus.run.loop
+import prunus.maths.stats
 import torch
 
-import prunus.engine
-import prunus.stats
-from prunus.allocation import Uniform, select_layers
-from prunus.checkpoint import load_model
-from prunus.engine import prune_blocks
-from prunus.methods import build_method
-from prunus.observer import Silent
-from prunus.patterns import parse_pattern
-from prunus.survey import inspect, start
+from prunus.maths.patterns import parse_pattern
+from prunus.maths.shares import Uniform
+from prunus.methods.table import build_method
+from prunus.model.inspect import inspect, start
+from prunus.model.select import select_layers
+from prunus.run.loop import prune_blocks
+from prunus.run.observer import Silent
+from prunus.storage.checkpoint import load_model
 
 CPU = torch.device("cpu")
 
@@ -81,10 +82,10 @@ def breakdown(run: Callable[[], float]) -> None:
     spent: dict[str, float] = {}
     originals = []
     for name, owner, attribute in [
-        ("statistics: column norms", prunus.stats.ColumnNorm, "update"),
-        ("statistics: token sample", prunus.stats.TokenSample, "update"),
-        ("score, mask, write, output error", prunus.engine, "_prune"),
-        ("  of which write and output error", prunus.engine, "_write"),
+        ("statistics: column norms", prunus.maths.stats.ColumnNorm, "update"),
+        ("statistics: token sample", prunus.maths.stats.TokenSample, "update"),
+        ("score, mask, write, output error", prunus.run.loop, "_prune"),
+        ("  of which write and output error", prunus.run.loop, "_write"),
     ]:
         originals.append((owner, attribute, getattr(owner, attribute)))
         setattr(owner, attribute, timed(name, getattr(owner, attribute), spent))

@@ -14,11 +14,11 @@ import argparse
 import torch
 from torch import Tensor, nn
 
-from prunus.calibration.sources import read_documents
-from prunus.checkpoint import load_model, load_tokenizer
-from prunus.methods import build_method
-from prunus.pruners import EachLayer
-from prunus.stats import Statistics, gather
+from prunus.maths.pruners import EachLayer
+from prunus.maths.stats import Statistics, gather
+from prunus.methods.table import build_method
+from prunus.storage.checkpoint import load_model, load_tokenizer
+from prunus.text.sources import read_documents
 
 SHARES = (0.75, 1, 1.5, 2, 2.5)  # tokens per input
 COUNTS = (8, 32, 64, 128, 256, 512)

@@ -49,7 +49,7 @@ def shrink(
     source: str, folder: Path, keep: float, uneven: bool, gone: bool, biases: bool, seed: int
 ) -> None:
     """Write a checkpoint that keeps ``keep`` of its blocks' weights, or at least that of each."""
-    from prunus.checkpoint import load_model, load_tokenizer
+    from prunus.storage.checkpoint import load_model, load_tokenizer
 
     model, draw = load_model(source, dtype="float32"), random.Random(seed)
     config = model.config

@@ -5,7 +5,8 @@
 
 Trains a small tokenizer of each kind on TEXT, writes it beside a random Llama as GGUF, and counts
 the texts (awkward ones and lines of TEXT) of which both give the same tokens, special tokens read
-and added. ``metaspace`` differs on text that begins with a space, see ``prunus.export.vocabulary``.
+and added. ``metaspace`` differs on text that begins with a space,
+see ``prunus.storage.vocabulary``.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from tokenizers import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from prunus.export import write_gguf
-from prunus.export.vocabulary import MERGES_WHOLE_WORDS, PATTERNS
+from prunus.storage.gguf import write_gguf
+from prunus.storage.vocabulary import MERGES_WHOLE_WORDS, PATTERNS
 
 AWKWARD = (
     "",

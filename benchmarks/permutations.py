@@ -17,8 +17,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from prunus.patterns import NM
-from prunus.permutation import Assignment, Greedy, Heuristic, Retained
+from prunus.maths.orders import Assignment, Greedy, Heuristic, Retained
+from prunus.maths.patterns import NM
 
 TWO_FOUR = NM(2, 4)
 SEARCHES = {

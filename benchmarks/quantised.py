@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import prunus
-from prunus.checkpoint import load_model, load_tokenizer
+from prunus.storage.checkpoint import load_model, load_tokenizer
 
 AFTERWARDS: dict[str, dict[str, Any]] = {
     "quantize, rounded": {"scales": False, "clip": False},

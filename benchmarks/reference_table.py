@@ -19,7 +19,7 @@ import torch
 import yaml
 
 import prunus
-from prunus.checkpoint import load_model, load_tokenizer
+from prunus.storage.checkpoint import load_model, load_tokenizer
 
 METHODS = (
     *("magnitude", "ri", "wanda", "ria", "dass"),

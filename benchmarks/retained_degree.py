@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 import prunus.report.plots as plots
-from prunus.checkpoint import load_model, load_tokenizer
-from prunus.patterns import NM, Unstructured
-from prunus.permutation import Assignment
+from prunus.maths.orders import Assignment
+from prunus.maths.patterns import NM, Unstructured
+from prunus.maths.scores import RIA
+from prunus.maths.stats import Statistics, gather
 from prunus.recipe import Recipe
-from prunus.scores import RIA
-from prunus.stats import Statistics, gather
+from prunus.storage.checkpoint import load_model, load_tokenizer
 
 LAYERS = [
     "model.layers.{}.self_attn.q_proj",
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def tokens(model: torch.nn.Module, tokenizer: object, recipe: Recipe) -> Tensor:
-    from prunus.calibration.tokens import calibration_tokens
+    from prunus.text.tokens import calibration_tokens
 
     ids_ST, _ = calibration_tokens(
         model, tokenizer, source=recipe.calibration or "", samples=recipe.samples,

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.gram import Damped, Gram
-from prunus.patterns import Unstructured
-from prunus.pruners import MRP, SparseGPT
-from prunus.stats import Statistics
-from prunus.updates.least_squares import conjugate_gradients
+from prunus.maths.gram import Damped, Gram
+from prunus.maths.patterns import Unstructured
+from prunus.maths.pruners import MRP, SparseGPT
+from prunus.maths.stats import Statistics
+from prunus.maths.updates.least_squares import conjugate_gradients
 
 QUANTILES = (0, 0.002, 0.01, 0.05, 0.2, 0.5, 0.8, 1)
 EIGENVALUES = (50, 13, 7, 3.2, 1.3, 0.54, 0.23, 3e-3)

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 import prunus
-from prunus.checkpoint import load_model, load_tokenizer
+from prunus.storage.checkpoint import load_model, load_tokenizer
 
 NEITHER = {"compensation": False}
 ROWS: dict[str, dict[str, Any]] = {

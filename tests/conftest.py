@@ -13,8 +13,8 @@ import torch
 from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prunus.hub import downloaded
-from prunus.stats import ColumnNorm, Statistics, TokenSample, gather
+from prunus.maths.stats import ColumnNorm, Statistics, TokenSample, gather
+from prunus.storage.hub import downloaded
 
 MODELS = Path(__file__).parent / "models"
 FAMILIES = ("bloom", "gemma", "gpt2", "gpt_neox", "llama", "opt", "phi3")

@@ -5,14 +5,14 @@ import torch
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus.engine import prune_blocks
-from prunus.gram import Gram
-from prunus.observer import Silent
-from prunus.pruners import ActivationAware
-from prunus.quantization import Grid
-from prunus.quantization.activation_aware import SMALLEST, clipping, input_scale, row_errors
-from prunus.stats import gather
-from prunus.survey import inspect, start
+from prunus.maths.gram import Gram
+from prunus.maths.grids import Grid
+from prunus.maths.grids.activation_aware import SMALLEST, clipping, input_scale, row_errors
+from prunus.maths.pruners import ActivationAware
+from prunus.maths.stats import gather
+from prunus.model.inspect import inspect, start
+from prunus.run.loop import prune_blocks
+from prunus.run.observer import Silent
 
 IDS = torch.randint(0, 500, (4, 64), generator=torch.Generator().manual_seed(0))
 
@@ -185,7 +185,7 @@ def test_two_bits_hurt_less_with_it(monkeypatch):
 
 
 def test_without_searching_it_needs_no_text(tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
     result = prunus.quantize(
         MODELS / "llama", bits=4, group=16, scales=False, clip=False, output=tmp_path / "out"
     )

@@ -8,25 +8,25 @@ import torch
 
 import prunus
 from conftest import load_tiny
-from prunus.allocation import BESA, OWL
-from prunus.allocation.besa import Budget
-from prunus.allocation.budget import choose_patterns, exact_counts, spread, whole_counts
-from prunus.allocation.shares import Ranks, Shares, flattest
-from prunus.errors import (
+from prunus.base.errors import (
     CalibrationError,
     InputError,
     NumericalError,
     PatternError,
     UnknownNameError,
 )
-from prunus.gathering import gathered
-from prunus.learning import Unit
-from prunus.methods import build_allocation, build_method
-from prunus.observer import Silent
-from prunus.patterns import NM, OneOf, Unstructured, parse_pattern
-from prunus.quantization import Grid
-from prunus.scores import RIA, Magnitude, Wanda
-from prunus.survey import inspect, start
+from prunus.maths.grids import Grid
+from prunus.maths.patterns import NM, OneOf, Unstructured, parse_pattern
+from prunus.maths.scores import RIA, Magnitude, Wanda
+from prunus.maths.shares import BESA, OWL
+from prunus.maths.shares.besa import Budget
+from prunus.maths.shares.budget import choose_patterns, exact_counts, spread, whole_counts
+from prunus.maths.shares.kept import Ranks, Shares, flattest
+from prunus.methods.table import build_allocation, build_method
+from prunus.model.inspect import inspect, start
+from prunus.run.gather import gathered
+from prunus.run.learn import Unit
+from prunus.run.observer import Silent
 
 CPU = torch.device("cpu")
 FEW = {"samples": 3, "length": 48}

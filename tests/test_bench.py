@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 import prunus
 from conftest import MODELS
+from prunus.base.errors import CheckpointError, InputError
 from prunus.cli.main import app
-from prunus.errors import CheckpointError, InputError
-from prunus.runtime.bench import Against, _check, bench
+from prunus.judge.bench import Against, _check, bench
 
 LLAMA = MODELS / "llama"
 
@@ -67,7 +67,7 @@ def test_the_command_line_prints_one_json_object(pruned):
 
 
 def test_the_command_line_prints_a_table(measured, monkeypatch):
-    monkeypatch.setattr("prunus.runtime.bench.bench", lambda *_, **__: measured[0])
+    monkeypatch.setattr("prunus.judge.bench.bench", lambda *_, **__: measured[0])
     result = CliRunner().invoke(app, ["bench", "pruned"])
     assert re.search(r"decode \(tokens/s\) +[\d,.]+ +[\d,.]+ +\d+\.\d{3}", result.stdout)
     assert re.search(r"parameters \(million\) +0.2 +0.2 +1.000", result.stdout)

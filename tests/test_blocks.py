@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from prunus.blocks import find_blocks, find_linears
-from prunus.errors import NumericalError, UnsupportedModelError
-from prunus.probe import probe_block
-from prunus.replay import Call, check_replay, record, trace
-from prunus.survey import inspect
+from prunus.base.errors import NumericalError, UnsupportedModelError
+from prunus.model.blocks import find_blocks, find_linears
+from prunus.model.inspect import inspect
+from prunus.model.replay import Call, check_replay, record, trace
+from prunus.model.roles import probe_block
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 GQA = {**WIDE, "intermediate_size": 48, "num_key_value_heads": 2}

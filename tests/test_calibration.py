@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from conftest import load_tiny
-from prunus.calibration import Documents, generate, read_documents, sample_windows
-from prunus.calibration.sampling import digest
-from prunus.errors import CalibrationError, UnknownNameError
+from prunus.base.errors import CalibrationError, UnknownNameError
+from prunus.text import Documents, generate, read_documents, sample_windows
+from prunus.text.sampling import digest
 
 
 def characters(text):

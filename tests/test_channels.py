@@ -9,21 +9,21 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus.channels import Channels
-from prunus.dense import residual_order
-from prunus.errors import CheckpointError, InputError, UnsupportedModelError
-from prunus.methods import build_method
-from prunus.observer import Silent
-from prunus.patterns import NM
-from prunus.permutation import Assignment
-from prunus.permutation.interior import find_interiors
-from prunus.permutation.ordering import Ordering, thinned, together
-from prunus.permutation.orders import Orders
-from prunus.permutation.residual import Residual
-from prunus.scores import Wanda
-from prunus.stats import gather
-from prunus.survey import inspect, start
-from prunus.weights import InMemory
+from prunus.base.errors import CheckpointError, InputError, UnsupportedModelError
+from prunus.maths.orders import Assignment
+from prunus.maths.orders.ordering import Ordering, thinned, together
+from prunus.maths.orders.orders import Orders
+from prunus.maths.patterns import NM
+from prunus.maths.scores import Wanda
+from prunus.maths.stats import gather
+from prunus.methods.table import build_method
+from prunus.model.channels import Channels
+from prunus.model.inspect import inspect, start
+from prunus.model.interior import find_interiors
+from prunus.model.residual import Residual
+from prunus.model.weights import InMemory
+from prunus.run.observer import Silent
+from prunus.run.passes import residual_order
 from test_blocks import FAMILIES as CONFIGS
 from test_blocks import WIDE
 

@@ -15,8 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus.checkpoint import find, load_model, load_tokenizer
-from prunus.errors import (
+from prunus.base.errors import (
     CheckpointError,
     CheckpointWarning,
     InputError,
@@ -24,7 +23,8 @@ from prunus.errors import (
     NumericalError,
     UnsupportedModelError,
 )
-from prunus.output import new_folder
+from prunus.storage.checkpoint import find, load_model, load_tokenizer
+from prunus.storage.output import new_folder
 
 FAST = {"samples": 4, "length": 64}
 PLAIN = """
@@ -121,7 +121,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(tmp_path, monkeypatch
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("prunus.journal.save_file", full)
+    monkeypatch.setattr("prunus.storage.journal.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         prunus.prune(MODELS / "llama", method="wanda", output=tmp_path / "new", **FAST)
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
@@ -143,7 +143,7 @@ def test_an_interrupted_write_leaves_no_folder(tmp_path):
 
 
 def test_a_checkpoint_that_fails_its_verification_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.verification.RELOAD", "raise SystemExit('cannot load')")
+    monkeypatch.setattr("prunus.judge.verify.RELOAD", "raise SystemExit('cannot load')")
     with pytest.raises(prunus.PrunusError, match=r"did not pass the last check.*cannot load"):
         prunus.prune(MODELS / "llama", method="wanda", output=tmp_path / "out", **FAST)
     assert os.listdir(tmp_path) == [".out.unfinished"]  # the reload may have lacked memory
@@ -264,7 +264,7 @@ def test_a_full_disk_inside_of_safetensors(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr("prunus.journal.save_file", full)
+    monkeypatch.setattr("prunus.storage.journal.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         prunus.prune(MODELS / "llama", method="magnitude", output=tmp_path / "new")
     assert os.listdir(tmp_path) == []
@@ -345,7 +345,7 @@ def test_tensors_that_the_config_has_no_place_for_are_told(source):
 
 
 def test_what_cannot_pass_gets_no_name(source, tmp_path, monkeypatch):
-    where = "prunus.verification._check_layers"
+    where = "prunus.judge.verify._check_layers"
     monkeypatch.setattr(where, lambda *args: args[-1].problems.append("x"))
     with pytest.raises(NotVerifiedError, match="was not kept: x"):
         prunus.prune(source, method="magnitude", output=tmp_path / "out")

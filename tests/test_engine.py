@@ -8,16 +8,22 @@ from torch import nn
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus.engine import prune_blocks
-from prunus.errors import CalibrationError, InputError, NumericalError, PatternError, PrunusError
-from prunus.methods import build_method
-from prunus.observer import Silent
-from prunus.patterns import Unstructured
-from prunus.pruners import Compose, EachLayer
-from prunus.replay import Recording
-from prunus.scores import Magnitude, Wanda
-from prunus.survey import inspect, start
-from prunus.types import Pruned
+from prunus.base.errors import (
+    CalibrationError,
+    InputError,
+    NumericalError,
+    PatternError,
+    PrunusError,
+)
+from prunus.maths.contracts import Pruned
+from prunus.maths.patterns import Unstructured
+from prunus.maths.pruners import Compose, EachLayer
+from prunus.maths.scores import Magnitude, Wanda
+from prunus.methods.table import build_method
+from prunus.model.inspect import inspect, start
+from prunus.model.replay import Recording
+from prunus.run.loop import prune_blocks
+from prunus.run.observer import Silent
 
 IDS = torch.randint(0, 500, (5, 40), generator=torch.Generator().manual_seed(7))
 CPU = torch.device("cpu")
@@ -171,7 +177,7 @@ def test_hooks_are_gone_when_a_statistic_fails(tiny_llama, monkeypatch):
     model, _ = tiny_llama
     blocks, traced = inspect(model, IDS)
     recording = start(model, blocks, traced, IDS)
-    monkeypatch.setattr("prunus.stats.ColumnNorm.update", lambda *_: 1 / 0)
+    monkeypatch.setattr("prunus.maths.stats.ColumnNorm.update", lambda *_: 1 / 0)
     plan = {layer.name: 0.5 for layer in blocks[0].layers}
     with pytest.raises(ZeroDivisionError):
         prune_blocks(blocks, recording, build_method("ria"), plan, device=CPU, observer=Silent())

@@ -11,20 +11,20 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from conftest import MODELS
-from prunus.blocks import find_linears
-from prunus.errors import InputError, UnsupportedModelError
-from prunus.gathering import gathered
-from prunus.gram import Gram
-from prunus.learning import _with
-from prunus.methods import METHODS, build_method
-from prunus.observer import Silent
-from prunus.patterns import NM, Unstructured
-from prunus.probe import probe_block
-from prunus.replay import Call
-from prunus.routing import fed
-from prunus.scores import RIA, Magnitude, RelativeImportance, Wanda
-from prunus.stats import ColumnNorm, Statistics, TokenSample
-from prunus.survey import inspect, start
+from prunus.base.errors import InputError, UnsupportedModelError
+from prunus.maths.gram import Gram
+from prunus.maths.patterns import NM, Unstructured
+from prunus.maths.scores import RIA, Magnitude, RelativeImportance, Wanda
+from prunus.maths.stats import ColumnNorm, Statistics, TokenSample
+from prunus.methods.table import METHODS, build_method
+from prunus.model.blocks import find_linears
+from prunus.model.inspect import inspect, start
+from prunus.model.replay import Call
+from prunus.model.roles import probe_block
+from prunus.model.routing import fed
+from prunus.run.gather import gathered
+from prunus.run.learn import _with
+from prunus.run.observer import Silent
 from test_families import IDS, MIXTURES, build
 
 SHOWN = ("mixtral", "gpt_oss", "qwen2_moe", "llama4_text")
@@ -33,7 +33,7 @@ SHOWN = ("mixtral", "gpt_oss", "qwen2_moe", "llama4_text")
 @pytest.fixture(autouse=True)
 def _without_reload(monkeypatch, request):
     if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
 
 
 def small(family):
@@ -317,7 +317,9 @@ def test_however_an_expert_is_multiplied_it_is_seen(form):
         with torch.no_grad():
             expected = module(hidden)
             assert not seen
-            with prunus.by_hand.called(layer.module for layer in block.layers if layer.by_hand):
+            with prunus.model.products.called(
+                layer.module for layer in block.layers if layer.by_hand
+            ):
                 found = module(hidden)
         hook.remove()
         torch.testing.assert_close(found, expected)

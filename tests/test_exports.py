@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import prunus
-from prunus import errors, permutation, pruners, refinements, scores, updates
+from prunus.base import errors
+from prunus.maths import orders as permutation
+from prunus.maths import pruners, refinements, scores, updates
 
 
 def test_the_public_names():
@@ -29,8 +31,8 @@ def test_names_that_users_rely_on():
     assert set(updates.__all__) == {"Keep", "LeastSquares", "SparseGPTSweep"}
     assert set(permutation.__all__) == {"Assignment", "Greedy", "Heuristic", "Retained"}
     assert refinements.__all__ == ["Swaps"]
-    assert prunus.patterns.NM(2, 4).group_size == 4
-    assert callable(prunus.stats.gather)
+    assert prunus.maths.patterns.NM(2, 4).group_size == 4
+    assert callable(prunus.maths.stats.gather)
 
 
 def test_parts_are_there_without_another_import():

@@ -12,9 +12,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import prunus
 from conftest import MODELS
-from prunus.errors import PatternError, UnsupportedModelError
-from prunus.replay import hidden_of, record, trace
-from prunus.runtime.timed import _cache
+from prunus.base.errors import PatternError, UnsupportedModelError
+from prunus.judge.timed import _cache
+from prunus.model.replay import hidden_of, record, trace
 
 WIDE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 MLP = {**WIDE, "intermediate_size": 96}
@@ -120,7 +120,7 @@ def build(family, settings):
 
 @pytest.mark.parametrize("family", sorted(FAMILIES | MIXTURES))
 def test_streamed_pruned_saved_and_loaded(family, tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
     model = build(family, (FAMILIES | MIXTURES)[family])
     model.save_pretrained(tmp_path / "dense")
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -144,7 +144,7 @@ def test_streamed_pruned_saved_and_loaded(family, tmp_path, monkeypatch):
 @pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "gpt_oss", "llama", "rwkv"])
 def test_streamed_in_half_precision(family, dtype, tmp_path, monkeypatch):
     """Also what transformers keeps in float32 there: RWKV's decay, routers."""
-    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
     dense = build(family, (FAMILIES | MIXTURES)[family]).to(dtype)
     for name, tensor in list(dense.state_dict(keep_vars=True).items()):
         if name.endswith(("time_decay", "e_score_correction_bias")):

@@ -19,10 +19,9 @@ from transformers import (
 from typer.testing import CliRunner
 
 from conftest import MODELS
+from prunus.base.errors import InputError, NumericalError, UnsupportedModelError
 from prunus.cli.main import app
-from prunus.errors import InputError, NumericalError, UnsupportedModelError
-from prunus.export import write_gguf
-from prunus.export.gguf import pairwise
+from prunus.storage.gguf import pairwise, write_gguf
 
 LLAMA = MODELS / "llama"
 HIDDEN, HEAD, INNER = 64, 16, 160

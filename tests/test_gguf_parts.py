@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from conftest import MODELS
-from prunus.checkpoint import find, load_model, load_tokenizer
-from prunus.errors import CheckpointError, InputError
-from prunus.export import write_gguf
-from prunus.gguf_parts import parts
-from prunus.observer import Silent
+from prunus.base.errors import CheckpointError, InputError
+from prunus.run.observer import Silent
+from prunus.storage.checkpoint import find, load_model, load_tokenizer
+from prunus.storage.gguf import write_gguf
+from prunus.storage.gguf_parts import parts
 
 LLAMA = MODELS / "llama"
 IDS = torch.randint(0, 500, (1, 24), generator=torch.Generator().manual_seed(0))
@@ -79,7 +79,7 @@ def test_any_part_and_the_folder_are_the_whole_model(whole, alignment, tmp_path,
 
 
 def test_a_split_model_is_pruned_verified_planned_scored_and_exported(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
     source, text = in_parts(whole)[1], tmp_path / "text.txt"
     text.write_text("The plum tree stood in the garden, and nobody had pruned it for years. " * 40)
     run = {"method": "wanda", "samples": 2, "length": 32, "calibration": str(text)}
@@ -133,7 +133,9 @@ def test_a_part_of_another_model_is_refused(whole):
 
 def test_too_little_room_is_said_first(whole, monkeypatch):
     made = in_parts(whole)
-    monkeypatch.setattr("prunus.gguf_parts.disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(
+        "prunus.storage.gguf_parts.disk_usage", lambda _: SimpleNamespace(free=1000)
+    )
     with pytest.raises(CheckpointError, match=r"3 parts .* as one file .* where 0\.0 GiB are free"):
         load_model(made[0])
 

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus.calibration.given import Texts, collect
-from prunus.errors import CalibrationError, InputError
+from prunus.base.errors import CalibrationError, InputError
+from prunus.text.given import Texts, collect
 
 IDS = torch.randint(2, 500, (4, 32), generator=torch.Generator().manual_seed(0))
 STORIES = [f"Once upon a time there were {n} mills by the river. " * 9 for n in range(7)]

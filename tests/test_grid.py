@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from prunus.errors import InputError
-from prunus.quantization import Grid
+from prunus.base.errors import InputError
+from prunus.maths.grids import Grid
 
 ONE = torch.ones(())
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

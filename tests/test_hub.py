@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import prunus.storage.hub
 import pytest
 import yaml
 from huggingface_hub import constants, metadata_load
@@ -16,11 +17,10 @@ from huggingface_hub.errors import (
 from transformers import AutoModelForCausalLM
 
 import prunus
-import prunus.hub
 from conftest import MODELS
-from prunus.checkpoint import find
-from prunus.errors import CheckpointError, CheckpointWarning
-from prunus.hub import base_model, commit_of, snapshot
+from prunus.base.errors import CheckpointError, CheckpointWarning
+from prunus.storage.checkpoint import find
+from prunus.storage.hub import base_model, commit_of, snapshot
 
 FAST = {"samples": 2, "length": 32}
 A, B = "a" * 40, "b" * 40
@@ -29,7 +29,7 @@ A, B = "a" * 40, "b" * 40
 @pytest.fixture(autouse=True)
 def _no_reload(monkeypatch):
     """The fresh process sees the written folder alone, which is tested elsewhere."""
-    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_run_by_id_is_the_run_by_folder_and_names_the_commit(tiny, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_with_its_commit_and_with_no_other(hub, tiny, tmp_path):
-    class Stop(prunus.observer.Silent):
+    class Stop(prunus.run.observer.Silent):
         def block(self, index, total, name, step):
             if index == 1:
                 raise KeyboardInterrupt
@@ -65,7 +65,7 @@ def test_an_interrupted_run_goes_on_with_its_commit_and_with_no_other(hub, tiny,
     noted = json.loads(line)["fingerprint"]
     assert (noted["model"], noted["commit"]) == ("org/tiny", A)
     hub("org/tiny", MODELS / "llama", B)
-    prunus.hub.downloaded.cache_clear()  # as in a new process: main is B by now
+    prunus.storage.hub.downloaded.cache_clear()  # as in a new process: main is B by now
     with pytest.raises(prunus.PrunusError, match=f"its commit was '{A}', now it is '{B}'"):
         prunus.prune("org/tiny", resume=True, **asked)
     assert prunus.prune(f"org/tiny@{A}", resume=True, **asked).verification.ok
@@ -183,18 +183,18 @@ def _refuses(monkeypatch, error):
     def refuse(**asked):
         raise error
 
-    monkeypatch.setattr(prunus.hub, "snapshot_download", refuse)
+    monkeypatch.setattr(prunus.storage.hub, "snapshot_download", refuse)
 
 
 def test_a_cache_that_other_software_filled_is_enough_and_a_word_is_said(hub, tiny, monkeypatch):
-    whole = prunus.hub.snapshot_download
+    whole = prunus.storage.hub.snapshot_download
 
     def incomplete(**asked):  # as huggingface_hub says where README.md was never fetched
         if "ignore_patterns" in asked:
             raise LocalEntryNotFoundError("missing: README.md")
         return whole(**asked)
 
-    monkeypatch.setattr(prunus.hub, "snapshot_download", incomplete)
+    monkeypatch.setattr(prunus.storage.hub, "snapshot_download", incomplete)
     with pytest.warns(CheckpointWarning, match="org/tiny is in the cache only in part"):
         assert find("org/tiny").location == str(tiny)
 
@@ -206,7 +206,7 @@ def test_no_pickle_is_downloaded(monkeypatch, tiny):
         seen.update(asked)
         return str(tiny)
 
-    monkeypatch.setattr(prunus.hub, "snapshot_download", fetch)
+    monkeypatch.setattr(prunus.storage.hub, "snapshot_download", fetch)
     find("org/tiny")
     ignored = [name for name in ("pytorch_model.bin", "model.onnx", "q4.gguf", "x.pth", "x.pkl")]
     kept = ["model-00001-of-00002.safetensors", "tokenizer.model", "modeling_x.py", "LICENSE"]

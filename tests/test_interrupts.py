@@ -7,7 +7,7 @@ import torch
 
 import prunus
 from conftest import load_tiny
-from prunus.observer import Silent
+from prunus.run.observer import Silent
 
 LLAMA = {"length": 24, "samples": 3}
 

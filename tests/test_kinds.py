@@ -19,12 +19,12 @@ from transformers import (
 )
 
 import prunus
-from prunus.blocks import find_blocks
-from prunus.causality import check_causal
-from prunus.checkpoint import find, load_model, load_tokenizer
-from prunus.errors import UnsupportedModelError
-from prunus.kinds import auto_class, class_at
-from prunus.replay import trace
+from prunus.base.errors import UnsupportedModelError
+from prunus.model.blocks import find_blocks
+from prunus.model.causality import check_causal
+from prunus.model.replay import trace
+from prunus.storage.checkpoint import find, load_model, load_tokenizer
+from prunus.storage.kinds import auto_class, class_at
 
 SMALL = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
          "num_attention_heads": 4}  # fmt: skip

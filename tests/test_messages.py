@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 import prunus
 from conftest import MODELS
-from prunus import demo, output
+from prunus.base.errors import CheckpointError, CheckpointWarning, InputError
+from prunus.cli import demonstration as demo
 from prunus.cli.main import app
-from prunus.errors import CheckpointError, CheckpointWarning, InputError
-from prunus.planning import Plan
+from prunus.run.forecast import Plan
+from prunus.storage import output
 
 LLAMA = str(MODELS / "llama")
 FAST = ["--samples", "2", "--length", "32"]
@@ -109,7 +110,8 @@ main()
 
 
 @pytest.mark.parametrize(
-    "module", ["prunus.cli.main", "typer", "rich.console", "transformers", "torch", "prunus.engine"]
+    "module",
+    ["prunus.cli.main", "typer", "rich.console", "transformers", "torch", "prunus.run.loop"],
 )
 def test_ctrl_c_during_the_imports_is_silent(module, tmp_path):
     asked = ["prune", LLAMA, "--method", "magnitude", "--output", str(tmp_path / "out")]
@@ -171,7 +173,7 @@ def without(monkeypatch):
             monkeypatch.delitem(sys.modules, module)
         monkeypatch.setitem(sys.modules, name, None)
         found = lambda asked, *rest: None if asked == name else specs(asked, *rest)  # noqa: E731
-        monkeypatch.setattr("prunus.checkpoint.find_spec", found)
+        monkeypatch.setattr("prunus.storage.checkpoint.find_spec", found)
 
     return hide
 
@@ -291,7 +293,7 @@ def test_an_empty_folder_that_has_to_stay_is_named_before_the_work(tmp_path, mon
 
 
 def test_a_folder_that_is_filled_meanwhile_is_not_overwritten(tmp_path):
-    class Fill(prunus.observer.Silent):
+    class Fill(prunus.run.observer.Silent):
         def done(self):
             (tmp_path / "out" / "precious").write_text("x")
 

@@ -7,14 +7,14 @@ import torch
 
 import prunus
 from conftest import GATED, load_tiny
-from prunus.engine import prune_blocks
-from prunus.errors import InputError, PatternError, UnknownNameError
-from prunus.methods import METHODS, UPDATES, build_method
-from prunus.observer import Silent
-from prunus.patterns import NM, Unstructured, parse_pattern, removed
-from prunus.pruners import DaSS
+from prunus.base.errors import InputError, PatternError, UnknownNameError
+from prunus.maths.patterns import NM, Unstructured, parse_pattern, removed
+from prunus.maths.pruners import DaSS
+from prunus.methods.table import METHODS, UPDATES, build_method
+from prunus.model.inspect import inspect, start
 from prunus.recipe import Recipe
-from prunus.survey import inspect, start
+from prunus.run.loop import prune_blocks
+from prunus.run.observer import Silent
 
 CASES = [(None, 0.5), (None, 0.1), ("layer", 0.3), ("row", 0.999), ("column", 0.7)]
 CASES += [(None, 0.0), (None, 1.0), ("2:4", 0.5), ("1:4", 0.75), ("4:8", 0.5), ("2:4:output", 0.5)]

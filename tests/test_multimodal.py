@@ -10,18 +10,18 @@ import torch
 import prunus
 from conftest import MODELS
 from multimodal_models import FAMILIES, IMAGE, TEXT_IDS, build, sample
-from prunus.blocks import find_beside, find_blocks
-from prunus.checkpoint import check_shards, read_tensors
-from prunus.errors import CalibrationError, InputError, UnsupportedModelError
-from prunus.kinds import class_at
-from prunus.replay import hidden_of, record, trace
-from prunus.verification import verify
+from prunus.base.errors import CalibrationError, InputError, UnsupportedModelError
+from prunus.judge.verify import verify
+from prunus.model.blocks import find_beside, find_blocks
+from prunus.model.replay import hidden_of, record, trace
+from prunus.storage.checkpoint import check_shards, read_tensors
+from prunus.storage.kinds import class_at
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Without the fresh process, which takes seconds; others are with it."""
-    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
 
 
 def samples(family):

@@ -6,11 +6,11 @@ from torch import nn
 
 import prunus
 from conftest import load_tiny
-from prunus.blocks import find_blocks
-from prunus.errors import UnsupportedModelError
-from prunus.nonzero import without_zeros
-from prunus.structured.modules import find_modules
-from prunus.survey import inspect
+from prunus.base.errors import UnsupportedModelError
+from prunus.model.blocks import find_blocks
+from prunus.model.inspect import inspect
+from prunus.model.nonzero import without_zeros
+from prunus.model.units import find_modules
 from structured_models import FAMILIES as STRUCTURED
 from structured_models import build
 from test_channels import SUBNORMS, built, channels_of, shuffled

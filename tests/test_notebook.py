@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus import progress
+from prunus.base.errors import InputError
 from prunus.cli.main import app
-from prunus.errors import InputError
-from prunus.observer import Silent
 from prunus.recipe import Recipe
-from prunus.report.pruning_report import read_report
-from prunus.result import Result
+from prunus.report.report import read_report
+from prunus.run import progress
+from prunus.run.finish import Result
+from prunus.run.observer import Silent
 
 LLAMA = MODELS / "llama"
 IDS = torch.arange(40).view(2, 20)
@@ -178,7 +178,7 @@ def test_numbers_of_numpy_and_torch_and_paths_of_other_kinds(tmp_path):
     )
     assert (recipe.samples, recipe.sparsity, recipe.length) == (3, 0.5, 24)
     assert type(recipe.samples) is int
-    assert Recipe.of(method="ria", pattern=prunus.patterns.NM(1, 4)).pattern == "1:4"
+    assert Recipe.of(method="ria", pattern=prunus.maths.patterns.NM(1, 4)).pattern == "1:4"
     prunus.prune(Elsewhere(), method="magnitude", output=str(tmp_path / "out"))
     assert read_report(tmp_path / "out").sparsity == 0.5
 

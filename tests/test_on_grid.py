@@ -9,17 +9,17 @@ from safetensors.torch import load_file, save_file
 
 import prunus
 from conftest import FAMILIES, MODELS, load_tiny
-from prunus.engine import prune_blocks
-from prunus.errors import InputError
-from prunus.methods import METHODS, build_method
-from prunus.observer import Silent
-from prunus.patterns import Unstructured
-from prunus.pruners import Compose, EachLayer, OnGrid
-from prunus.quantization import Grid
+from prunus.base.errors import InputError
+from prunus.maths.grids import Grid
+from prunus.maths.patterns import Unstructured
+from prunus.maths.pruners import Compose, EachLayer, OnGrid
+from prunus.maths.scores import Magnitude
+from prunus.maths.updates import LeastSquares
+from prunus.methods.table import METHODS, build_method
+from prunus.model.inspect import inspect, start
 from prunus.recipe import Recipe
-from prunus.scores import Magnitude
-from prunus.survey import inspect, start
-from prunus.updates import LeastSquares
+from prunus.run.loop import prune_blocks
+from prunus.run.observer import Silent
 
 FAST = {"samples": 2, "length": 48}
 IDS = torch.randint(0, 500, (3, 32), generator=torch.Generator().manual_seed(0))
@@ -28,7 +28,7 @@ IDS = torch.randint(0, 500, (3, 32), generator=torch.Generator().manual_seed(0))
 @pytest.fixture(autouse=True)
 def _without_reload(request, monkeypatch):
     if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
 
 
 def run(pruner, sparsity=0.5, family="llama", dtype=torch.float32):

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config, GptOssConfig
 
 import prunus
 from conftest import MODELS
-from prunus.decoding import decode, float8
-from prunus.errors import CheckpointError, CheckpointWarning, NumericalError
-from prunus.origin import Origin
-from prunus.verification import verify
+from prunus.base.errors import CheckpointError, CheckpointWarning, NumericalError
+from prunus.judge.verify import verify
+from prunus.storage.decoding import decode, float8
+from prunus.storage.origin import Origin
 
 FAST = {"samples": 2, "length": 32}
 WEIGHTS = "model.safetensors"
@@ -22,7 +22,7 @@ WEIGHTS = "model.safetensors"
 @pytest.fixture(autouse=True)
 def _without_reload(request, monkeypatch):
     if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
 
 
 @pytest.fixture
@@ -230,8 +230,8 @@ def test_what_prunus_packed_is_read_block_by_block_again(source, tmp_path):
     fields = {"method": "wanda", "bits": 4, "group": 16, **FAST}
     prunus.prune(source, output=tmp_path / "packed", pack=True, **fields)
     prunus.prune(source, output=tmp_path / "plain", **fields)
-    from prunus.checkpoint import check_shards, load_weights
-    from prunus.weights import Streamed
+    from prunus.model.weights import Streamed
+    from prunus.storage.checkpoint import check_shards, load_weights
 
     weights = load_weights(tmp_path / "packed", stream=True)
     assert isinstance(weights, Streamed)
@@ -303,7 +303,7 @@ def with_mtp(source):
     return source
 
 
-@pytest.mark.filterwarnings("ignore::prunus.errors.CheckpointWarning")
+@pytest.mark.filterwarnings("ignore::prunus.base.errors.CheckpointWarning")
 def test_tensors_without_a_place_are_carried_along(with_mtp, tmp_path):
     result = prunus.prune(with_mtp, method="magnitude", output=tmp_path / "out")
     out = load_file(tmp_path / "out" / WEIGHTS)
@@ -315,7 +315,7 @@ def test_tensors_without_a_place_are_carried_along(with_mtp, tmp_path):
     assert "mtp.fc.weight" in " ".join(verify(tmp_path / "out", source=with_mtp).problems)
 
 
-@pytest.mark.filterwarnings("ignore:.*no place for:prunus.errors.CheckpointWarning")
+@pytest.mark.filterwarnings("ignore:.*no place for:prunus.base.errors.CheckpointWarning")
 @pytest.mark.parametrize(
     "fields",
     [
@@ -333,14 +333,14 @@ def test_they_are_left_out_aloud_where_they_fit_no_more(fields, with_mtp, tmp_pa
 
 
 @pytest.mark.reload
-@pytest.mark.filterwarnings("ignore::prunus.errors.CheckpointWarning")
+@pytest.mark.filterwarnings("ignore::prunus.base.errors.CheckpointWarning")
 def test_what_is_carried_is_no_problem_in_a_fresh_process(with_mtp, tmp_path):
     result = prunus.prune(with_mtp, method="magnitude", output=tmp_path / "out")
     assert result.verification.ok
 
 
 @pytest.mark.reload
-@pytest.mark.filterwarnings("ignore:.*no place for:prunus.errors.CheckpointWarning")
+@pytest.mark.filterwarnings("ignore:.*no place for:prunus.base.errors.CheckpointWarning")
 def test_deepseek_v3_as_it_is_published(tmp_path):
     """Experts one by one in float8, and behind the last block one that predicts further tokens."""
     torch.manual_seed(0)
@@ -390,7 +390,7 @@ def test_files_beside_the_weights_come_along_byte_for_byte(source, tmp_path):
 
 
 def test_a_file_that_is_too_large_is_named_and_left(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.origin.LARGEST", 2**17)
+    monkeypatch.setattr("prunus.storage.origin.LARGEST", 2**17)
     (source / "huge.json").write_bytes(b" " * (2**17 + 1))
     result = prunus.prune(source, method="magnitude", output=tmp_path / "out")
     assert "huge.json" in result.report.source.left
@@ -435,7 +435,7 @@ def test_weights_in_another_form_are_named_and_left_with_what_describes_them(sou
 
 
 @pytest.mark.reload
-@pytest.mark.filterwarnings("ignore:.*no place for:prunus.errors.CheckpointWarning")
+@pytest.mark.filterwarnings("ignore:.*no place for:prunus.base.errors.CheckpointWarning")
 def test_the_names_of_a_base_model_stay_and_so_do_buffers_of_old_files(tmp_path):
     source = shutil.copytree(MODELS / "gpt2", tmp_path / "source")
     tensors = {
@@ -547,8 +547,8 @@ def test_verify_finds_the_pattern_of_what_others_pruned(source, tmp_path):
 
 @pytest.mark.parametrize("pattern", ["row", "layer", "column", "1:4", "4:8", "2:4:output"])
 def test_each_pattern_is_found_as_what_it_is(pattern):
-    from prunus.patterns import NM, parse_pattern
-    from prunus.unreported import found_pattern
+    from prunus.judge.unreported import found_pattern
+    from prunus.maths.patterns import NM, parse_pattern
 
     score = torch.rand(48, 64, generator=torch.Generator().manual_seed(0))
     score[:7] *= 3
@@ -559,7 +559,7 @@ def test_each_pattern_is_found_as_what_it_is(pattern):
 
 
 def test_what_is_no_pattern_is_dense_or_all_zeros():
-    from prunus.unreported import found_pattern
+    from prunus.judge.unreported import found_pattern
 
     assert found_pattern(torch.ones(8, 8)) == "dense"
     assert found_pattern(torch.zeros(8, 8)) == "zero"
@@ -569,7 +569,7 @@ def test_decoding_wants_room(source, monkeypatch):
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("prunus.decoding.shutil.disk_usage", lambda path: usage(1, 1, 0))
+    monkeypatch.setattr("prunus.storage.decoding.shutil.disk_usage", lambda path: usage(1, 1, 0))
     form = type("F", (), {"name": "fp8", "claim": {}, "dtype": torch.bfloat16})()
     with pytest.raises(CheckpointError, match=r"0\.0 GiB are free\. Make room"):
         decode(source, form, {"x": source / WEIGHTS})

@@ -14,17 +14,22 @@ from typer.testing import CliRunner
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus import registry
+from prunus.base.errors import (
+    InputError,
+    PluginWarning,
+    PrunusError,
+    TakenNameError,
+    UnknownNameError,
+)
 from prunus.cli.main import app
-from prunus.errors import InputError, PluginWarning, PrunusError, TakenNameError, UnknownNameError
-from prunus.methods import METHODS
-from prunus.observer import Silent
-from prunus.own import check_merges, code_of, natural, spelled
-from prunus.patterns import NM, Unstructured
-from prunus.pruners import Compose, EachLayer
+from prunus.maths.contracts import Pruned
+from prunus.maths.patterns import NM, Unstructured
+from prunus.maths.pruners import Compose, EachLayer
+from prunus.maths.scores import OBS, RIA, Wanda
+from prunus.methods import METHODS, registry
+from prunus.methods.own import check_merges, code_of, natural, spelled
 from prunus.recipe import Recipe
-from prunus.scores import OBS, RIA, Wanda
-from prunus.types import Pruned
+from prunus.run.observer import Silent
 
 LLAMA = MODELS / "llama"
 FEW = {"samples": 3, "length": 24}

@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 
 import prunus
 from conftest import MODELS
+from prunus.base.errors import InputError
+from prunus.base.team import ALONE, Team
 from prunus.cli.main import app
-from prunus.errors import InputError
-from prunus.gram import Gram
-from prunus.journal import unfinished
-from prunus.parallel import ALONE, Team
-from prunus.permutation.orders import Orders
-from prunus.report.pruning_report import read_report
-from prunus.stats import ColumnNorm, TokenSample, gather
+from prunus.maths.gram import Gram
+from prunus.maths.orders.orders import Orders
+from prunus.maths.stats import ColumnNorm, TokenSample, gather
+from prunus.report.report import read_report
+from prunus.storage.journal import unfinished
 from test_resume import same, tensors
 from two_processes import FAST, PRUNERS, ROWS, RUNS, layer, numbers, run_statistics
 
@@ -53,8 +53,8 @@ def one(tmp_path_factory):
     found, names = {}, {}
     torch.set_num_threads(1)  # as the two have, whatever the test before left
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("prunus.verification._check_reload", lambda *args: None)
-        patched.setattr("prunus.engine.recorded", prunus.engine.recorded)  # and back at the end
+        patched.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+        patched.setattr("prunus.run.loop.recorded", prunus.run.loop.recorded)  # and back at the end
         stats = run_statistics()
         for name, run in RUNS.items():
             stats.clear()

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunus.errors import NumericalError, PatternError
-from prunus.patterns import NM, Unstructured, parse_pattern, removed
+from prunus.base.errors import NumericalError, PatternError
+from prunus.maths.patterns import NM, Unstructured, parse_pattern, removed
 
 SPARSITIES = [0, 0.1, 0.5, 0.999, 1]
 

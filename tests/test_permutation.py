@@ -8,17 +8,17 @@ from scipy.optimize import linear_sum_assignment
 
 import prunus
 from conftest import MODELS
-from prunus.errors import InputError, MissingStatisticError, PatternError
-from prunus.gram import Gram
-from prunus.methods import build_method
-from prunus.patterns import NM, Unstructured
-from prunus.permutation import Assignment, Greedy, Heuristic, Retained
-from prunus.permutation.assignment import _refill
-from prunus.permutation.exchanges import Exchanges
-from prunus.permutation.greedy import SPLITS, _two_of_four
-from prunus.pruners import Compose, InOrder
-from prunus.scores import Magnitude
-from prunus.stats import ColumnNorm, TokenSample, gather
+from prunus.base.errors import InputError, MissingStatisticError, PatternError
+from prunus.maths.gram import Gram
+from prunus.maths.orders import Assignment, Greedy, Heuristic, Retained
+from prunus.maths.orders.assignment import _refill
+from prunus.maths.orders.exchanges import Exchanges
+from prunus.maths.orders.greedy import SPLITS, _two_of_four
+from prunus.maths.patterns import NM, Unstructured
+from prunus.maths.pruners import Compose, InOrder
+from prunus.maths.scores import Magnitude
+from prunus.maths.stats import ColumnNorm, TokenSample, gather
+from prunus.methods.table import build_method
 
 ALL = [Heuristic(), Heuristic(snake=False), Assignment(), Greedy(escapes=5)]
 TWO_FOUR = NM(2, 4)

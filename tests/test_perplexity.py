@@ -6,8 +6,8 @@ from torch import nn
 
 import prunus
 from conftest import load_tiny
-from prunus.errors import CalibrationError, InputError, NumericalError
-from prunus.evaluation import perplexity
+from prunus.base.errors import CalibrationError, InputError, NumericalError
+from prunus.judge import perplexity
 
 
 class Table(nn.Module):

@@ -8,13 +8,13 @@ import pytest
 
 import prunus
 from conftest import MODELS
-from prunus.errors import CheckpointError
-from prunus.journal import Journal
+from prunus.base.errors import CheckpointError
+from prunus.storage.journal import Journal
 
 
 @pytest.fixture(autouse=True)
 def _without_reload(monkeypatch):
-    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
 
 
 def failing(number):
@@ -71,6 +71,6 @@ def test_a_name_that_cannot_be_shown_is_one_sentence():
 def test_a_block_without_parameters_is_no_division_by_zero():
     from torch import nn
 
-    from prunus.blocks import check_share
+    from prunus.model.blocks import check_share
 
     check_share("model.layers.1", nn.Identity(), {})

@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus import engine, gathering, planning
+from prunus.base.errors import CheckpointError
 from prunus.cli.main import app
-from prunus.errors import CheckpointError
-from prunus.replay import Recording
+from prunus.model.replay import Recording
+from prunus.run import forecast as planning
+from prunus.run import gather as gathering
+from prunus.run import loop as engine
 
 FAST = {"samples": 4, "length": 48}
 
@@ -207,7 +209,7 @@ def test_only_what_grows_with_samples_is_scaled(monkeypatch):
         def seconds(self, *steps):
             return float(len([1 for step, _ in self._steps if step in steps]))
 
-    monkeypatch.setattr("prunus.structured.planning.Stopwatch", Watch)
+    monkeypatch.setattr("prunus.run.smaller_forecast.Stopwatch", Watch)
     model, tokenizer = load_tiny("llama")
     few = {"tokenizer": tokenizer, "length": 48, "method": "goa", "recovery": "before"}
     plan = prunus.plan(model, samples=200, **few)

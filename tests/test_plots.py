@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 import prunus
 from conftest import load_tiny
+from prunus.base.errors import InputError
 from prunus.cli.main import app
-from prunus.errors import InputError
 
 pytest.importorskip("matplotlib")
 
@@ -29,7 +29,7 @@ def test_the_histogram_counts_channels_by_the_share_that_stays(tmp_path, monkeyp
 
 
 def smaller():
-    from prunus.report.structured_report import BlockWidths, StructuredReport
+    from prunus.report.units import BlockWidths, StructuredReport
 
     far = [[0, 0.1, 0.5, 0.5], [0.1, 0, 0.5, 0.5], [0.5, 0.5, 0, 0.3], [0.5, 0.5, 0.3, 0]]
     block = BlockWidths(1, (4, 2), (2, 1), (96, 48), (1000, 500), [1], far)
@@ -40,7 +40,7 @@ def smaller():
 def test_heads_that_attend_alike_are_joined_and_those_that_went_are_hollow(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 
-    from prunus.report.structured_plots import heads_graph, removed_share
+    from prunus.report.unit_plots import heads_graph, removed_share
 
     edges, faces, curves = [], [], []
     plot, scatter, stairs = Axes.plot, Axes.scatter, Axes.stairs

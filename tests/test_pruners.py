@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from conftest import GATED, load_tiny
-from prunus.engine import prune_blocks
-from prunus.errors import UnsupportedModelError
-from prunus.observer import Silent
-from prunus.patterns import NM, Unstructured
-from prunus.pruners import Compose, DaSS, EachLayer, InOrder
-from prunus.scores import DaSS as DaSSScore
-from prunus.scores import Magnitude, Wanda
-from prunus.stats import ColumnNorm, TokenSample, gather
-from prunus.survey import inspect, start
+from prunus.base.errors import UnsupportedModelError
+from prunus.maths.patterns import NM, Unstructured
+from prunus.maths.pruners import Compose, DaSS, EachLayer, InOrder
+from prunus.maths.scores import DaSS as DaSSScore
+from prunus.maths.scores import Magnitude, Wanda
+from prunus.maths.stats import ColumnNorm, TokenSample, gather
+from prunus.model.inspect import inspect, start
+from prunus.run.loop import prune_blocks
+from prunus.run.observer import Silent
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 import prunus
 from conftest import MODELS
+from prunus.base.errors import InputError
 from prunus.cli.main import app
-from prunus.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,7 +74,7 @@ def desk(tmp_path, monkeypatch, hub):
     (folder / "texts" / "c4").mkdir(parents=True)
     (folder / "texts" / "c4" / "c4.jsonl").write_text('{"text": "' + words + '"}\n')
     # The reload in a fresh process is tested elsewhere; fifteen of them take a minute.
-    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
     monkeypatch.chdir(folder)
     return folder
 
@@ -87,7 +87,10 @@ def interrupted(words: list[str], monkeypatch) -> None:
     """Run the command up to its second block, where someone presses Ctrl-C."""
 
     with monkeypatch.context() as patched:
-        patched.setattr("prunus.journal.Journal.write", press_second(prunus.journal.Journal.write))
+        patched.setattr(
+            "prunus.storage.journal.Journal.write",
+            press_second(prunus.storage.journal.Journal.write),
+        )
         found = CliRunner().invoke(app, [word for word in words if word != "--resume"])
     assert found.exit_code == 130, found.output
 

@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.calibration import read_documents
-from prunus.channels import Channels
-from prunus.checkpoint import load_model, load_tokenizer
-from prunus.permutation.orders import Orders
-from prunus.survey import inspect
-from prunus.weights import InMemory
+from prunus.maths.orders.orders import Orders
+from prunus.model.channels import Channels
+from prunus.model.inspect import inspect
+from prunus.model.weights import InMemory
+from prunus.storage.checkpoint import load_model, load_tokenizer
+from prunus.text import read_documents
 
 pytestmark = pytest.mark.real
 

@@ -5,17 +5,17 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from prunus.errors import InputError
-from prunus.gram import Gram
-from prunus.methods import build_method
-from prunus.patterns import NM, Unstructured
-from prunus.pruners import MRP, Compose, SparseGPT
-from prunus.refinements import Swaps
-from prunus.refinements.cells import Cells
-from prunus.refinements.dense import one_by_one
-from prunus.scores import OBS, Wanda
-from prunus.stats import ColumnNorm, gather
-from prunus.updates import LeastSquares
+from prunus.base.errors import InputError
+from prunus.maths.gram import Gram
+from prunus.maths.patterns import NM, Unstructured
+from prunus.maths.pruners import MRP, Compose, SparseGPT
+from prunus.maths.refinements import Swaps
+from prunus.maths.refinements.cells import Cells
+from prunus.maths.refinements.dense import one_by_one
+from prunus.maths.scores import OBS, Wanda
+from prunus.maths.stats import ColumnNorm, gather
+from prunus.maths.updates import LeastSquares
+from prunus.methods.table import build_method
 from test_updates import loss, optimum, problem
 
 PATTERNS = [

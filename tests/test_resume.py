@@ -17,20 +17,20 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus import assembly
-from prunus.checkpoint import load_weights
-from prunus.cures import explained
-from prunus.errors import CheckpointError, InputError, NotVerifiedError, NumericalError
-from prunus.fresh import asked
-from prunus.journal import LINES, unfinished
-from prunus.observer import Silent
-from prunus.parallel import ALONE
-from prunus.report.pruning_report import read_report
-from prunus.resuming import check_same, followed, threads_of
-from prunus.spill import Spilled
-from prunus.survey import inspect
-from prunus.verification import Verification
-from prunus.weights import InMemory, Streamed
+from prunus.base.errors import CheckpointError, InputError, NotVerifiedError, NumericalError
+from prunus.base.team import ALONE
+from prunus.judge.fresh_process import asked
+from prunus.judge.verify import Verification
+from prunus.model.inspect import inspect
+from prunus.model.weights import InMemory, Streamed
+from prunus.report.report import read_report
+from prunus.run.cures import explained
+from prunus.run.observer import Silent
+from prunus.storage import assembly
+from prunus.storage.checkpoint import load_weights
+from prunus.storage.journal import LINES, unfinished
+from prunus.storage.resuming import check_same, followed, threads_of
+from prunus.storage.scratch import Spilled
 
 FAST = {"samples": 3, "length": 48}
 LEARNING = {"allocation.granularity": "two-blocks", "allocation.steps": 8}
@@ -40,7 +40,7 @@ LEARNING = {"allocation.granularity": "two-blocks", "allocation.steps": 8}
 def _without_reload(request, monkeypatch):
     """A fresh process takes seconds; the tests of verification, and those marked here, have it."""
     if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
 
 
 IDS = torch.randint(0, 500, (2, 40), generator=torch.Generator().manual_seed(7))
@@ -188,7 +188,7 @@ def test_a_run_that_ends_while_the_checkpoint_is_put_together(tmp_path, monkeypa
         def full(*args):
             raise OSError(28, "No space left on device")
 
-        patched.setattr("prunus.assembly.write_texts", full)
+        patched.setattr("prunus.storage.assembly.write_texts", full)
         with pytest.raises(CheckpointError, match=r"No space left on device.*--resume goes on"):
             prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
     prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
@@ -206,7 +206,7 @@ def test_a_full_disk_in_the_middle(tmp_path, monkeypatch):
                 raise OSError(28, "No space left on device")
             save_file(tensors, path, metadata)
 
-        patched.setattr("prunus.journal.save_file", full)
+        patched.setattr("prunus.storage.journal.save_file", full)
         with pytest.raises(CheckpointError, match=r"block-00001.*No space left"):
             prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
     left = sorted(os.listdir(unfinished(tmp_path / "out")))
@@ -347,7 +347,7 @@ def test_a_finished_run_is_not_thrown_away(run, tmp_path, monkeypatch):
     run = {**run, **FAST}
     prunus.prune(MODELS / "llama", output=tmp_path / "whole", **run)
     with monkeypatch.context() as patched:
-        patched.setattr("prunus.verification._check_reload", fails("MemoryError: 9 bytes"))
+        patched.setattr("prunus.judge.verify._check_reload", fails("MemoryError: 9 bytes"))
         with pytest.raises(NotVerifiedError) as failed:
             prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
     work = unfinished(tmp_path / "out")
@@ -368,7 +368,7 @@ def test_quantize_is_not_thrown_away_either(tmp_path, monkeypatch):
     run = {"group": 16, **FAST}
     prunus.quantize(MODELS / "llama", output=tmp_path / "whole", **run)
     with monkeypatch.context() as patched:
-        patched.setattr("prunus.verification._check_reload", fails("pass `trust_remote_code=True`"))
+        patched.setattr("prunus.judge.verify._check_reload", fails("pass `trust_remote_code=True`"))
         with pytest.raises(NotVerifiedError, match="Give --trust-remote-code"):
             prunus.quantize(MODELS / "llama", output=tmp_path / "out", **run)
     watcher = Ends(-1, "")
@@ -381,11 +381,13 @@ def test_quantize_is_not_thrown_away_either(tmp_path, monkeypatch):
 def test_a_finished_run_asks_for_no_memory_for_activations(tmp_path, monkeypatch):
     run = {"method": "wanda", **FAST}
     with monkeypatch.context() as patched:
-        patched.setattr("prunus.verification._check_reload", fails("no reason"))
+        patched.setattr("prunus.judge.verify._check_reload", fails("no reason"))
         with pytest.raises(NotVerifiedError, match="Mend what that names"):
             prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
     judged = []
-    monkeypatch.setattr("prunus.planning.fit", lambda need, *rest: judged.append(need.activations))
+    monkeypatch.setattr(
+        "prunus.run.forecast.fit", lambda need, *rest: judged.append(need.activations)
+    )
     prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
     assert judged == [0]
 
@@ -399,7 +401,7 @@ def test_files_that_are_wrong_in_themselves(tmp_path, monkeypatch):
             args[-1].problems.append("x is wrong")
             args[-1].in_files = True
 
-        patched.setattr("prunus.verification._check_layers", wrong)
+        patched.setattr("prunus.judge.verify._check_layers", wrong)
         with pytest.raises(NotVerifiedError) as failed:
             prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
         work = unfinished(tmp_path / "out")
@@ -492,13 +494,13 @@ def test_folders_above_the_output_go_with_a_failed_run_if_it_made_them(tmp_path,
     (tmp_path / "there").mkdir()
     output = tmp_path / "there" / "new" / "er" / "out"
     with monkeypatch.context() as patched:
-        patched.setattr("prunus.engine._prune", lambda *args: 1 / 0)
+        patched.setattr("prunus.run.loop._prune", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prunus.prune(MODELS / "llama", method="magnitude", output=output)
     assert os.listdir(tmp_path / "there") == []
     model, tokenizer = load_tiny("llama")
     with monkeypatch.context() as patched:
-        patched.setattr("prunus.result.write_model", lambda *args, **more: 1 / 0)
+        patched.setattr("prunus.run.finish.write_model", lambda *args, **more: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prunus.prune(model, method="magnitude", tokenizer=tokenizer, output=output)
     assert os.listdir(tmp_path / "there") == []
@@ -592,7 +594,7 @@ def test_spilled_activations_are_the_same_and_go(tmp_path):
 
 def test_what_a_killed_process_spilled_goes_with_the_next_run(tmp_path):
     code = (
-        "import sys, torch; from pathlib import Path; from prunus.spill import Spilled\n"
+        "import sys, torch; from pathlib import Path; from prunus.storage.scratch import Spilled\n"
         "spilled = Spilled(Path(sys.argv[1])); spilled.append(torch.ones(3))\n"
         "print('spilled', flush=True); sys.stdin.read()"
     )

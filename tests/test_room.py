@@ -12,16 +12,16 @@ from typer.testing import CliRunner
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus import room
-from prunus.available import available_memory, free_disk, is_in_memory
-from prunus.calibration.sampling import DIGESTED, digest
+from prunus.base.errors import RoomError
+from prunus.base.memory import available_memory, free_disk, is_in_memory
 from prunus.cli.main import app
-from prunus.errors import RoomError
-from prunus.gram import Gram
-from prunus.planning import block_bytes, need
-from prunus.room import Need, fit, statistics_bytes
-from prunus.stats import ColumnNorm
-from prunus.structured.statistics import ChannelMoments, Moments
+from prunus.maths.gram import Gram
+from prunus.maths.moments import ChannelMoments, Moments
+from prunus.maths.stats import ColumnNorm
+from prunus.run import room
+from prunus.run.forecast import block_bytes, need
+from prunus.run.room import Need, fit, statistics_bytes
+from prunus.text.sampling import DIGESTED, digest
 from test_resume import Ends, tensors
 
 FAST = {"samples": 3, "length": 48}
@@ -31,7 +31,7 @@ RUNS = [{"method": "wanda"}, {"method": "goa", "recovery": "both", "sparsity": 0
 
 @pytest.fixture(autouse=True)
 def _without_reload(monkeypatch):
-    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def machine(monkeypatch, tmp_path):
 
     def of(memory=PLENTY, disk=PLENTY):
         monkeypatch.setattr(room, "available_on", lambda device: memory)
-        monkeypatch.setattr("prunus.whole.available_memory", lambda: memory)
-        monkeypatch.setattr("prunus.planning.available_memory", lambda: memory)
+        monkeypatch.setattr("prunus.run.whole.available_memory", lambda: memory)
+        monkeypatch.setattr("prunus.run.forecast.available_memory", lambda: memory)
         monkeypatch.setattr(room, "free_disk", lambda folder: disk)
 
     (tmp_path / "temporary").mkdir()
@@ -179,7 +179,7 @@ def prepared(monkeypatch, **run):
     """What a run needs, by its shapes."""
     found = []
     with monkeypatch.context() as patched:
-        for where in ("prunus.api", "prunus.structured.entry"):
+        for where in ("prunus.api", "prunus.run.smaller_entry"):
             patched.setattr(f"{where}.make_room", lambda run, need, *_: found.append((run, need)))
             patched.setattr(f"{where}.carry_out", lambda *args: None)
         prunus.prune(MODELS / "llama", **run)
@@ -247,7 +247,7 @@ def test_activations_go_to_disk_by_themselves_with_the_same_bytes(
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run["method"])
 def test_a_million_samples_are_refused_before_they_are_drawn(run, machine, tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.calibration.tokens.sample_windows", None)
+    monkeypatch.setattr("prunus.text.tokens.sample_windows", None)
     machine(memory=2**33, disk=2**34)
     with pytest.raises(RoomError, match="1,000,000 samples"):
         prunus.prune(MODELS / "llama", output=tmp_path / "out", samples=10**6, **run)

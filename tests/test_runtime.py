@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaFor
 
 import prunus
 from conftest import MODELS
-from prunus.errors import InputError, PatternError, UnknownNameError
+from prunus.base.errors import InputError, PatternError, UnknownNameError
 from prunus.runtime import check_layout
 
 IDS = torch.randint(0, 256, (2, 64), generator=torch.Generator().manual_seed(0))

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from prunus.errors import InputError
-from prunus.scores import RIA, DaSS, Magnitude, RelativeImportance, Wanda
-from prunus.stats import ColumnNorm, gather
+from prunus.base.errors import InputError
+from prunus.maths.scores import RIA, DaSS, Magnitude, RelativeImportance, Wanda
+from prunus.maths.stats import ColumnNorm, gather
 
 
 def loop(weight_OI, inputs_TI, formula):

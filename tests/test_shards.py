@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from conftest import MODELS
-from prunus.checkpoint import load_model, load_weights
-from prunus.errors import CheckpointError
-from prunus.shards import INDEX, SINGLE, check_shards
+from prunus.base.errors import CheckpointError
+from prunus.storage.checkpoint import load_model, load_weights
+from prunus.storage.shards import INDEX, SINGLE, check_shards
 
 NORM = "model.norm.weight"
 
@@ -65,7 +65,7 @@ def test_one_file_beside_an_index_wins(folder):
 
 
 def test_what_config_names_wins_over_both(folder, monkeypatch):
-    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
     other(folder, SINGLE)
     other(folder, "mine.safetensors", 3.0)
     config = json.loads((folder / "config.json").read_text())

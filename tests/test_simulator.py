@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 import prunus
 from conftest import MODELS
 from prunus.cli.main import app
-from prunus.simulator import ViTCoD
-from prunus.simulator.table import simulate
+from prunus.judge.cycles import simulate
+from prunus.judge.vitcod import ViTCoD
 
 
 def literal(mask_OI, as_published=False, width=64, height=64):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from prunus.errors import CalibrationError, MissingStatisticError
-from prunus.stats import ColumnNorm, Statistics, TokenSample, gather
+from prunus.base.errors import CalibrationError, MissingStatisticError
+from prunus.maths.stats import ColumnNorm, Statistics, TokenSample, gather
 
 
 def test_rms_equals_a_literal_float64_loop(layer):

@@ -10,13 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
 from conftest import load_tiny
-from prunus.errors import CalibrationError, InputError, UnsupportedModelError
-from prunus.observer import Silent
-from prunus.structured.divergence import ascending, row_major
-from prunus.structured.methods import STRUCTURED
-from prunus.structured.modules import find_modules
-from prunus.structured.surgery import rehearse, shrink
-from prunus.survey import inspect
+from prunus.base.errors import CalibrationError, InputError, UnsupportedModelError
+from prunus.maths.scores.attention import ascending, row_major
+from prunus.methods.units import STRUCTURED
+from prunus.model.inspect import inspect
+from prunus.model.surgery import rehearse, shrink
+from prunus.model.units import find_modules
+from prunus.run.observer import Silent
 from structured_models import FAMILIES, GQA, IDS, MLP, RUN, build, logits
 
 

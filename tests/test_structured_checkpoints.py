@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 import prunus
 from conftest import MODELS, load_tiny
+from prunus.base.errors import CheckpointError, InputError
 from prunus.cli.main import app
-from prunus.errors import CheckpointError, InputError
-from prunus.report.pruning_report import read_report
-from prunus.structured.methods import STRUCTURED
-from prunus.structured.widths import read_widths
-from prunus.verification import verify
+from prunus.judge.verify import verify
+from prunus.methods.units import STRUCTURED
+from prunus.report.report import read_report
+from prunus.storage.widths import read_widths
 from structured_models import GQA, IDS, RUN, build, logits
 
 FRESH = """
@@ -34,8 +34,8 @@ assert "prunus" not in sys.modules
 @pytest.fixture
 def trusting(monkeypatch):
     """No fresh process: two tests below start theirs."""
-    monkeypatch.setattr("prunus.structured.verification.reload", lambda *args: [])
-    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.smaller.reload", lambda *args: [])
+    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
 
 
 def test_uniform_widths_load_in_plain_transformers_in_a_fresh_process(tmp_path, trusting):
@@ -113,7 +113,7 @@ def test_widths_that_no_config_says_are_rebuilt(family, method, blocks, tmp_path
 
 def test_every_width_and_bias_reaches_llama_cpps_format(tmp_path, trusting):
     gguf = pytest.importorskip("gguf")
-    from prunus.export.gguf import write_gguf
+    from prunus.storage.gguf import write_gguf
 
     model, tokenizer = load_tiny("llama")
     out = tmp_path / "out"
@@ -226,7 +226,7 @@ def test_command_line(tmp_path, monkeypatch):
     assert run.exit_code == 0, run.output
     said = json.loads(run.stdout)
     assert said["loads_in_transformers"] is False
-    monkeypatch.setattr("prunus.structured.verification.reload", lambda *args: [])
+    monkeypatch.setattr("prunus.judge.smaller.reload", lambda *args: [])
     assert 0 <= 20000 - said["parameters_before"] + said["parameters"] + 2 * 64 * 4 < 1000
     run = CliRunner().invoke(app, ["verify", str(out), "--json"])
     assert run.exit_code == 0, run.output

@@ -9,16 +9,16 @@ import torch
 
 import prunus
 from conftest import load_tiny
-from prunus.errors import InputError
-from prunus.observer import Silent
-from prunus.structured.gathering import Context, held_out
-from prunus.structured.methods import STRUCTURED
-from prunus.structured.modules import find_modules
-from prunus.structured.recovery import RIDGES, Regression, joined, solve, with_ones
-from prunus.structured.size import OneToken
-from prunus.structured.statistics import Moments
-from prunus.structured.step import DenseStream, Step
-from prunus.survey import inspect, start
+from prunus.base.errors import InputError
+from prunus.maths.moments import Moments
+from prunus.maths.updates.ridge import RIDGES, Regression, joined, solve, with_ones
+from prunus.methods.units import STRUCTURED
+from prunus.model.cost import OneToken
+from prunus.model.inspect import inspect, start
+from prunus.model.units import find_modules
+from prunus.run.observer import Silent
+from prunus.run.unit_gather import Context, held_out
+from prunus.run.unit_step import DenseStream, Step
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import torch
 
 import prunus
 from conftest import MODELS, load_tiny
-from prunus.errors import CheckpointError, InputError
-from prunus.journal import Journal, unfinished
-from prunus.observer import Silent
-from prunus.structured.allocation import Quota
-from prunus.structured.diary import noted, restored
-from prunus.structured.loop import Seen, prune_units
-from prunus.survey import inspect
+from prunus.base.errors import CheckpointError, InputError
+from prunus.maths.shares.units import Quota
+from prunus.model.inspect import inspect
+from prunus.run.observer import Silent
+from prunus.run.units import Seen, prune_units
+from prunus.storage.diary import noted, restored
+from prunus.storage.journal import Journal, unfinished
 from test_resume import FAST, Ends, end, same, tensors
 
 LATE = {"heads.threshold": 0.6, "target": "heads"}
@@ -23,7 +23,7 @@ LATE = {"heads.threshold": 0.6, "target": "heads"}
 @pytest.fixture(autouse=True)
 def _without_reload(monkeypatch):
     """A fresh process takes seconds; the tests of checkpoints have it."""
-    monkeypatch.setattr("prunus.verification._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
 
 
 def widths(folder):
@@ -78,7 +78,7 @@ def test_one_block_is_in_memory_while_it_becomes_smaller(tmp_path, monkeypatch):
         model.append(context.model)
         return prune_units(context, *args)
 
-    monkeypatch.setattr("prunus.structured.run.prune_units", spied)
+    monkeypatch.setattr("prunus.run.smaller.prune_units", spied)
     run = {"method": "goa", "recovery": "after", **FAST}
     prunus.prune(MODELS / "llama", output=tmp_path / "out", observer=Counts(), **run)
     assert {index for index, _ in seen} == {0, 1, 2}

@@ -9,19 +9,16 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from prunus.blocks import Layer
-from prunus.errors import InputError, MissingStatisticError
-from prunus.stats import ColumnNorm, gather
-from prunus.structured.allocation import adaptive, check, removable, share_of, standardised, uniform
-from prunus.structured.divergence import (
+from prunus.base.errors import InputError, MissingStatisticError
+from prunus.maths.moments import ChannelMoments, Moments
+from prunus.maths.scores.attention import (
     HeadDivergence,
     ascending,
     between_units,
     distances,
     row_major,
 )
-from prunus.structured.modules import Depth2
-from prunus.structured.scores import (
+from prunus.maths.scores.units import (
     Flap,
     Gathered,
     Norm,
@@ -32,7 +29,10 @@ from prunus.structured.scores import (
     WandaSp,
     lowest,
 )
-from prunus.structured.statistics import ChannelMoments, Moments
+from prunus.maths.shares.units import adaptive, check, removable, share_of, standardised, uniform
+from prunus.maths.stats import ColumnNorm, gather
+from prunus.model.blocks import Layer
+from prunus.model.units import Depth2
 
 
 @pytest.fixture

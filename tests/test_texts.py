@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from conftest import load_tiny
-from prunus.calibration import Documents, read_documents, sample_windows
-from prunus.calibration.bos import missing_bos, stream_with
-from prunus.calibration.dialects import RowReader
-from prunus.calibration.sampling import digest
-from prunus.calibration.tokens import tokenize
-from prunus.errors import CalibrationError, InputError, UnknownNameError
+from prunus.base.errors import CalibrationError, InputError, UnknownNameError
+from prunus.text import Documents, read_documents, sample_windows
+from prunus.text.bos import missing_bos, stream_with
+from prunus.text.dialects import RowReader
+from prunus.text.sampling import digest
+from prunus.text.tokens import tokenize
 
 PROSE = "Once upon a time a miller had three sons."
 CHAT = [{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": PROSE}]
@@ -494,8 +494,8 @@ def test_the_reader_reads_a_column_only_where_a_table_has_it():
 
 
 def test_values_of_bos(tmp_path):
-    from prunus.calibration.bos import first_token
     from prunus.recipe import Recipe
+    from prunus.text.bos import first_token
 
     _, tokenizer = load_tiny("llama")
     assert first_token(tokenizer, "yes") == tokenizer.bos_token_id

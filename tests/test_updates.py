@@ -5,15 +5,15 @@ from itertools import combinations
 import pytest
 import torch
 
-from prunus.errors import InputError
-from prunus.gram import Gram
-from prunus.patterns import NM, Unstructured
-from prunus.pruners import MRP, SparseGPT
-from prunus.scores import OBS
-from prunus.stats import gather
-from prunus.updates import LeastSquares, SparseGPTSweep
-from prunus.updates.deflation import Deflation
-from prunus.updates.least_squares import certificate, conjugate_gradients, direct
+from prunus.base.errors import InputError
+from prunus.maths.gram import Gram
+from prunus.maths.patterns import NM, Unstructured
+from prunus.maths.pruners import MRP, SparseGPT
+from prunus.maths.scores import OBS
+from prunus.maths.stats import gather
+from prunus.maths.updates import LeastSquares, SparseGPTSweep
+from prunus.maths.updates.deflation import Deflation
+from prunus.maths.updates.least_squares import certificate, conjugate_gradients, direct
 
 EXACT = LeastSquares(tolerance=1e-13)
 
@@ -285,6 +285,6 @@ def test_a_gap_that_cannot_be_certified_is_null_not_infinite(monkeypatch):
     """The report is JSON: an infinity in a note would lose the whole run when it is written."""
     weight_OI, stats, _ = problem()
     mask_OI = Unstructured("row").mask(weight_OI.abs(), 0.5)
-    monkeypatch.setattr("prunus.updates.least_squares.certificate", lambda *_: float("inf"))
+    monkeypatch.setattr("prunus.maths.updates.least_squares.certificate", lambda *_: float("inf"))
     _, notes = LeastSquares(iterations=2).solve(weight_OI, mask_OI, stats)
     assert notes == {"direct_after_iterations": 2, "gap": None}

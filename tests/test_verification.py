@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import prunus
 from conftest import MODELS
-from prunus.errors import CheckpointError, PatternError
-from prunus.verification import verify
+from prunus.base.errors import CheckpointError, PatternError
+from prunus.judge.verify import verify
 
 UP = "model.layers.1.mlp.up_proj.weight"
 

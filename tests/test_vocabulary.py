@@ -4,8 +4,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from prunus.errors import InputError
-from prunus.export import write_gguf
+from prunus.base.errors import InputError
+from prunus.storage.gguf import write_gguf
 from test_gguf import LLAMA, SMALL, UNEVEN, cut, read, saved
 
 

@@ -14,17 +14,19 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, logging
 
 import prunus
-from prunus import engine, gathering, verification
-from prunus.errors import InputError, PrunusError, TeamError
-from prunus.gram import Gram
-from prunus.observer import Silent
-from prunus.parallel import Team
-from prunus.patterns import NM, Unstructured
-from prunus.pruners import MRP, Compose, SparseGPT
-from prunus.refinements import Swaps
-from prunus.scores import Wanda
-from prunus.stats import ColumnNorm, Statistics, TokenSample
-from prunus.updates import LeastSquares, SparseGPTSweep
+from prunus.base.errors import InputError, PrunusError, TeamError
+from prunus.base.team import Team
+from prunus.judge import verify as verification
+from prunus.maths.gram import Gram
+from prunus.maths.patterns import NM, Unstructured
+from prunus.maths.pruners import MRP, Compose, SparseGPT
+from prunus.maths.refinements import Swaps
+from prunus.maths.scores import Wanda
+from prunus.maths.stats import ColumnNorm, Statistics, TokenSample
+from prunus.maths.updates import LeastSquares, SparseGPTSweep
+from prunus.run import gather as gathering
+from prunus.run import loop as engine
+from prunus.run.observer import Silent
 
 LLAMA = Path(__file__).parent / "models" / "llama"
 FAST = {"samples": 5, "length": 64}

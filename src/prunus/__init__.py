@@ -8,22 +8,23 @@ prunus.evaluate("pruned", "wiki.test.raw").perplexity
 from __future__ import annotations
 
 from ._version import __version__
+from .base.moved import HOMES, keep_names
 
 TYPE_CHECKING = False  # as type checkers know it; typing itself would take half of the start
 if TYPE_CHECKING:
     from typing import Any
 
     from .api import evaluate, load, plan, prune, quantize
-    from .errors import PrunusError
-    from .export import write_gguf
-    from .observer import Observer, Silent
+    from .base.errors import PrunusError
+    from .judge.bench import bench
+    from .judge.cycles import simulate
+    from .judge.verify import verify
+    from .methods.registry import register
     from .recipe import Recipe
-    from .registry import register
     from .report.picture import plot
-    from .result import Result
-    from .runtime.bench import bench
-    from .simulator.table import simulate
-    from .verification import verify
+    from .run.finish import Result
+    from .run.observer import Observer, Silent
+    from .storage.gguf import write_gguf
 
 __all__ = [
     "Observer",
@@ -47,27 +48,28 @@ __all__ = [
 
 # Imported when first used: torch and transformers take seconds, `prunus --help` should not.
 _HOME = {
-    "Observer": "observer",
-    "PrunusError": "errors",
+    "Observer": "run.observer",
+    "PrunusError": "base.errors",
     "Recipe": "recipe",
-    "Result": "result",
-    "Silent": "observer",
-    "bench": "runtime.bench",
+    "Result": "run.finish",
+    "Silent": "run.observer",
+    "bench": "judge.bench",
     "evaluate": "api",
     "load": "api",
     "plan": "api",
     "plot": "report.picture",
     "prune": "api",
     "quantize": "api",
-    "register": "registry",
-    "simulate": "simulator.table",
-    "verify": "verification",
-    "write_gguf": "export",
+    "register": "methods.registry",
+    "simulate": "judge.cycles",
+    "verify": "judge.verify",
+    "write_gguf": "storage.gguf",
 }
-_PARTS = (
-    *("allocation", "errors", "evaluation", "export", "patterns", "permutation", "pruners"),
-    *("quantization", "refinements", "runtime", "scores", "simulator", "stats", "updates"),
+_FOLDERS = (
+    *("base", "judge", "maths", "methods", "model", "report", "run", "runtime", "storage", "text"),
 )
+
+keep_names()
 
 
 def __getattr__(name: str) -> Any:
@@ -75,11 +77,11 @@ def __getattr__(name: str) -> Any:
 
     if name in _HOME:
         return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    if name in _PARTS:
+    if name in _FOLDERS or name in HOMES:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """The API: what users type, without what this file needs itself."""
-    return sorted({*__all__, *_PARTS, "__doc__", "__file__", "__name__", "__path__"})
+    return sorted({*__all__, *HOMES, "__doc__", "__file__", "__name__", "__path__"})

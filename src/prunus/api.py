@@ -10,37 +10,38 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .allocation import Allocation, Uniform
-from .arguments import typed
-from .assembly import check_names
-from .calibration.given import Given, collect, how_many, is_source, source_name
-from .checkpoint import Dtype, folder_of, load_model, load_tokenizer
-from .errors import CalibrationError, InputError, UnknownNameError
-from .evaluation import Evaluation, perplexity
-from .evaluation.text import read_text
-from .inputs import in_memory, named, pick_device
-from .inputs import inputs as gathered
-from .methods import QUANTIZE
-from .observer import Observer
-from .output import check_output
-from .own import check_written
-from .parallel import ALONE, Team
-from .permutation.orders import Orders
-from .planning import REHEARSED, Plan, forecast, make_room, need
-from .progress import Scored, hearing, scoring, watching
+from .base.arguments import typed
+from .base.errors import CalibrationError, InputError, UnknownNameError
+from .base.team import ALONE, Team
+from .judge import perplexity
+from .judge.perplexity import Evaluation
+from .judge.text import read_text
+from .maths.contracts import BlockPruner
+from .maths.orders.orders import Orders
+from .maths.shares import Allocation, Uniform
+from .methods.own import check_written
+from .methods.table import QUANTIZE
+from .model.samples import Sample, either
 from .recipe import Recipe
-from .report.pruning_report import FILE as REPORT
-from .report.pruning_report import known_zeros, read_report
-from .result import Result, carry_out
-from .resuming import threads_of
-from .run import Run
+from .report.report import FILE as REPORT
+from .report.report import known_zeros, read_report
+from .run.finish import Result, carry_out
+from .run.forecast import REHEARSED, Plan, forecast, make_room, need
+from .run.observer import Observer
+from .run.prepare import in_memory, named, pick_device
+from .run.prepare import inputs as gathered
+from .run.progress import Scored, hearing, scoring, watching
+from .run.run import Run
+from .run.smaller_entry import Asked, check_alone, plan_structured, prune_structured
+from .run.smaller_forecast import SmallerPlan
 from .runtime import index_inputs, to_semi_structured
-from .samples import Sample, either
-from .spill import check_spill
-from .structured.entry import Asked, check_alone, plan_structured, prune_structured
-from .structured.planning import SmallerPlan
-from .structured.widths import widths_of
-from .types import BlockPruner
+from .storage.assembly import check_names
+from .storage.checkpoint import Dtype, folder_of, load_model, load_tokenizer
+from .storage.output import check_output
+from .storage.resuming import threads_of
+from .storage.scratch import check_spill
+from .storage.widths import widths_of
+from .text.given import Given, collect, how_many, is_source, source_name
 
 
 @typed
@@ -297,7 +298,7 @@ def evaluate(
     scored: Scored | None = None,
     observer: Observer | None = None,
 ) -> Evaluation:
-    """Perplexity by the papers' protocol: see ``prunus.evaluation.perplexity``.
+    """Perplexity by the papers' protocol: see ``prunus.judge.perplexity``.
 
     >>> prunus.evaluate("pruned", "wiki.test.raw", length=2048, windows=8).perplexity
 

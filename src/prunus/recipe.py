@@ -9,18 +9,18 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
-from .allocation import Allocation
-from .allocation.select import block_range
-from .checkpoint import Dtype
-from .errors import InputError
-from .given import complaint, in_words
-from .methods import QUANTIZE, Method, build_allocation, build_method, build_structured
-from .own import spelled
-from .patterns import NM, check_sparsity, parse_pattern
-from .quantization import Grid
-from .structured.methods import STRUCTURED
-from .structured.pruner import DEFAULT, UnitPruner
-from .types import BlockPruner
+from .base.errors import InputError
+from .maths.contracts import BlockPruner
+from .maths.grids import Grid
+from .maths.patterns import NM, check_sparsity, parse_pattern
+from .maths.pruners.units import DEFAULT, UnitPruner
+from .maths.shares import Allocation
+from .methods.own import spelled
+from .methods.table import QUANTIZE, Method, build_allocation, build_method, build_structured
+from .methods.units import STRUCTURED
+from .methods.words import complaint, in_words
+from .model.select import block_range
+from .storage.checkpoint import Dtype
 
 WEIGHTS_ONLY = (
     *("pattern", "update", "refine", "permutation", "search", "true_sequential"),

@@ -46,7 +46,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from prunus.calibration import read_documents
+from prunus.text import read_documents
 
 HERE = Path(__file__).resolve().parent
 

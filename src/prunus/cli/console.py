@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import CheckpointWarning, PluginWarning, PrunusError, TeamError
-from ..progress import console, escape
+from ..base.errors import CheckpointWarning, PluginWarning, PrunusError, TeamError
+from ..run.progress import console, escape
 
 __all__ = ["command", "console", "escape", "print_json", "print_line", "print_table"]
 

@@ -24,7 +24,7 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """Prune SmolLM2-135M by three methods, compare, keep the best: under ten minutes on 2 cores."""
-    from ..demo import demo
+    from .demonstration import demo
 
     rows, best = demo(
         output, samples=samples, length=length, windows=windows, show=not json, install=yes

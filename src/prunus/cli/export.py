@@ -33,9 +33,9 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """Write a checkpoint in the format of another runtime."""
-    from ..checkpoint import checked_dtype
-    from ..errors import UnknownNameError
-    from ..export import write_gguf
+    from ..base.errors import UnknownNameError
+    from ..storage.checkpoint import checked_dtype
+    from ..storage.gguf import write_gguf
 
     if to not in FORMATS:
         raise UnknownNameError("format", to, FORMATS)

@@ -14,7 +14,7 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """The paper table: name, paper, parts, needs, differences from the authors' code."""
-    from ..methods import all_rows
+    from ..methods.table import all_rows
 
     rows = all_rows()
 

@@ -9,8 +9,8 @@ from . import prune
 from .console import command, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from ..planning import Plan
-    from ..structured.planning import SmallerPlan
+    from ..run.forecast import Plan
+    from ..run.smaller_forecast import SmallerPlan
 
 EXAMPLES = """
 **Examples**
@@ -26,8 +26,8 @@ EXAMPLES = """
 def _run(**given: Any) -> None:
     """Say what `prunus prune` with the same options would do and cost; write nothing."""
     from .. import api
-    from ..progress import PruningBar
-    from ..structured.planning import SmallerPlan
+    from ..run.progress import PruningBar
+    from ..run.smaller_forecast import SmallerPlan
 
     with PruningBar() as bar:
         plan = api.plan(observer=bar, **prune.request(given))
@@ -56,7 +56,7 @@ def _print_weights(plan: Plan) -> None:
 
 
 def _print_smaller(plan: SmallerPlan) -> None:
-    from ..report.structured_report import COLUMNS
+    from ..report.units import COLUMNS
 
     made, (before, after) = plan.structured, plan.structured.parameters
     print_table(COLUMNS, made.rows())

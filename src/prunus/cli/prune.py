@@ -13,8 +13,8 @@ from .console import command, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from ..report import PruningReport
-    from ..report.structured_report import StructuredReport
-    from ..result import Result
+    from ..report.units import StructuredReport
+    from ..run.finish import Result
 
 WEIGHTS = "Single weights"
 INTEGERS = "Integer grids"
@@ -297,9 +297,9 @@ def together(
     do: Callable[..., Result], asked: Callable[[], dict[str, Any]], verb: str = "pruning"
 ) -> Result | None:
     """Do it with the other processes that torchrun started; None in all but the first."""
-    from ..observer import Silent
-    from ..parallel import Team
-    from ..progress import PruningBar
+    from ..base.team import Team
+    from ..run.observer import Silent
+    from ..run.progress import PruningBar
 
     with ExitStack() as stack:
         team = stack.enter_context(Team.join())
@@ -312,7 +312,7 @@ def together(
 
 def request(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of ``prunus.prune``: options by their names, those that were given."""
-    from ..errors import InputError
+    from ..base.errors import InputError
 
     given = {name: value for name, value in given.items() if value is not None and name != "json"}
     arguments = dict(given)

@@ -29,7 +29,7 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """Cycles of a pruned model on the ViTCoD accelerator, by a model of its multiplications."""
-    from ..simulator.table import simulate
+    from ..judge.cycles import simulate
 
     rows = simulate(folder, as_published=as_published)
     if json:

@@ -33,7 +33,7 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """Check zeros, pattern, finite weights, report; reload in a fresh process."""
-    from ..verification import verify
+    from ..judge.verify import verify
 
     found = verify(folder, source=source, pattern=pattern, trust_remote_code=trust_remote_code)
     if json:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import CheckpointWarning
+from ..base.errors import CheckpointWarning
 
 FONT = "DejaVu Sans"  # matplotlib's own
 

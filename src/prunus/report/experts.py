@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ..types import LayerReport
+from ..maths.contracts import LayerReport
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..types import FromSource
+from ..maths.contracts import FromSource
 
 
 def source_section(source: FromSource | None) -> str:

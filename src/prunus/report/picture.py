@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..arguments import typed
-from ..errors import InputError, UnknownNameError, at_least
-from ..hub import title as titled
-from ..output import new_file
+from ..base.arguments import typed
+from ..base.errors import InputError, UnknownNameError, at_least
+from ..storage.hub import title as titled
+from ..storage.output import new_file
 from .drawing import any_text, plain
 from .plots import learning, over_depth
-from .pruning_report import PruningReport, read_report
-from .structured_plots import closest_fifth, heads_graph, removed_share
+from .report import PruningReport, read_report
+from .unit_plots import closest_fifth, heads_graph, removed_share
 
 SINGLE = ("sparsity", "error", "learning")  # for a model that lost single weights
 UNITS = ("removed", "error", "heads")  # for one that lost heads and neurons

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import InputError
-from ..types import LayerReport
+from ..base.errors import InputError
+from ..maths.contracts import LayerReport
 
 
 def retained_degree(

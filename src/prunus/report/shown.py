@@ -7,13 +7,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
-from ..types import LayerReport
-from .pruning_report import PruningReport
-from .structured_report import COLUMNS as WIDTHS
+from ..base.errors import InputError
+from ..maths.contracts import LayerReport
+from .report import PruningReport
+from .units import COLUMNS as WIDTHS
 
 if TYPE_CHECKING:
-    from ..verification import Verification
+    from ..judge.verify import Verification
 
 COLUMNS = ("layer", "shape", "pattern", "sparsity", "output error")
 

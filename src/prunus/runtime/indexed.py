@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..blocks import outputs_first
-from ..errors import CheckpointError, InputError
-from ..permutation.orders import Orders
-from ..types import LayerReport
+from ..base.errors import CheckpointError, InputError
+from ..maths.contracts import LayerReport
+from ..maths.orders.orders import Orders
+from ..model.blocks import outputs_first
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 from transformers import PreTrainedModel
 
-from ..blocks import outputs_first
-from ..errors import InputError, PatternError
-from ..types import LayerReport
+from ..base.errors import InputError, PatternError
+from ..maths.contracts import LayerReport
+from ..model.blocks import outputs_first
 from .indexed import index
 
 ROWS, COLUMNS = 32, 64  # both sides must be multiples, in torch's stricter backend (CUTLASS)

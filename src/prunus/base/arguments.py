@@ -1,0 +1,91 @@
+"""What the public calls are given: one sentence for a wrong type, before any work."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from .errors import InputError
+from .team import Team
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TOKENIZER = ((Callable,), "a tokenizer, such as AutoTokenizer.from_pretrained gives")
+FUNCTION = ((Callable,), "a function")
+# By annotation, which the public calls keep to these words; others are judged by the call itself.
+KINDS: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "str | Path": ((str, Path), "a path"),
+    "str | Path | Sequence[str | Path]": ((str, Path, Sequence), "a path, or a list of some"),
+    "bool": ((bool,), "True or False"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a string"),
+    "Dtype": ((str,), "a string or a torch.dtype"),
+    "Scored": FUNCTION,
+    "Callable[[str], None]": FUNCTION,
+    "Team": ((Team,), "what prunus.base.team.Team.join() gives"),
+}
+
+
+def typed(function: Callable[P, R]) -> Callable[P, R]:
+    """Check arguments by their annotations, and give what comes in other words in its own.
+
+    A path of any kind becomes a ``Path``, a ``torch.dtype`` or ``torch.device`` its name, a number
+    of numpy or torch one of Python.
+    """
+    signature = inspect.signature(function)
+    kinds = {name: _kind(name, str(p.annotation)) for name, p in signature.parameters.items()}
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs)
+        for name, value in given.arguments.items():
+            kind = kinds[name]
+            if kind is not None and not (value is None and kind[2]):
+                given.arguments[name] = _checked(name, value, *kind[:2])
+            elif name == "model" and isinstance(value, os.PathLike):
+                given.arguments[name] = Path(value)
+        return function(*given.args, **given.kwargs)
+
+    return called
+
+
+def _kind(name: str, annotation: str) -> tuple[tuple[Any, ...], str, bool] | None:
+    """The types, what they are called, and whether None will do; None: not judged here."""
+    if (name, annotation) == ("tokenizer", "Any"):
+        return (*TOKENIZER, True)
+    found = KINDS.get(annotation.removesuffix(" | None"))
+    return None if found is None else (*found, annotation.endswith("None"))
+
+
+def _checked(name: str, value: Any, types: tuple[Any, ...], what: str) -> Any:
+    """The value as the library uses it; InputError if it is of another type."""
+    value = as_word(value)
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise InputError(f"{name} is {what}; got {shown(value)} ({type(value).__name__}).")
+    return value
+
+
+def as_word(value: Any) -> Any:
+    """A path of any kind as a Path; a dtype, a device, a number of numpy as what it is in words."""
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, torch.device):
+        return str(value)
+    if isinstance(value, os.PathLike):
+        return Path(value)
+    single = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    return value.item() if single else value
+
+
+def shown(value: object) -> str:
+    """Its ``repr`` on one line, of which a long one is cut."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,5 +1,0 @@
-"""Quality: perplexity by the papers' protocol."""
-
-from .perplexity import Evaluation, perplexity
-
-__all__ = ["Evaluation", "perplexity"]

@@ -1,5 +1,0 @@
-"""Checkpoints in the formats of other runtimes."""
-
-from .gguf import Exported, write_gguf
-
-__all__ = ["Exported", "write_gguf"]

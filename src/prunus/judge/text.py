@@ -1,0 +1,125 @@
+"""The text of an evaluation: read, as token ids, and recorded with the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..base.errors import CalibrationError, InputError
+from ..text import Documents, read_documents
+from ..text.bos import first_token, missing_bos, stream_with
+from ..text.given import Given, Texts
+from ..text.tokens import checked, needed, tokenize, window_length
+from .perplexity import Evaluation
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be scored.
+
+    Attributes:
+        content: documents, or token ids: of one text (1-D), or window by window (2-D).
+        bos: whether windows begin with the beginning-of-text token.
+    """
+
+    content: Documents | Tensor
+    bos: str
+
+    @property
+    def name(self) -> str:
+        """What the result calls it."""
+        return self.content.name if isinstance(self.content, Documents) else "tokens given"
+
+    def most(self, windows: int | None) -> int | None:
+        """How many windows to score, at most those that the papers score of a known text."""
+        known = self.content.windows if isinstance(self.content, Documents) else None
+        return windows if known is None else min(windows or known, known)
+
+    def tokens(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        length: int | None,
+        say: Callable[[str], None],
+    ) -> tuple[Tensor, int]:
+        """All token ids, one window after the other, and how long a window is."""
+        if not isinstance(self.content, Documents):
+            return _given(self.content, model, length)
+        ids = tokenize(tokenizer, self.content.joined(), self.bos)
+        ids_T = checked(torch.tensor(ids, dtype=torch.int64), model)
+        length = window_length(model, length)
+        first = first_token(tokenizer, self.bos)
+        if first is not None and length > 1:
+            ids_T = stream_with(ids_T, first, length)
+        whole = len(ids_T) // length if length > 0 else 0
+        if whole:
+            windows_NL = ids_T[: whole * length].view(whole, length)
+            if warning := missing_bos(model, tokenizer, windows_NL, self.bos):
+                say(warning)
+        return ids_T, length
+
+    def described(self, found: Evaluation) -> Evaluation:
+        """The result, with what was read."""
+        if not isinstance(self.content, Documents):
+            return found
+        content = self.content
+        return replace(found, field=content.field, split=content.split, bos=self.bos)
+
+
+def read_text(
+    text: str | Path | Given,
+    tokenizer: Any,
+    field: str | None,
+    bos: str,
+    data_dir: str | Path | None,
+    say: Callable[[str], None],
+) -> Asked:
+    """Read the text to score, and say what was read.
+
+    Raises:
+        CalibrationError: it cannot be read, or is none.
+        InputError: no tokenizer, or one that cannot do what ``bos`` asks for.
+    """
+    if isinstance(text, Tensor):
+        if (bos, field) != ("auto", None):
+            raise InputError("bos and field are for text; token ids are taken as they are.")
+        return Asked(text, bos)
+    if text == "self":
+        raise CalibrationError("Text that the model writes itself cannot judge it; give a file.")
+    if isinstance(text, str) and not text.strip():
+        raise CalibrationError("The text's source is empty. Give a file, a folder, or a name.")
+    first_token(needed(tokenizer), bos)  # raises where there is none
+    if isinstance(text, Texts):
+        documents = text.documents("evaluation", field, tokenizer)
+    else:
+        documents = read_documents(
+            str(text), "evaluation", data_dir, field=field, tokenizer=tokenizer
+        )
+    for line in documents.lines():
+        say(line)
+    return Asked(documents, bos)
+
+
+def _given(ids: Tensor, model: PreTrainedModel, length: int | None) -> tuple[Tensor, int]:
+    """Token ids as one text, and the length of a window.
+
+    Of several rows each is a window. One row is a text, as people tokenise a whole test set; where
+    it is shorter than the usual window, it is one.
+    """
+    ids_T = checked(ids.reshape(-1), model)
+    if ids.ndim == 2 and len(ids) > 1:
+        if length not in (None, ids.shape[1]):
+            raise InputError(
+                f"text has rows of {ids.shape[1]} tokens, a window each, and length is {length}. "
+                "Leave length out, or give one row."
+            )
+        return ids_T, window_length(model, ids.shape[1])
+    if length is None:
+        return ids_T, min(window_length(model, None), len(ids_T))
+    return ids_T, window_length(model, length)

@@ -1,0 +1,255 @@
+"""The contracts. A method is a composition of these callables; the engine knows one: BlockPruner.
+
+Implementations are frozen dataclasses whose fields are their whole configuration: ``repr`` goes to
+the log, the fields to the recipe and to ``--set``. Everything here is a pure function of tensors;
+only the engine touches modules, hooks, devices and files. Shape suffixes: see ``stats``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from .stats import Statistic, Statistics
+
+if TYPE_CHECKING:
+    from ..model.blocks import Block, Layer
+    from .orders.ordering import Ordering
+
+Needs = tuple[type[Statistic], ...]
+Share = float | Fraction | Tensor
+"""Which part of a layer's weights goes; a tensor (O,): of each row's."""
+Plan = Mapping[str, Share]
+"""The share of each layer to prune, by layer name; a layer that is not named stays dense."""
+
+
+def requested(share: Share) -> float:
+    """As one number; of rows, their mean."""
+    return float(share.double().mean()) if isinstance(share, Tensor) else float(share)
+
+
+class Score(Protocol):
+    """How much keeping weight (o, i) matters, shape (O, I), float32; higher is kept."""
+
+    @property
+    def needs(self) -> Needs:
+        """The statistics it reads."""
+        ...
+
+    def __call__(self, weight_OI: Tensor, stats: Statistics) -> Tensor: ...
+
+
+class Pattern(Protocol):
+    """The admissible masks, and the best of them for a score."""
+
+    @property
+    def group_size(self) -> int | None:
+        """M of N:M; None where any weights may be compared."""
+        ...
+
+    def at(self, sparsity: Share) -> Pattern:
+        """What a layer of this sparsity turns out to have."""
+        ...
+
+    def check(self, shape_OI: tuple[int, int], sparsity: Share) -> None:
+        """Raise PatternError if a layer of this shape cannot have it."""
+        ...
+
+    def mask(self, score_OI: Tensor, sparsity: Share) -> Tensor:
+        """The bool mask (O, I), True = kept, of the highest retained score at this sparsity."""
+        ...
+
+
+class Permutation(Protocol):
+    """An order of the input channels under which the pattern keeps more score."""
+
+    def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: Share) -> Tensor: ...
+
+
+class Refinement(Protocol):
+    """A better mask of the same pattern and sparsity."""
+
+    @property
+    def needs(self) -> Needs:
+        """The statistics it reads."""
+        ...
+
+    def __call__(
+        self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics, pattern: Pattern
+    ) -> tuple[Tensor, Mapping[str, Any]]:
+        """The mask, and notes for the report."""
+        ...
+
+
+class Update(Protocol):
+    """New values for the kept weights on a fixed mask; exactly 0 elsewhere."""
+
+    @property
+    def needs(self) -> Needs:
+        """The statistics it reads."""
+        ...
+
+    def __call__(self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics) -> Tensor: ...
+
+
+@runtime_checkable
+class ReportingUpdate(Protocol):
+    """An update that has something to say about each layer: a certificate, a raised damp."""
+
+    def solve(
+        self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics
+    ) -> tuple[Tensor, Mapping[str, Any]]:
+        """What ``__call__`` returns, and notes for the report."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a layer becomes."""
+
+    weight_OI: Tensor
+    """Exactly 0 wherever ``mask_OI`` is False."""
+    mask_OI: Tensor
+    """bool, True = kept."""
+    order_I: Tensor | None = None
+    """The pattern holds for ``mask_OI[:, order_I]``; None: as stored."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever the report should say about this layer."""
+    packed: Mapping[str, Tensor] = field(default_factory=dict)
+    """What a packed checkpoint holds in place of ``weight``, see ``quantization.packing``."""
+
+
+class LayerPruner(Protocol):
+    """Prunes one linear layer. ``Compose`` builds one from parts."""
+
+    @property
+    def needs(self) -> Needs:
+        """The statistics it reads."""
+        ...
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pattern that its masks have."""
+        ...
+
+    def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: Share) -> Pruned: ...
+
+
+class BlockPruner(Protocol):
+    """Prunes one block: the one type that the engine knows. ``EachLayer`` lifts a LayerPruner."""
+
+    @property
+    def needs(self) -> Needs:
+        """The statistics to gather at every site."""
+        ...
+
+    @property
+    def ordering(self) -> Ordering | None:
+        """The orders that the channels are put into first; None: as they are stored."""
+        ...
+
+    def pattern(self, layer: Layer) -> Pattern:
+        """The pattern that this layer's mask will have, for checks before and after the run."""
+        ...
+
+    def check(self, block: Block, plan: Plan) -> None:
+        """Raise InputError, with the layer's name, if this block cannot be pruned so."""
+        ...
+
+    def __call__(
+        self, block: Block, stats: Mapping[str, Statistics], plan: Plan
+    ) -> Iterator[tuple[Layer, Pruned]]:
+        """Yield the planned layers one by one; the engine writes each before it asks for more."""
+        ...
+
+
+class Learner(Protocol):
+    """Finds the shares of one block after the other, on the way."""
+
+    def __call__(self, block: Block) -> tuple[Plan, BlockPruner]:
+        """The block's plan; and the pruner, with whatever else it learned for this block."""
+        ...
+
+
+class Replay(Protocol):
+    """The recorded calls of one block or several, with weights substituted: differentiable."""
+
+    @property
+    def samples(self) -> int:
+        """How many calls there are."""
+        ...
+
+    def forward(self, sample: int, weights: Mapping[str, Tensor]) -> Tensor:
+        """What comes out (B, T, d) with these weights (O, I), by layer name."""
+        ...
+
+    def target(self, sample: int) -> Tensor:
+        """What should."""
+        ...
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one layer."""
+
+    name: str
+    role: str
+    block: int
+    shape: tuple[int, int]
+    """(O, I)."""
+    transposed: bool
+    """Whether the checkpoint stores (I, O)."""
+    pattern: str
+    requested: float
+    sparsity: float
+    """Zeros over weights, counted in the tensor as written."""
+    relative_output_error: float | None
+    """‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ in Frobenius norms on a sample of calibration tokens; None: no text."""
+    updated: bool
+    """Whether any kept weight has a new value."""
+    error_before_update: float | None
+    """The same error with the dense values of the kept weights."""
+    seconds: float
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    expert: int | None = None
+    """Which matrix of a 3-D parameter it is: the number at the end of its name."""
+
+    @property
+    def parameter(self) -> str:
+        """The name of the parameter that holds its weight, or of all experts' weights."""
+        return parameter_of(self.name, self.expert)
+
+    @property
+    def kind(self) -> str:
+        """The last word of its name, the same in all blocks and for all experts."""
+        return self.parameter.removesuffix(".weight").rsplit(".", 1)[-1]
+
+
+def parameter_of(layer: str, expert: int | None) -> str:
+    """The full name of the parameter that holds a layer's weight."""
+    return f"{layer}.weight" if expert is None else layer.removesuffix(f".{expert}")
+
+
+@dataclass(frozen=True)
+class FromSource:
+    """What a checkpoint has from the files that it was made from, besides its model.
+
+    Attributes:
+        decoded: the format that the weights were stored in, such as fp8; None: plain numbers.
+        dtype: asked for; None: every tensor keeps its own.
+        carried: tensors that the model has no place for, copied bit for bit.
+        dropped: such tensors that do not fit the pruned model and were left out.
+        files: copied byte for byte.
+        left: files that were not copied, with the reason.
+    """
+
+    decoded: str | None = None
+    dtype: str | None = None
+    carried: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,171 @@
+"""The Gram matrix of a site's inputs, damped and factorised once for all layers that share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..base.errors import CalibrationError, NumericalError
+from ..base.team import Team
+
+LEADING, PASSES = 32, 4  # eigenvectors for preconditioning; passes to find them
+RAISES = 8  # times that the damp may be raised tenfold: from 0.01 to far more than the Gram itself
+
+
+class Gram:
+    """Uncentred second moment of the inputs, ``XᵀX / T``, shape (I, I), float32.
+
+    The papers' Hessian is ``2 XᵀX``; every mask and every update here is free of that factor.
+    """
+
+    def __init__(self, features: int, device: torch.device) -> None:
+        self.sum_II = torch.zeros(features, features, dtype=torch.float32, device=device)
+        self.tokens = 0
+        self._damped: dict[float, Damped] = {}
+
+    @staticmethod
+    def enough(features: int) -> int:
+        """Tokens from which an update helps the output on *other* tokens; measured.
+
+        With fewer it fits those that it has seen and errs more than magnitude with no update: worst
+        at half as many tokens as inputs (SparseGPT) to as many (MRP).
+        """
+        return 2 * features
+
+    def update(self, inputs_TI: Tensor) -> None:
+        """Add ``XᵀX`` of more tokens; half-precision inputs are multiplied in float32."""
+        inputs_TI = inputs_TI.float()
+        self.sum_II.addmm_(inputs_TI.T, inputs_TI)
+        self.tokens += len(inputs_TI)
+        self._damped.clear()
+
+    def merge(self, team: Team) -> None:
+        """Sums of the sums and of the counts."""
+        team.sum_(self.sum_II)
+        self.tokens = int(team.total(self.tokens)[0])
+        self._damped.clear()
+
+    def reordered(self, order_I: Tensor) -> Gram:
+        """The same of ``X[:, order_I]``; factorised anew when it is asked for."""
+        new = Gram(0, order_I.device)
+        new.sum_II, new.tokens = self.sum_II[order_I[:, None], order_I], self.tokens
+        return new
+
+    @property
+    def matrix_II(self) -> Tensor:
+        """``XᵀX / T``."""
+        if not self.tokens:
+            raise CalibrationError("No calibration token reached this layer; give more text.")
+        return self.sum_II / self.tokens
+
+    def damped(self, damp: float) -> Damped:
+        """The system that updates solve; the layers of a site share it and its factor."""
+        if damp not in self._damped:
+            self._damped[damp] = Damped.of(self.matrix_II, damp)
+        return self._damped[damp]
+
+
+@dataclass(frozen=True, eq=False)
+class Damped:
+    """``H = G + damp · mean(diag G) · I`` with its factor.
+
+    An input that is always 0 ("dead") gets the mean as its diagonal, so that H is invertible; its
+    weights cannot matter, whatever they are. Where a Cholesky in float32 fails it is done in
+    float64; where that fails too the damp is raised tenfold until it succeeds.
+
+    Attributes:
+        matrix_II: H.
+        upper_II: U, upper triangular, with ``H⁻¹ = UᵀU``. ``U_jj²`` is the first diagonal element
+            of the inverse of ``H[j:, j:]``: SparseGPT's factor.
+        dead_I: True where an input is always 0.
+        damp: the one that was used, maybe higher than the one asked for.
+        float64: whether float32 was not enough.
+    """
+
+    matrix_II: Tensor
+    upper_II: Tensor
+    dead_I: Tensor
+    damp: float
+    float64: bool
+
+    @classmethod
+    def of(cls, gram_II: Tensor, damp: float) -> Damped:
+        """Damp and factorise.
+
+        Raises:
+            NumericalError: no damp makes the matrix positive definite: it holds NaN or inf.
+        """
+        if not bool(gram_II.isfinite().all()):
+            raise NumericalError("The Gram matrix holds NaN or inf; use a wider dtype.")
+        diagonal_I = gram_II.diagonal()
+        dead_I = diagonal_I == 0
+        mean = float(diagonal_I[~dead_I].mean()) if not bool(dead_I.all()) else 1.0
+        for raised in range(RAISES):
+            used = damp if raised == 0 else max(damp, 1e-6) * 10**raised
+            for dtype in (torch.float32, torch.float64):
+                matrix_II = gram_II.to(dtype, copy=True)
+                matrix_II.diagonal()[dead_I] = mean
+                matrix_II.diagonal().add_(used * mean)
+                upper_II = _upper_factor_of_inverse(matrix_II)
+                if upper_II is not None:
+                    matrix_II, upper_II = matrix_II.float(), upper_II.float()
+                    return cls(matrix_II, upper_II, dead_I, used, dtype == torch.float64)
+        raise NumericalError("The Gram matrix cannot be factorised at any damp.")
+
+    @cached_property
+    def inverse_diagonal_I(self) -> Tensor:
+        """The diagonal of ``H⁻¹``."""
+        return self.upper_II.square().sum(0)
+
+    @cached_property
+    def inverse_II(self) -> Tensor:
+        """``H⁻¹``."""
+        return self.upper_II.T @ self.upper_II
+
+    @cached_property
+    def scale_I(self) -> Tensor:
+        """``diag(H)^-½``."""
+        return self.matrix_II.diagonal().rsqrt()
+
+    @cached_property
+    def leading(self) -> tuple[Tensor, Tensor, float]:
+        """The largest eigenvalues of ``diag(H)^-½ H diag(H)^-½`` and what is left.
+
+        At most 32 and one in eight (K,), by subspace iteration, so about; their vectors (I, K); and
+        the mean of all other eigenvalues.
+        """
+        scaled_II = self.matrix_II * self.scale_I[:, None] * self.scale_I
+        inputs = len(scaled_II)
+        wanted = min(LEADING, inputs // 8)
+        generator = torch.Generator().manual_seed(0)
+        basis_IB = torch.randn(inputs, min(wanted + 8, inputs), generator=generator)
+        basis_IB = basis_IB.to(scaled_II)
+        for _ in range(PASSES):
+            basis_IB = torch.linalg.qr(scaled_II @ basis_IB).Q
+        value_B, turn_BB = torch.linalg.eigh(basis_IB.T @ scaled_II @ basis_IB)
+        first = len(value_B) - wanted
+        value_K, vector_IK = value_B[first:], basis_IB @ turn_BB[:, first:]
+        rest = (inputs - float(value_K.sum())) / (inputs - wanted)
+        return value_K, vector_IK, max(rest, 1e-6)
+
+    def notes(self, asked: float) -> dict[str, float | bool]:
+        """What the report should say: nothing when all went as asked."""
+        raised = {"damp_raised_to": self.damp} if self.damp != asked else {}
+        return {**raised, **({"float64": True} if self.float64 else {})}
+
+
+def _upper_factor_of_inverse(matrix_II: Tensor) -> Tensor | None:
+    """U with ``H⁻¹ = UᵀU``, or None where H is not positive definite in this precision.
+
+    The Cholesky factor of H with rows and columns reversed, reversed back, is an upper triangular A
+    with ``H = A Aᵀ``; U is its inverse. No Cholesky of an inverse, which float32 often refuses.
+    """
+    lower_II, failed = torch.linalg.cholesky_ex(matrix_II.flip(0, 1))
+    if int(failed):
+        return None
+    identity_II = torch.eye(len(matrix_II), dtype=matrix_II.dtype, device=matrix_II.device)
+    upper_II = torch.linalg.solve_triangular(lower_II.flip(0, 1), identity_II, upper=True)
+    return upper_II if bool(upper_II.isfinite().all()) else None

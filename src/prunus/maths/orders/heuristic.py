@@ -1,0 +1,33 @@
+"""Channels dealt to boxes by their importance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..contracts import Pattern, Share
+from .retained import along_inputs
+
+
+@dataclass(frozen=True)
+class Heuristic:
+    """Sort the channels by ``Σ_o S[o, i]`` and deal them to the K = I / M boxes, M times K.
+
+    Attributes:
+        snake: every other deal goes backwards (the authors' code); otherwise each begins with the
+            first box (the paper's text).
+
+    Reference: Zhang et al. 2024, "Plug-and-Play", section 4.2, step 1.
+    """
+
+    snake: bool = True
+
+    def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: Share) -> Tensor:
+        """The order: boxes one after the other; position p of it reads channel ``order_I[p]``."""
+        size = along_inputs(pattern, score_OI).of
+        ranked_I = score_OI.float().sum(0).argsort(descending=True, stable=True)
+        dealt_MK = ranked_I.view(size, -1).clone()
+        if self.snake:
+            dealt_MK[1::2] = dealt_MK[1::2].flip(1)
+        return dealt_MK.T.flatten()

@@ -1,0 +1,116 @@
+"""Quantises a block, pruned already or not; what is 0 stays 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ...model.blocks import Block, Layer
+from ...storage import packing
+from ..contracts import Needs, Pattern, Plan, Pruned
+from ..gram import Gram
+from ..grids import Grid
+from ..grids.activation_aware import clipping, input_scale
+from ..patterns import Unstructured
+from ..stats import Statistics
+from .each_layer import check_fit
+from .on_grid import on_grid
+
+
+@dataclass(frozen=True)
+class ActivationAware:
+    """``Ŵ = Q(W · s) / s``, ranges clipped, by the output error on calibration text.
+
+    One s for each site, since whatever makes a site's input makes it for all of its layers: a norm
+    behind the residual stream, up's rows before a gated down, v's rows before o. Where the scale
+    could not go into those (o when heads share values, down after an activation), there is none.
+    The checkpoint has Ŵ itself, so nothing has to be folded to run it; for the same reason Ŵ is on
+    no integer grid and cannot be packed. Without ``scales`` it is.
+
+    Attributes:
+        grid: bits and groups.
+        zeros: the pattern that the zeros are said to have; checked in what is written.
+        scales: search s.
+        clip: search clipping strengths for each row and group.
+        steps: exponents to try for s.
+        pack: whether the file will hold the integers.
+
+    Reference: Lin et al. 2024 (MLSys), AWQ, arXiv:2306.00978; DaSS's Table 8 applies it after
+    pruning.
+    """
+
+    grid: Grid = Grid()
+    zeros: Pattern = Unstructured("layer")
+    scales: bool = True
+    clip: bool = True
+    steps: int = 20
+    pack: bool = False
+    ordering: ClassVar[None] = None
+
+    @property
+    def needs(self) -> Needs:
+        """The Gram, if anything is searched."""
+        return (Gram,) if self.scales or self.clip else ()
+
+    def pattern(self, layer: Layer) -> Pattern:
+        """That of the zeros."""
+        return self.zeros
+
+    def check(self, block: Block, plan: Plan) -> None:
+        """Every planned layer must fit the pattern; and can be packed, if it shall."""
+        layers = block.planned(plan)
+        for layer in layers:
+            check_fit(self.zeros, layer, layer.shape, plan[layer.name])
+        if self.pack:
+            packing.check(layers, self.grid)
+
+    def __call__(
+        self, block: Block, stats: Mapping[str, Statistics], plan: Plan
+    ) -> Iterator[tuple[Layer, Pruned]]:
+        sites: dict[str, list[Layer]] = {}
+        for layer in block.planned(plan):
+            sites.setdefault(layer.site, []).append(layer)
+        for site, layers in sites.items():
+            gram_II = stats[site][Gram].matrix_II if self.needs else None
+            scale_I, exponent = None, 0.0
+            if self.scales and gram_II is not None and _takes_scale(block, layers):
+                weights = [layer.weight_OI for layer in layers]
+                scale_I, exponent = input_scale(weights, gram_II, self.grid, self.steps)
+                gram_II = gram_II / scale_I / scale_I[:, None]
+            for layer in layers:
+                yield layer, self._quantized(layer.weight_OI, gram_II, scale_I, exponent)
+
+    def _quantized(
+        self, weight_OI: Tensor, gram_II: Tensor | None, scale_I: Tensor | None, exponent: float
+    ) -> Pruned:
+        """One layer; the Gram is that of the scaled inputs."""
+        mask_OI = weight_OI != 0
+        scaled_OI = weight_OI if scale_I is None else weight_OI.float() * scale_I
+        strength_OG = None
+        if self.clip and gram_II is not None:
+            strength_OG = clipping(scaled_OI, gram_II, self.grid)
+        quantized = self.grid.quantize(scaled_OI, strength_OG, strength_OG)
+        notes: dict[str, Any] = {"scale_exponent": exponent}
+        if strength_OG is not None:
+            notes["mean_clipping"] = float(strength_OG.mean())
+        new = on_grid(Pruned(weight_OI, mask_OI, notes=notes), quantized, self.pack)
+        if scale_I is None:
+            return new
+        return Pruned(new.weight_OI / scale_I, mask_OI, notes=new.notes)
+
+
+def _takes_scale(block: Block, readers: Sequence[Layer]) -> bool:
+    """Whether a scale of the site's inputs could be folded into what makes them."""
+    reader = readers[0]
+    if reader.site not in block.interior:
+        return True
+    if reader.role == "down":
+        return block.gated
+    values = [layer for layer in block.layers if layer.role in ("v", "qkv")]
+    if reader.role != "o" or len(values) != 1:
+        return False
+    rows = values[0].shape[0] // (3 if values[0].role == "qkv" else 1)
+    return rows == reader.shape[1]

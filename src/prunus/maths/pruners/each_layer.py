@@ -1,0 +1,66 @@
+"""One layer pruner for every layer of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from ...base.errors import PatternError
+from ...model.blocks import Block, Layer
+from ..contracts import LayerPruner, Needs, Pattern, Plan, Pruned, Share
+from ..orders.ordering import Ordering
+from ..patterns import OneOf
+from ..stats import Statistics
+
+P = TypeVar("P", bound=LayerPruner)
+
+
+@dataclass(frozen=True)
+class EachLayer:
+    """Runs ``pruner`` on every planned layer, each with the statistics of its own site.
+
+    Attributes:
+        pruner: of one layer.
+        ordering: the orders that the engine puts the channels into first; None: as stored.
+    """
+
+    pruner: LayerPruner
+    ordering: Ordering | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """Those of the layer pruner."""
+        return self.pruner.needs
+
+    def pattern(self, layer: Layer) -> Pattern:
+        """The same for every layer."""
+        return self.pruner.pattern
+
+    def check(self, block: Block, plan: Plan) -> None:
+        """Every planned layer must fit the pattern."""
+        for layer in block.planned(plan):
+            check_fit(self.pruner.pattern, layer, layer.shape, plan[layer.name])
+
+    def __call__(
+        self, block: Block, stats: Mapping[str, Statistics], plan: Plan
+    ) -> Iterator[tuple[Layer, Pruned]]:
+        for layer in block.planned(plan):
+            share = plan[layer.name]
+            pruner = for_share(self.pruner, share)
+            yield layer, pruner(layer.weight_OI, stats[layer.site], share)
+
+
+def for_share(pruner: P, share: Share) -> P:
+    """The pruner with that one of its patterns which has this share, where it has several."""
+    if isinstance(pruner.pattern, OneOf):
+        pruner = replace(pruner, pattern=pruner.pattern.at(share))  # type: ignore[type-var]
+    return pruner
+
+
+def check_fit(pattern: Pattern, layer: Layer, shape_OI: tuple[int, int], sparsity: Share) -> None:
+    """``pattern.check`` with the layer's name in the message."""
+    try:
+        pattern.check(shape_OI, sparsity)
+    except PatternError as error:
+        raise PatternError(f"{layer.name} ({shape_OI[0]} × {shape_OI[1]}): {error}") from None

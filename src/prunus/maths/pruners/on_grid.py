@@ -1,0 +1,116 @@
+"""Any block pruner, with what it keeps on an integer grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...base.errors import InputError
+from ...model.blocks import Block, Layer
+from ...storage import packing
+from ..contracts import BlockPruner, Needs, Pattern, Plan, Pruned
+from ..grids import Grid, Quantized
+from ..orders.ordering import Ordering
+from ..stats import Statistics
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """Prune, then quantise; or quantise, then prune ("Joint-Wanda" and its like).
+
+    A pruned weight is the grid's 0, exactly. Kept weights that are nearest to 0 are rounded to it
+    too: so more weights are 0 than were pruned, and the report says how many.
+
+    Attributes:
+        pruner: chooses the masks.
+        grid: of what is kept.
+        when: ``"after"`` makes the grid from the pruner's kept weights; ``"before"`` shows it
+            weights that are quantised already, which it must not change. Statistics are of the
+            dense block either way, on the outputs of the quantised and pruned ones before it.
+        pack: whether the file will hold the integers.
+        clipping: γ0 and γ1 (2, O, G) by layer, where they were learned with the masks ("before").
+
+    Reference: "after" and "before" are the baselines of BESA's Table 3 and of its section 3.3.
+    """
+
+    pruner: BlockPruner
+    grid: Grid = Grid()
+    when: Literal["before", "after"] = "after"
+    pack: bool = False
+    clipping: Mapping[str, Tensor] = field(default_factory=dict, init=True, repr=False)
+
+    @property
+    def needs(self) -> Needs:
+        """Those of the pruner."""
+        return self.pruner.needs
+
+    @property
+    def ordering(self) -> Ordering | None:
+        """That of the pruner."""
+        return self.pruner.ordering
+
+    def pattern(self, layer: Layer) -> Pattern:
+        """That of the pruner."""
+        return self.pruner.pattern(layer)
+
+    def check(self, block: Block, plan: Plan) -> None:
+        """What the pruner checks; and that the layers can be packed, if they shall."""
+        self.pruner.check(block, plan)
+        if self.pack:
+            packing.check(block.planned(plan), self.grid)
+
+    def __call__(
+        self, block: Block, stats: Mapping[str, Statistics], plan: Plan
+    ) -> Iterator[tuple[Layer, Pruned]]:
+        layers = {layer.name: layer for layer in block.planned(plan)}
+        before: dict[str, Quantized] = {}
+        if self.when == "before":
+            clips = {name: self.clipping.get(name, (None, None)) for name in layers}
+            before = {
+                name: self.grid.quantize(x.weight_OI, *clips[name]) for name, x in layers.items()
+            }
+            block = _showing(block, {name: x.dequantize() for name, x in before.items()})
+        for shown, pruned in self.pruner(block, stats, plan):
+            quantized = before.get(shown.name) or self.grid.quantize(
+                pruned.weight_OI.to(shown.weight_OI.dtype)
+            )
+            new = on_grid(pruned, quantized, self.pack)
+            if before and not torch.equal(new.weight_OI, pruned.weight_OI):
+                raise InputError(
+                    f"{shown.name}: the method changes the weights that it keeps, so they leave "
+                    "the grid that they were quantised to. Use --quantize after."
+                )
+            yield layers[shown.name], new
+
+
+def on_grid(pruned: Pruned, quantized: Quantized, pack: bool) -> Pruned:
+    """The same mask, with the values that the integers stand for, and 0 where it prunes."""
+    quantized = quantized.masked(pruned.mask_OI)
+    weight_OI = quantized.dequantize()
+    kept_on_zero = int((weight_OI == 0)[pruned.mask_OI].sum())
+    return replace(
+        pruned,
+        weight_OI=weight_OI,
+        packed=packing.packed(quantized) if pack else {},
+        notes={**pruned.notes, "kept_but_rounded_to_0": kept_on_zero},
+    )
+
+
+def _showing(block: Block, weights: Mapping[str, Tensor]) -> Block:
+    """The block with other weights in these layers; its own are left alone."""
+    layers = tuple(
+        replace(layer, module=_linear(weights[layer.name])) if layer.name in weights else layer
+        for layer in block.layers
+    )
+    return replace(block, layers=layers)
+
+
+def _linear(weight_OI: Tensor) -> nn.Module:
+    outputs, inputs = weight_OI.shape
+    module = nn.Linear(inputs, outputs, bias=False, device="meta")
+    module.weight = nn.Parameter(weight_OI, requires_grad=False)
+    return module

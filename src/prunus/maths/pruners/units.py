@@ -1,0 +1,88 @@
+"""A structured method: a score for heads, one for neurons, and what happens around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ...base.errors import InputError, UnknownNameError
+from ...model.units import Unit
+from ..scores.units import UnitScore
+
+DEFAULT = 0.2  # of the parameters in heads and neurons: the paper's first table
+ALLOCATIONS = ("uniform", "adaptive")
+RECOVERIES = ("none", "before", "after", "both")
+TARGETS = ("both", "heads", "neurons")
+
+
+@dataclass(frozen=True)
+class UnitPruner:
+    """Which units go, and what is done for the weights that stay.
+
+    Attributes:
+        heads: what groups of heads are worth.
+        neurons: what neurons are worth.
+        sequential: scores are taken of each module on the outputs of the pruned ones before it;
+            else all at once, of the dense model.
+        allocation: "uniform", the same share of every block; "adaptive", the lowest standardised
+            scores of all.
+        recovery: "before": first- and second-level weights are aimed at the dense outputs by ridge
+            least squares before the module is pruned (Algorithms 2 to 4); "after": the second
+            level's are, at what it put out with all its units (ours); "both"; "none".
+        compensation: the bias of the second level takes up the mean of what is removed (FLAP).
+        target: "both", "heads" or "neurons".
+    """
+
+    heads: UnitScore
+    neurons: UnitScore
+    sequential: bool = False
+    allocation: str = "uniform"
+    recovery: str = "none"
+    compensation: bool = False
+    target: str = "both"
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (
+            ("allocation", self.allocation, ALLOCATIONS),
+            ("recovery", self.recovery, RECOVERIES),
+            ("target", self.target, TARGETS),
+        ):
+            if name not in known:
+                raise UnknownNameError(kind, name, known)
+        if self.compensation and self.recovery in ("after", "both"):
+            raise InputError(
+                "The bias compensates the mean of what was removed, and least squares after the "
+                "removal already accounts for it. Use --set compensation=false, or --recovery none."
+            )
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The kinds that are pruned."""
+        if self.target == "both":
+            return ("heads", "neurons")
+        return ("heads",) if self.target == "heads" else ("neurons",)
+
+    def score(self, unit: Unit) -> UnitScore:
+        """Of that kind of unit."""
+        return self.heads if unit == "heads" else self.neurons
+
+    def wants(self, what: Literal["maps", "gradients"]) -> bool:
+        """Whether any of its scores reads that."""
+        return any(self.score(unit).wants == what for unit in self.units)
+
+    @property
+    def before(self) -> bool:
+        """Whether weights are recovered before the removal."""
+        return self.recovery in ("before", "both")
+
+    @property
+    def after(self) -> bool:
+        """Whether the second level is solved again after the removal."""
+        return self.recovery in ("after", "both")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it needs calibration."""
+        scores = [self.score(unit) for unit in self.units]
+        read = any(score.first or score.second or score.wants != "nothing" for score in scores)
+        return read or self.compensation or self.recovery != "none"

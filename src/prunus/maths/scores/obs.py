@@ -1,0 +1,49 @@
+"""OBS: the loss that removing one weight costs when all others of its row may answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from ...base.errors import InputError, at_least
+from ..contracts import Needs
+from ..gram import Damped, Gram
+from ..stats import Statistics
+
+
+@dataclass(frozen=True)
+class OBS:
+    """S[o, i] = W[o, i]² / (2 d_i), with ``d_i`` a diagonal element of an inverse.
+
+    Weights of dead inputs score 0: they go first.
+
+    Attributes:
+        diagonal: ``"full"``: of ``H⁻¹``, MRP's mask S (eq. 14). ``"trailing"``: of the inverse of
+            ``H[i:, i:]``, SparseGPT's, which knows that columns before i are frozen.
+        damp: ridge, as a fraction of the Gram's mean diagonal.
+
+    Reference: Hassibi et al. 1993; Frantar & Alistarh 2023, arXiv:2301.00774, eq. (3).
+    """
+
+    diagonal: Literal["full", "trailing"] = "full"
+    damp: float = 0.01
+    needs: ClassVar[Needs] = (Gram,)
+
+    def __post_init__(self) -> None:
+        if self.diagonal not in ("full", "trailing"):
+            raise InputError(f"diagonal is full or trailing, not {self.diagonal!r}.")
+        at_least(0, damp=self.damp)
+
+    def __call__(self, weight_OI: Tensor, stats: Statistics) -> Tensor:
+        return self.scored(weight_OI, stats[Gram].damped(self.damp))
+
+    def scored(self, weight_OB: Tensor, system: Damped, columns: slice = slice(None)) -> Tensor:
+        """The score of some columns, from their weights as they are now."""
+        if self.diagonal == "full":
+            inverse_I = system.inverse_diagonal_I
+        else:
+            inverse_I = system.upper_II.diagonal().square()
+        score_OB = weight_OB.float().square() / (2 * inverse_I[columns])
+        return score_OB.masked_fill(system.dead_I[columns], 0)

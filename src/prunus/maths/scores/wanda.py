@@ -1,0 +1,27 @@
+"""Wanda: weight magnitude times the size of the input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..contracts import Needs
+from ..stats import ColumnNorm, Statistics
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """S[o, i] = |W[o, i]| · rms_t(X[t, i]).
+
+    The root mean square replaces the paper's L2 norm: one factor per layer, so every mask is the
+    same. Compared within an output row, as the paper does: ``Unstructured("row")`` or ``NM``.
+
+    Reference: Sun et al. 2023, arXiv:2306.11695, eq. (1).
+    """
+
+    needs: ClassVar[Needs] = (ColumnNorm,)
+
+    def __call__(self, weight_OI: Tensor, stats: Statistics) -> Tensor:
+        return weight_OI.float().abs() * stats[ColumnNorm].rms_I

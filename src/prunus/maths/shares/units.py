@@ -1,0 +1,153 @@
+"""How many units of each module go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from ...base.errors import InputError
+from ...model.units import Depth2, Unit
+
+Key = tuple[int, Unit]
+"""Block, and kind of unit."""
+Counts = Mapping[Key, int]
+
+
+def removable(modules: Sequence[Depth2]) -> int:
+    """Parameters in all units of these modules."""
+    return sum(module.units * module.parameters for module in modules)
+
+
+def costs(modules: Sequence[Depth2]) -> dict[Key, int]:
+    """Parameters of a unit of each module, as it is now."""
+    return {(module.block, module.unit): module.parameters for module in modules}
+
+
+def removed(cost: Mapping[Key, int], counts: Counts) -> int:
+    """Parameters in the units that go."""
+    return sum(counts[key] * parameters for key, parameters in cost.items())
+
+
+def uniform(
+    modules: Sequence[Depth2], share: float, heads: Mapping[int, int] = MappingProxyType({})
+) -> dict[Key, int]:
+    """The same share of every block: heads first, then neurons until the block's share is met.
+
+    ``floor(share · U)`` groups of heads go, or more where all neurons but one would not make up for
+    the rest; or as many as ``heads`` says of a block. The rest of the block's parameters comes from
+    its neurons. Never more than the share; less by no more than one unit, as long as one unit of
+    each module may stay.
+    """
+    counts: dict[Key, int] = {}
+    blocks: dict[int, list[Depth2]] = {}
+    for module in modules:
+        blocks.setdefault(module.block, []).append(module)
+    for block, both in blocks.items():
+        left = share * removable(both)
+        neurons = sum((m.units - 1) * m.parameters for m in both if m.unit == "neurons")
+        for module in both:  # heads come first
+            count = left / module.parameters
+            if module.unit == "heads":
+                even = math.floor(share * module.units + 1e-9)
+                needed = math.ceil((left - neurons) / module.parameters - 1e-9)
+                count = min(count, heads.get(block, max(even, needed)))
+            count = min(math.floor(count + 1e-9), module.units - 1)
+            counts[block, module.unit] = count
+            left -= count * module.parameters
+    return counts
+
+
+@dataclass
+class Quota:
+    """How many units of each module go: known before, or with a threshold as scores come.
+
+    Attributes:
+        modules: to be pruned.
+        share: of their parameters.
+        counts: of each module; with a threshold those of blocks to come are not yet right.
+        below: how many heads a threshold takes, by their scores (U, N); None: there is none.
+    """
+
+    modules: Sequence[Depth2]
+    share: float
+    counts: dict[Key, int]
+    below: Callable[[Tensor], int] | None = None
+
+    def of(self, module: Depth2, score_UN: Tensor) -> int:
+        """Of a module, by its scores. Heads come before the neurons of their block."""
+        block = module.block
+        if self.below is not None and module.unit == "heads":
+            both = [m for m in self.modules if m.block == block]
+            self.counts |= uniform(both, self.share, {block: self.below(score_UN)})
+        return self.counts[block, module.unit]
+
+
+def adaptive(
+    modules: Sequence[Depth2], scores: Mapping[Key, Tensor], share: float
+) -> dict[Key, int]:
+    """The units with the lowest standardised scores of all modules, up to the share.
+
+    FLAP's "AL-AM": scores (U, N) are standardised over all channels of a module, so that attention
+    and MLP, early and late blocks compare; a unit is worth the mean of its channels. Units go from
+    the lowest on, as long as they fit into the budget; at least one of each module stays.
+
+    Reference: An et al. 2024 (AAAI), FLAP, arXiv:2312.11983: its adaptive search, "AL-AM".
+    """
+    budget = share * removable(modules)
+    counts = {(module.block, module.unit): 0 for module in modules}
+    worth = [standardised(scores[module.block, module.unit]) for module in modules]
+    value = torch.cat(worth)
+    which = torch.repeat_interleave(
+        torch.arange(len(modules)), torch.tensor([len(worth_U) for worth_U in worth])
+    )
+    for unit in value.argsort(stable=True).tolist():
+        module = modules[int(which[unit])]
+        key = module.block, module.unit
+        if counts[key] < module.units - 1 and module.parameters <= budget + 1e-6:
+            counts[key] += 1
+            budget -= module.parameters
+    return counts
+
+
+def standardised(score_UN: Tensor) -> Tensor:
+    """``(mean_n S[u, n] − mean) / std`` over the module's finite scores, (U,); all equal: 0."""
+    score_UN = score_UN.double().cpu()
+    finite = score_UN[score_UN.isfinite()]
+    if len(finite) < 2 or not float(finite.std()) > 0:
+        return torch.where(score_UN.isfinite().all(1), 0.0, math.inf).double()
+    return ((score_UN - finite.mean()) / finite.std()).mean(1)
+
+
+def check(modules: Sequence[Depth2], counts: Counts, share: float) -> None:
+    """Raise InputError where nothing would go, or where the share cannot be had."""
+    gone = removed(costs(modules), counts)
+    total, blocks = removable(modules), {m.block for m in modules}
+    if not gone:
+        least = min(module.parameters for module in modules)
+        raise InputError(
+            f"Nothing would be removed: {share:g} of the parameters in these units is "
+            f"{share * total / len(blocks):,.0f} per block, and the smallest unit has {least:,}. "
+            f"Ask for more{', or use --allocation adaptive' if share * total >= least else ''}."
+        )
+    short = share * total - gone
+    if short > 0.02 * total and all(counts[m.block, m.unit] == m.units - 1 for m in modules):
+        raise InputError(
+            f"{share:g} cannot be removed: one unit of each module stays, so {gone / total:.3g} "
+            "is the most. Ask for less."
+        )
+
+
+def share_of(modules: Sequence[Depth2], parameters: int) -> float:
+    """The share that a budget in parameters is."""
+    total = removable(modules)
+    if not 0 < parameters < total:
+        raise InputError(
+            f"--parameters is how many are to be removed, above 0 and below the {total:,} in the "
+            f"heads and neurons of these blocks; got {parameters:,}."
+        )
+    return parameters / total

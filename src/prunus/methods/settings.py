@@ -1,0 +1,55 @@
+"""``--set score.power=0.4``: one field of a composition of parts."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from ..base.errors import InputError
+
+
+def set_field(part: Any, path: str, names: list[str], value: Any) -> Any:
+    """The part with one field changed, maybe one of a part inside of it.
+
+    Args:
+        part: a frozen dataclass.
+        path: as it was asked for, for messages.
+        names: of the fields on the way.
+        value: as a Python value, or as typed on a command line.
+
+    Raises:
+        InputError: no such field, or a value of another type.
+    """
+    known = [f.name for f in fields(part) if f.init] if is_dataclass(part) else []
+    name, *rest = names
+    if name not in known:
+        raise InputError(
+            f"--set {path}: {type(part).__name__} has no field {name!r}; "
+            f"it has {', '.join(known) or 'none'}."
+        )
+    old = getattr(part, name)
+    if rest:
+        return replace(part, **{name: set_field(old, path, rest, value)})
+    return replace(part, **{name: _converted(path, value, old)})
+
+
+def _converted(path: str, value: Any, old: Any) -> Any:
+    """A value, maybe as typed on a command line, as the kind that the field has now."""
+    if isinstance(value, str) and isinstance(old, bool) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if isinstance(value, str) and type(old) in (int, float):
+        try:
+            return type(old)(value)
+        except ValueError:
+            pass
+    if type(old) is float and type(value) is int:
+        return float(value)
+    if type(value) is type(old):
+        return value
+    if type(old) not in (bool, int, float, str):
+        raise InputError(
+            f"--set {path}: {old!r} is a part, not a number or a word; set its fields."
+        )
+    raise InputError(
+        f"--set {path}={value}: expected {type(old).__name__} such as {old!r}, got {value!r}."
+    )

@@ -1,0 +1,239 @@
+"""``pruning_report.json``: what was asked, what was done, layer by layer."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+from transformers import PreTrainedModel
+
+from .._version import __version__
+from ..base.errors import CheckpointError, UnsupportedModelError, first_line
+from ..maths.contracts import FromSource, LayerReport
+from ..maths.grids import Grid
+from ..model.blocks import Block, find_beside
+from ..text import Protocol
+from .experts import ExpertTokens
+from .units import StructuredReport
+
+FILE = "pruning_report.json"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which share of the model the method saw.
+
+    Attributes:
+        parameters: all of the model's, tied ones counted once.
+        embeddings: of tokens and positions, and of the head where it is not tied.
+        block_weights: in the linear layers of all blocks.
+        pruned_weights: in the layers that the method was given.
+        kept: beside the language model, such as in a tower for images: not touched.
+        kept_modules: their names.
+    """
+
+    parameters: int
+    embeddings: int
+    block_weights: int
+    pruned_weights: int
+    kept: int = 0
+    kept_modules: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, blocks: Sequence[Block], planned: set[str]) -> Coverage:
+        """Count."""
+        layers = [layer for block in blocks for layer in block.layers]
+        head = model.get_output_embeddings()
+        beside = find_beside(model)
+        kept = {p for name in beside for p in model.get_submodule(name).parameters()}
+        ends = [m for m in model.modules() if m is head or isinstance(m, nn.Embedding)]
+        tables = {p: p.numel() for end in ends for p in end.parameters() if p not in kept}
+        return cls(
+            sum(p.numel() for p in model.parameters()),
+            sum(tables.values()),
+            sum(layer.weight_OI.numel() for layer in layers),
+            sum(layer.weight_OI.numel() for layer in layers if layer.name in planned),
+            sum(p.numel() for p in kept),
+            beside,
+        )
+
+    @property
+    def share(self) -> float:
+        """Of all parameters."""
+        return self.pruned_weights / self.parameters
+
+    def check(self) -> None:
+        """Law 4: a run that covers little fails loudly.
+
+        Raises:
+            UnsupportedModelError: less than half of the weights between the embeddings are seen.
+        """
+        between = self.parameters - self.embeddings - self.kept
+        if self.pruned_weights < between / 2:
+            raise UnsupportedModelError(
+                f"Only {self.pruned_weights:,} of the {between:,} weights between the embeddings "
+                f"({self.pruned_weights / between:.0%}) lie in linear layers of blocks that prunus "
+                "finds. This architecture is not handled yet."
+            )
+
+    def __str__(self) -> str:
+        covered = (
+            f"{self.share:.1%} of all parameters, {self.pruned_weights / self.block_weights:.1%} "
+            "of the weights in blocks"
+        )
+        if not self.kept:
+            return covered
+        return f"{covered}; kept as they are: {', '.join(self.kept_modules)} ({self.kept:,})"
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """All facts of a run; the file has the same fields.
+
+    Attributes:
+        model: what was pruned.
+        method: its name in the table.
+        pruner: the composition, spelled out.
+        allocation: how much of each layer went, spelled out.
+        pattern: the pattern asked for; None: the method's own groups.
+        requested: the sparsity asked for.
+        sparsity: zeros over weights in the layers that were pruned, counted as written.
+        coverage: which share of the model those are.
+        protocol: the calibration; None: none was used.
+        seconds: the whole run, without loading and saving.
+        layers: one entry per layer.
+        experts: how many tokens each saw, block by block, where there are any.
+        structured: what became of heads and neurons; None: single weights were pruned.
+        learning: where shares were learned, for each unit its blocks, steps, seconds, and the loss
+            (1: that of the uniform mask) in the mean over 16 steps each.
+        grid: of the kept weights; None: they are not quantised.
+        packed: whether the checkpoint holds integers.
+        processes: that did it together.
+        source: what was taken over from the source's files; None: the source was no folder.
+        different: what differed between a run and the one that went on with it, by name, where it
+            was told to go on all the same: each value in turn.
+        versions: of the software that matters.
+    """
+
+    model: str
+    method: str
+    pruner: str
+    pattern: str | None
+    requested: float
+    sparsity: float
+    coverage: Coverage
+    protocol: Protocol | None
+    seconds: float
+    layers: list[LayerReport]
+    experts: list[ExpertTokens] = field(default_factory=list)
+    structured: StructuredReport | None = None
+    allocation: str = "Uniform()"
+    learning: list[dict[str, Any]] = field(default_factory=list)
+    grid: Grid | None = None
+    packed: bool = False
+    processes: int = 1
+    source: FromSource | None = None
+    different: dict[str, list[Any]] = field(default_factory=dict)
+    versions: dict[str, str] = field(
+        default_factory=lambda: {
+            "prunus": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        }
+    )
+
+    def __repr__(self) -> str:
+        """Without the layers, of which there may be thousands."""
+        return (
+            f"PruningReport({self.method} on {self.model}: {len(self.layers)} layers, "
+            f"{self.sparsity:.2%} removed, {self.seconds:.1f} s)"
+        )
+
+    def to_json(self) -> str:
+        """The text of ``pruning_report.json``."""
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+
+    def summary(self) -> dict[str, Any]:
+        """What ``prunus prune --json`` prints, beside the output folder."""
+        return {
+            "sparsity": self.sparsity,
+            "coverage": self.coverage.share,
+            "seconds": self.seconds,
+            "method": self.method,
+            "pattern": self.pattern,
+            "layers": len(self.layers),
+            "grid": str(self.grid) if self.grid else None,
+            "packed": self.packed,
+            **({"experts": [asdict(x) for x in self.experts]} if self.experts else {}),
+            "calibration_sha256": self.protocol.sha256 if self.protocol else None,
+            **(self.structured.summary() if self.structured else {}),
+        }
+
+
+def read_report(folder: Path) -> PruningReport:
+    """The report beside a checkpoint, or in a file.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = folder if folder.suffix == ".json" else folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        report = TypeAdapter(PruningReport).validate_python(content)
+    except FileNotFoundError:
+        if not folder.exists():
+            raise CheckpointError(f"{folder} does not exist. Give what prunus wrote.") from None
+        raise CheckpointError(f"{folder} has no {FILE}: prunus did not write it.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{path} is damaged: {where}: {first['msg'].lower()}. Copy the checkpoint again."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {first_line(error)}. Copy the checkpoint again."
+        ) from None
+    if not report.layers:
+        raise CheckpointError(f"{path} is damaged: it names no layers.")
+    return report
+
+
+def known_zeros(model: str | Path) -> dict[str, Any]:
+    """``pattern`` and ``sparsity`` that all layers of a checkpoint have as stored, if they agree.
+
+    Empty where no report says so: of a dense model or one that is dense in part, of roles with
+    patterns of their own, of an order that the weights are not stored in.
+    """
+    folder = Path(model).expanduser()
+    if not (folder / FILE).is_file():
+        return {}
+    report = read_report(folder)
+    if report.structured is not None:
+        return {}
+    layers, coverage = report.layers, report.coverage
+    claims = {(layer.pattern, layer.requested) for layer in layers}
+    elsewhere = any(
+        layer.notes.get("order") in ("free", "gather") or "pruned_apart" in layer.notes
+        for layer in layers
+    )
+    if len(claims) > 1 or elsewhere or coverage.pruned_weights < coverage.block_weights:
+        return {}
+    ((pattern, sparsity),) = claims
+    return {"pattern": pattern, "sparsity": sparsity}
+
+
+def realised_sparsity(layers: Sequence[LayerReport]) -> float:
+    """Zeros over weights of all layers together."""
+    weights = [layer.shape[0] * layer.shape[1] for layer in layers]
+    zeros = [round(layer.sparsity * n) for layer, n in zip(layers, weights, strict=True)]
+    return sum(zeros) / sum(weights)

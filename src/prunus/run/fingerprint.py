@@ -1,0 +1,64 @@
+"""All that decides what comes out of a run, for a later one to compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from .._version import __version__
+from ..methods.own import code_of, spelled
+from ..recipe import Recipe
+from ..storage.checkpoint import check_shards, find
+from ..storage.gguf_parts import parts
+from ..storage.journal import sha256
+from ..text import Protocol
+
+ELSEWHERE = {"calibration", "data_dir", "device"}  # fields that a fingerprint has in other words
+
+
+def fingerprint(
+    checkpoint: str | Path,
+    recipe: Recipe,
+    protocol: Protocol | None,
+    device: torch.device,
+    processes: int,
+) -> dict[str, Any]:
+    """Flat, one entry for each thing that can differ."""
+    return {
+        **_files(checkpoint),
+        **choices(recipe),
+        "calibration sha256": protocol.sha256 if protocol else None,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "number of processes": processes,
+        "prunus": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def choices(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's fields, but for those that stand there in other words; and what they spell."""
+    fields = {f"recipe {k}": v for k, v in recipe.model_dump().items() if k not in ELSEWHERE}
+    if recipe.structured:
+        return fields
+    pruner = recipe.build()[0]
+    return {**fields, "method": spelled(pruner), "method's code": code_of(pruner)}
+
+
+def _files(checkpoint: str | Path) -> dict[str, str]:
+    """A hash of every file that decides what the model is; a hub id's commit."""
+    source = find(checkpoint)
+    if source.hub is not None:
+        model, _, commit = source.hub.rpartition("@")
+        return {"model": model, "commit": commit}
+    folder = Path(source.location)
+    if source.gguf_file:
+        files = set(parts(folder / source.gguf_file))
+    else:
+        text = {path for kind in ("*.json", "*.py", "*.model") for path in folder.glob(kind)}
+        files = text | set(check_shards(folder).values())
+    return {f"file {path.name}": sha256(path) for path in sorted(files)}

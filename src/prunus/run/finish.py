@@ -1,0 +1,253 @@
+"""What a run leaves: the result, and the checkpoint that gets its name when it is verified."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from transformers import PreTrainedModel
+
+from ..base.errors import CheckpointError, CheckpointWarning, NotVerifiedError
+from ..base.team import Team
+from ..judge.verify import Verification, verify
+from ..maths.orders.orders import FILE as ORDERS
+from ..maths.orders.orders import Orders
+from ..model.blocks import Block
+from ..model.weights import InMemory, Weights
+from ..recipe import Recipe
+from ..report import PruningReport, shown
+from ..report import card as model_card
+from ..report.report import FILE as REPORT
+from ..storage.assembly import assemble
+from ..storage.checkpoint import load_model
+from ..storage.journal import Journal
+from ..storage.kinds import auto_of
+from ..storage.output import new_folder, no_new_parents, write_model
+from ..storage.widths import FILE as WIDTHS
+from ..storage.widths import to_json, widths_of
+from .cures import explained
+from .observer import Observer
+
+TITLE = "prunus.Result"
+
+
+class Journaled(Protocol):
+    """A run that can be taken up again."""
+
+    weights: Weights
+    recipe: Recipe
+    blocks: list[Block]
+    observer: Observer
+    team: Team
+
+    def prune(self, journal: Journal | None = None) -> tuple[PruningReport, Orders]:
+        """Do it; with a journal, from where an earlier run ended."""
+        ...
+
+    def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
+        """All that decides what comes out, flat, for a later run to compare."""
+        ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pruned model and all that is known about it.
+
+    Attributes:
+        report: layer by layer.
+        orders: of the channels, where they were put into others.
+        output: the checkpoint, if one was written.
+        verification: what ``verify`` found in it.
+        held: the model, where it is in memory.
+        trust_remote_code: whether code that the checkpoint brings may run.
+    """
+
+    report: PruningReport
+    orders: Orders
+    output: Path | None = None
+    verification: Verification | None = None
+    held: PreTrainedModel | None = None
+    trust_remote_code: bool = False
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """Pruned, in eval mode; read from the checkpoint where it was streamed into that."""
+        if self.held is not None:
+            return self.held
+        return load_model(cast(Path, self.output), trust_remote_code=self.trust_remote_code)
+
+    def __repr__(self) -> str:
+        """A few lines."""
+        return shown.as_text(self._facts(), TITLE)
+
+    def _repr_html_(self) -> str:
+        """The same in a notebook, with a table of the layers."""
+        return shown.as_html(self.report, self._facts(), TITLE)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        return shown.facts(self.report, self.output, self.verification)
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame`` with a row for each layer; pandas must be installed.
+
+        >>> result.to_pandas().sort_values("relative_output_error").tail()
+        """
+        return shown.as_rows(self.report.layers)
+
+
+def carry_out(
+    run: Journaled,
+    model: str | Path | PreTrainedModel,
+    output: Path | None,
+    resume: bool,
+    tokenizer: Any,
+    trust_remote_code: bool,
+    allow_different: bool = False,
+) -> Result:
+    """Prune: block by block onto the disk where a path becomes a checkpoint, else in memory."""
+    if output is not None and isinstance(model, str | Path):
+        opened = _journal(run, model, output, resume, allow_different)
+        return _prune_journaled(run, opened, output, tokenizer, trust_remote_code)
+    result = Result(*run.prune(), output, held=run.weights.model)
+    with run.team.agreed():
+        if output is not None and run.team.first:
+            proof = write(result, tokenizer, run.recipe, run.observer, trust_remote_code)
+            result = replace(result, verification=proof)
+    return result
+
+
+def _prune_journaled(
+    run: Journaled,
+    opened: AbstractContextManager[Journal | None],
+    output: Path,
+    tokenizer: Any,
+    trust_remote_code: bool,
+) -> Result:
+    """Prune block by block onto the disk; the checkpoint gets its name when it is verified.
+
+    Under ``torchrun`` the first process has the journal, and the others wait for it at the end.
+    """
+    with no_new_parents(output), opened as journal:
+        report, orders = run.prune(journal)
+        verification = None
+        with run.team.agreed():
+            if journal is not None:
+                report = replace(report, different=journal.different)
+                with journal.finished(output) as folder:
+                    run.observer.say(f"writing {output}")
+                    report = _with_source(report, orders, run)
+                    texts = _texts(report, orders, run.recipe, run.weights.model)
+                    packed = run.recipe.grid() if run.recipe.pack else None
+                    kept = report.source
+                    assemble(
+                        folder, journal, run.weights, run.blocks, tokenizer, texts, packed, kept
+                    )
+                    where = journal.folder
+                    verification = _verified(folder, run.observer, trust_remote_code, where)
+    held = run.weights.model if isinstance(run.weights, InMemory) else None
+    return Result(report, orders, output, verification, held, trust_remote_code)
+
+
+def _with_source(report: PruningReport, orders: Orders, run: Journaled) -> PruningReport:
+    """Note what the checkpoint has from the source's files, and say what it has not."""
+    if run.weights.origin is None:
+        return report
+    other = report.structured is not None or orders.residual is not None
+    source = run.weights.origin.taken_over(keeps_architecture=not other)
+    if source.carried:
+        run.observer.say(
+            f"{len(source.carried)} tensors that transformers ignores are copied unchanged: "
+            f"{', '.join(source.carried[:3])}{' …' if len(source.carried) > 3 else ''}"
+        )
+    if source.dropped:
+        warnings.warn(
+            f"{len(source.dropped)} tensors that transformers ignores do not fit the pruned model "
+            f"and are left out: {', '.join(source.dropped[:3])}"
+            f"{' …' if len(source.dropped) > 3 else ''} The report lists them all.",
+            CheckpointWarning,
+            stacklevel=2,
+        )
+    if source.left:
+        names = ", ".join(f"{name} ({why})" for name, why in source.left.items())
+        run.observer.say(f"not copied: {names}")
+    return replace(report, source=source)
+
+
+@contextmanager
+def _journal(
+    run: Journaled, checkpoint: str | Path, output: Path, resume: bool, allow_different: bool
+) -> Iterator[Journal | None]:
+    """The first process's; what is done when the run ends early stays, if it is something."""
+    journal = None
+    with run.team.agreed():
+        if run.team.first:
+            now, say = run.fingerprint(checkpoint), run.observer.say
+            journal = Journal.open(output, now, resume, say, allow_different)
+    if journal is None:
+        yield None
+        return
+    try:
+        yield journal
+    except NotVerifiedError:
+        raise  # which says what is kept
+    except BaseException:
+        if journal.blocks or journal.residual is not None:
+            done = f"{len(journal.blocks)} of {len(run.blocks)} blocks"
+            run.observer.say(f"{done} are done and kept; --resume goes on from there")
+        else:
+            journal.remove()
+        raise
+    finally:
+        journal.close()
+
+
+def write(
+    result: Result,
+    tokenizer: Any,
+    recipe: Recipe,
+    observer: Observer,
+    trust_remote_code: bool = False,
+) -> Verification:
+    """Write a model in memory to ``result.output``: under a temporary name until verified."""
+    output = cast(Path, result.output)
+    with new_folder(output) as folder:
+        observer.say(f"writing {output}")
+        texts = _texts(result.report, result.orders, recipe, result.model)
+        write_model(folder, result.model, tokenizer, texts, own_names=WIDTHS in texts)
+        return _verified(folder, observer, trust_remote_code)
+
+
+def _texts(
+    report: PruningReport, orders: Orders, recipe: Recipe, model: PreTrainedModel
+) -> dict[str, str]:
+    recipe_yaml, widths = recipe.to_yaml(report.model), widths_of(model)
+    return {
+        "recipe.yaml": recipe_yaml,
+        REPORT: report.to_json(),
+        "README.md": model_card(report, recipe_yaml, widths is None, auto_of(model)),
+        **({ORDERS: orders.to_json()} if orders else {}),
+        **({WIDTHS: to_json(widths)} if widths is not None else {}),
+    }
+
+
+def _verified(
+    folder: Path, observer: Observer, trust_remote_code: bool, kept: Path | None = None
+) -> Verification:
+    """What ``verify`` found in a checkpoint that is about to get its name.
+
+    Raises:
+        NotVerifiedError: it must not have that name; says what to change, and what is ``kept``.
+    """
+    observer.say("verifying: patterns, zeros, and a reload in a fresh process")
+    try:
+        verification = verify(folder, trust_remote_code=trust_remote_code)
+    except CheckpointError as error:  # it cannot even be looked into
+        verification = Verification([str(error)], in_files=True)
+    if not verification.ok:
+        raise NotVerifiedError(explained(verification, kept))
+    return verification

@@ -1,0 +1,264 @@
+"""The loop: record, prune, advance, one block after the other. All side effects are here.
+
+For each block, in order:
+    record   the block, still dense, on the outputs of the pruned ones before it: statistics
+    prune    BlockPruner → new weights, written layer by layer, with a report each
+    write    the block to the journal, which is half a checkpoint already
+    advance  the block again, now pruned → the inputs of the next block
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.errors import NumericalError, PrunusError
+from ..base.team import ALONE, Team
+from ..maths.contracts import (
+    BlockPruner,
+    LayerReport,
+    Learner,
+    Plan,
+    Pruned,
+    Share,
+    parameter_of,
+    requested,
+)
+from ..maths.stats import Statistics, TokenSample
+from ..model.blocks import Block, Layer
+from ..model.channels import Channels
+from ..model.replay import Recording
+from ..model.routing import routed
+from ..storage.journal import REPORTS, Journal
+from .gather import on, recorded
+from .observer import Observer
+
+
+@torch.no_grad()
+def prune_blocks(
+    blocks: Sequence[Block],
+    recording: Recording | None,
+    pruner: BlockPruner,
+    plan: Plan,
+    *,
+    device: torch.device,
+    observer: Observer,
+    true_sequential: bool = False,
+    channels: Channels | None = None,
+    learner: Learner | None = None,
+    journal: Journal | None = None,
+    team: Team = ALONE,
+) -> list[LayerReport]:
+    """Prune the planned layers in place, each block on the outputs of the pruned ones before it.
+
+    Args:
+        blocks: all blocks of the model, in order.
+        recording: the calibration samples at the first block; None prunes by weights alone.
+        pruner: what to do with a block.
+        plan: sparsity per layer name.
+        device: where a block and its statistics live while it is pruned.
+        observer: told of every step.
+        true_sequential: gather the statistics of every site after the sites before it have been
+            pruned, not once from the dense block. (GPTQ's word; the papers here use the dense
+            block.)
+        channels: where the pruner wants an ordering of them.
+        learner: finds the shares of each block's layers in place of the plan's.
+        journal: takes every block when it is pruned, and gives those of an earlier run back.
+        team: the processes that do this together, each with its own recording. The first alone
+            has a journal; its weights are everybody's.
+
+    Raises:
+        NumericalError: NaN or inf in an activation or in a new weight.
+        InputError: from the pruner, before anything is changed.
+    """
+    for block in blocks:
+        pruner.check(block, plan)
+    reports: list[LayerReport] = []
+    last = max((block.index for block in blocks if block.planned(plan)), default=-1)
+    for block in blocks[: last + 1]:
+        with on(device, block):
+            shares, rule = learner(block) if learner is not None else (plan, pruner)
+            done = _restored(block, channels, journal, team)
+            if done is None:
+                done = []
+                packed: dict[str, Tensor] = {}
+                for stage in _stages(block, shares, true_sequential):
+                    stats = recorded(
+                        block, len(blocks), recording, pruner.needs, device, observer, team
+                    )
+                    observer.block(block.index, len(blocks), block.name, "prune")
+                    with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
+                        done += _prune(block, stats, rule, stage, observer, notes, packed)
+                    _align(block, team)
+                if journal is not None:
+                    journal.write(block, done, channels, packed)
+            reports += done
+            if recording is not None and block.index < last:
+                observer.block(block.index, len(blocks), block.name, "advance")
+                recording.advance(block.index, block.module, device, observer.sample)
+    observer.done()
+    return reports
+
+
+def _restored(
+    block: Block, channels: Channels | None, journal: Journal | None, team: Team
+) -> list[LayerReport] | None:
+    """An earlier run's reports, and its weights in the block; None where it is still to do."""
+    done = None
+    with team.agreed():
+        if journal is not None:
+            done = journal.restore(block, channels)
+    told = team.told(None if done is None else REPORTS.dump_python(done))
+    if told is None:
+        return None
+    _align(block, team)
+    return REPORTS.validate_python(told)
+
+
+def _align(block: Block, team: Team) -> None:
+    """The first process's weights, in every process."""
+    for tensor in block.module.state_dict().values():
+        team.broadcast_(tensor)
+
+
+@contextmanager
+def _arranged(
+    channels: Channels | None,
+    block: Block,
+    stats: Mapping[str, Statistics],
+    plan: Plan,
+    pruner: BlockPruner,
+) -> Iterator[tuple[Mapping[str, Statistics], Mapping[str, Mapping[str, Any]]]]:
+    """The block's channels in the orders that the pruner wants, if it wants any."""
+    if channels is None or pruner.ordering is None:
+        yield stats, {}
+        return
+    with channels.arranged(block, stats, plan, pruner.ordering) as arranged:
+        yield arranged
+
+
+def _stages(block: Block, plan: Plan, true_sequential: bool) -> list[Plan]:
+    """The plan of the block's layers, whole or site by site: one gathering of statistics each.
+
+    The sites of all experts that read alike count as one.
+    """
+    layers = block.planned(plan)
+    if not true_sequential:
+        return [{layer.name: plan[layer.name] for layer in layers}] if layers else []
+    stages: dict[str, dict[str, Share]] = {}
+    for layer in layers:
+        site = parameter_of(layer.site, layer.expert)
+        stages.setdefault(site, {})[layer.name] = plan[layer.name]
+    return list(stages.values())
+
+
+def _prune(
+    block: Block,
+    stats: Mapping[str, Statistics],
+    pruner: BlockPruner,
+    plan: Plan,
+    observer: Observer,
+    notes: Mapping[str, Mapping[str, Any]],
+    packed: dict[str, Tensor],
+) -> list[LayerReport]:
+    """Write every planned layer; what a packed file holds of it goes into ``packed``."""
+    reports: list[LayerReport] = []
+    begun = time.perf_counter()
+    for layer, pruned in _named(pruner(block, stats, plan), block, plan):
+        error, before, updated = _write(layer, pruned, stats[layer.site])
+        packed.update({f"{layer.name}.{part}": tensor for part, tensor in pruned.packed.items()})
+        weight_OI = layer.weight_OI
+        report = LayerReport(
+            name=layer.name,
+            role=layer.role,
+            block=block.index,
+            shape=layer.shape,
+            transposed=layer.transposed,
+            pattern=str(pruner.pattern(layer).at(plan[layer.name])),
+            requested=requested(plan[layer.name]),
+            sparsity=int((weight_OI == 0).sum()) / weight_OI.numel(),
+            relative_output_error=error,
+            updated=updated,
+            error_before_update=before,
+            seconds=time.perf_counter() - begun,
+            notes={**pruned.notes, **routed(layer, stats[layer.site]), **notes.get(layer.name, {})},
+            expert=layer.expert,
+        )
+        reports.append(report)
+        observer.layer(report)
+        begun = time.perf_counter()
+    return reports
+
+
+def _named(
+    pruning: Iterator[tuple[Layer, Pruned]], block: Block, plan: Plan
+) -> Iterator[tuple[Layer, Pruned]]:
+    """The same, with the layer's name in the message when its numbers go wrong."""
+    left = {layer.name: layer for layer in block.planned(plan)}
+    try:
+        for layer, pruned in pruning:
+            left.pop(layer.name, None)
+            yield layer, pruned
+        if left:
+            raise PrunusError(f"{next(iter(left))}: the pruner left this layer out.")
+    except NumericalError as error:
+        where = next(iter(left), block.name)
+        raise NumericalError(f"{where}: {error}") from error
+
+
+def _write(
+    layer: Layer,
+    pruned: Pruned,
+    stats: Statistics,
+) -> tuple[float | None, float | None, bool]:
+    """Store the new weight if it is sound.
+
+    Returns how far the layer's output moves on the sampled tokens, how far it would with the dense
+    values of the kept weights, and whether any of those changed.
+    """
+    _check_returned(layer, pruned)
+    new_OI = pruned.weight_OI.to(layer.weight_OI.dtype)
+    if not bool(new_OI.isfinite().all()):
+        raise NumericalError(f"{layer.name}: its new weights hold NaN or inf.")
+    if bool(new_OI[~pruned.mask_OI].any()):
+        raise PrunusError(
+            f"{layer.name}: the pruner left values on pruned weights; they must be 0."
+        )
+    old_OI = layer.weight_OI
+    updated = bool((new_OI != old_OI)[pruned.mask_OI].any())
+    error = before = None
+    if TokenSample in stats:
+        inputs_TI = stats[TokenSample].inputs_TI
+        error = before = _output_error(inputs_TI, old_OI, new_OI)
+        if updated:
+            before = _output_error(inputs_TI, old_OI, old_OI.masked_fill(~pruned.mask_OI, 0))
+    layer.write(new_OI)
+    return error, before, updated
+
+
+def _check_returned(layer: Layer, pruned: object) -> None:
+    """Raise PrunusError for anything but a Pruned of the layer's shape."""
+    if not isinstance(pruned, Pruned):
+        found: object = type(pruned).__name__
+    else:
+        mask_OI, weight_OI = pruned.mask_OI, pruned.weight_OI
+        if weight_OI.shape == mask_OI.shape == layer.shape and mask_OI.dtype == torch.bool:
+            return
+        found = f"{tuple(weight_OI.shape)} and {tuple(mask_OI.shape)} of {mask_OI.dtype}"
+    raise PrunusError(
+        f"{layer.name}: a pruner returns Pruned(weight_OI, mask_OI), both {layer.shape}, the mask "
+        f"of bools; this one returned {found}."
+    )
+
+
+def _output_error(inputs_TI: Tensor, old_OI: Tensor, new_OI: Tensor) -> float | None:
+    """‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖; None where the layer puts out nothing."""
+    old_OI = old_OI.float()
+    size = (inputs_TI @ old_OI.T).norm()
+    moved = (inputs_TI @ (old_OI - new_OI.float()).T).norm()
+    return float(moved / size) if size > 0 else None

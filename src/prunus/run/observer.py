@@ -1,0 +1,58 @@
+"""Who watches a run: progress bars, logs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ..maths.contracts import LayerReport
+
+LOOK = "look "  # how a step begins while the dense model is looked at
+
+
+class Observer(Protocol):
+    """Told what happens, for progress bars."""
+
+    def say(self, message: str) -> None:
+        """Take note of a sentence for the user."""
+        ...
+
+    def block(self, index: int, total: int, name: str, step: str) -> None:
+        """A step of a block begins.
+
+        "order", "learn", "record", "prune" or "advance"; where heads and neurons go, also
+        "gradients" (of the whole model), "recover", "compare" (heads), and "look record" … while
+        the dense model is looked at as a whole.
+        """
+        ...
+
+    def sample(self, done: int, total: int) -> None:
+        """A calibration sample went through the block, in the step that runs."""
+        ...
+
+    def layer(self, report: LayerReport) -> None:
+        """A layer has been pruned and written."""
+        ...
+
+    def done(self) -> None:
+        """The last block is done."""
+        ...
+
+
+class Silent:
+    """Watches nothing; a base for observers that want to hear a part of it."""
+
+    def say(self, message: str) -> None:
+        """Ignore it."""
+
+    def block(self, index: int, total: int, name: str, step: str) -> None:
+        """Ignore it."""
+
+    def sample(self, done: int, total: int) -> None:
+        """Ignore it."""
+
+    def layer(self, report: LayerReport) -> None:
+        """Ignore it."""
+
+    def done(self) -> None:
+        """Ignore it."""

@@ -1,0 +1,193 @@
+"""One module of one block: recover, choose, remove, repair."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..maths.contracts import LayerReport
+from ..maths.moments import Moments
+from ..maths.scores.units import Gathered
+from ..maths.stats import TokenSample
+from ..maths.updates.ridge import Regression, Solved, joined, solve
+from ..model.blocks import Block, Layer
+from ..model.replay import Recording
+from ..model.surgery import put, shrink
+from ..model.units import Depth2
+from ..model.watch import watch
+from .unit_gather import Context, held_out
+
+
+@dataclass
+class DenseStream:
+    """The same samples on their way through the dense blocks."""
+
+    recording: Recording
+    block: nn.Module
+
+    @classmethod
+    def beside(cls, recording: Recording) -> DenseStream:
+        """At the block where ``recording`` is."""
+        return cls(recording.copy(), nn.Module())
+
+
+@dataclass(frozen=True)
+class Step:
+    """A module, in its block, with the samples that have come there."""
+
+    context: Context
+    block: Block
+    module: Depth2
+    recording: Recording | None
+
+    def recover(self, dense: DenseStream) -> dict[str, Any]:
+        """Algorithms 3 and 4: the first level; then, on what that gives, the second.
+
+        Returns what the report should say.
+        """
+        facts: dict[str, Any] = {}
+        for level in ([layer for layer, _ in self.module.sources], [self.module.reader]):
+            for biased in (True, False):  # the inputs of the one have a column of ones more
+                layers = [layer for layer in level if (layer.bias_O is not None) == biased]
+                if layers:
+                    facts |= _facts(self._aim(layers, dense), [layer.role for layer in layers])
+        return facts
+
+    def _aim(self, layers: list[Layer], dense: DenseStream) -> list[Solved]:
+        """The layers' weights at the dense stream's outputs, on the pruned stream's inputs."""
+        assert self.recording is not None
+        device, samples = self.context.device, len(self.recording.hidden)
+        halves = [Regression.several(layers, device) for _ in range(2)]
+        self.context.announce(self.block, "recover")
+        twins = {dense.block.get_submodule(self._inside(layer)): layer for layer in layers}
+        for sample, hidden, call in self.context.samples(self.block, self.recording):
+            inputs: list[Tensor] = []
+            targets: dict[Layer, Tensor] = {}
+
+            def hit(layer: Layer, targets: dict[Layer, Tensor] = targets) -> Any:
+                return lambda output: targets.update({layer: output})
+
+            watch(self.block, call, hidden, {layers[0].module: inputs.append})
+            beside = dense.recording.hidden[sample].to(device)
+            aims = {module: hit(layer) for module, layer in twins.items()}
+            watch(self.block, call, beside, outputs=aims, module=dense.block)
+            half = halves[held_out(sample, samples)]
+            for layer, part in zip(layers, half, strict=True):
+                part.update(inputs[0], targets[layer], gram=part is half[0])
+            self.context.observer.sample(sample + 1, samples)
+        self.context.announce(self.block, "prune")
+        weights = [joined(layer.weight_OI, layer.bias_O) for layer in layers]
+        solved = solve(weights, *halves)
+        for layer, new in zip(layers, solved, strict=True):
+            _write(layer, new.weight_OA)
+        return solved
+
+    def repair(self, keep_U: Tensor, halves: tuple[Moments, Moments]) -> dict[str, Any]:
+        """The second level's weights on its remaining inputs, at what it puts out with all."""
+        reader = self.module.reader
+        old_OA = joined(reader.weight_OI, reader.bias_O)
+        columns = self.module.columns_UN[keep_U].flatten().sort().values
+        if reader.bias_O is not None:
+            columns = torch.cat([columns, columns.new_tensor([reader.shape[1]])])
+        used = old_OA.shape[1]
+        train, held = (
+            Regression.onto_itself(half.sum_AA[:used, :used], old_OA).only(columns)
+            for half in halves
+        )
+        (solved,) = solve([old_OA[:, columns]], [train], [held])
+        new_OA = old_OA.clone()
+        new_OA[:, columns] = solved.weight_OA
+        _write(reader, new_OA)
+        return _facts([solved], ["second_level"])["second_level"]  # type: ignore[no-any-return]
+
+    def compensate(self, keep_U: Tensor, mean_I: Tensor) -> None:
+        """``b += W[:, removed] · mean[removed]``; a bias comes into being where there was none."""
+        reader = self.module.reader
+        removed = self.module.columns_UN[~keep_U].flatten()
+        lost_O = reader.weight_OI[:, removed].double() @ mean_I[removed]
+        old_O = torch.zeros_like(lost_O) if reader.bias_O is None else reader.bias_O
+        put(reader.module, reader.weight_OI, (old_O + lost_O).to(reader.weight_OI.dtype), [])
+
+    def error(self, gathered: Gathered, keep_U: Tensor, old_OA: Tensor) -> float | None:
+        """How far the second level's output moves on sampled tokens, relative to its size."""
+        if TokenSample not in gathered.second:
+            return None
+        inputs_TI = gathered.second[TokenSample].inputs_TI
+        reader = self.module.reader
+        width = inputs_TI.shape[1]
+        before_TO = inputs_TI @ old_OA[:, :width].T + old_OA[:, width:].sum(1)
+        kept_TI = inputs_TI.clone()
+        kept_TI[:, self.module.columns_UN[~keep_U].flatten()] = 0
+        after_TO = kept_TI @ reader.weight_OI.float().T
+        if reader.bias_O is not None:
+            after_TO = after_TO + reader.bias_O.float()
+        size = before_TO.norm()
+        return float((after_TO - before_TO).norm() / size) if size > 0 else None
+
+    def remove(self, keep_U: Tensor) -> dict[str, int]:
+        """Shrink; returns the numbers about widths that changed, by their path in the block."""
+        undo = shrink(self.block.module, self.block.name, self.module, keep_U)
+        paths = {id(module): path for path, module in self.block.module.named_modules()}
+        linears = {id(layer.module) for layer in self.module.layers}
+        return {
+            f"{paths[id(owner)]}.{name}": getattr(owner, name)
+            for owner, name, _ in undo
+            if id(owner) not in linears
+        }
+
+    def reports(
+        self,
+        before: Sequence[tuple[int, int]],
+        keep_U: Tensor,
+        error: float | None,
+        updated: bool,
+        begun: float,
+        notes: dict[str, Any],
+    ) -> list[LayerReport]:
+        """Of the module's layers, whose shapes were ``before``."""
+        module = self.module
+        notes = {**notes, "units_kept": int(keep_U.sum()), "units": module.units}
+        if module.unit == "heads":
+            notes["kept"] = keep_U.nonzero().flatten().tolist()
+        return [
+            LayerReport(
+                name=layer.name,
+                role=layer.role,
+                block=module.block,
+                shape=shape,
+                transposed=layer.transposed,
+                pattern=module.unit,
+                requested=1 - int(keep_U.sum()) / module.units,
+                sparsity=1 - layer.weight_OI.numel() / (shape[0] * shape[1]),
+                relative_output_error=error if layer is module.reader else None,
+                updated=(updated and layer is module.reader) or "recovery" in notes,
+                error_before_update=None,
+                seconds=(time.perf_counter() - begun) / len(module.layers),
+                notes={**notes, "shape": list(layer.shape)},
+            )
+            for layer, shape in zip(module.layers, before, strict=True)
+        ]
+
+    def _inside(self, layer: Layer) -> str:
+        """The layer's name within the block."""
+        return layer.name.removeprefix(f"{self.block.name}.")
+
+
+def _facts(solved: Sequence[Solved], names: Sequence[str]) -> dict[str, Any]:
+    """Errors on the text that was held out; a ridge of None: the old weights stayed."""
+    return {
+        name: {"ridge": s.ridge, "held_out_before": s.before, "held_out_after": s.after}
+        for name, s in zip(names, solved, strict=True)
+    }
+
+
+def _write(layer: Layer, new_OA: Tensor) -> None:
+    width = layer.shape[1]
+    layer.write(new_OA[:, :width])
+    if layer.bias_O is not None:
+        layer.bias_O.copy_(new_OA[:, width])

@@ -1,0 +1,163 @@
+"""A model on the Hugging Face hub as a folder: the snapshot of one commit in the cache.
+
+Everything that works for folders then works for hub ids, and the folder's name is the commit.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import constants, metadata_load, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ..base.errors import CheckpointError, CheckpointWarning, first_line
+
+# Weights in formats that are not read, and second copies of the same weights for other software.
+UNREAD = (
+    "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.ot", "*.npz",
+    "*.gguf", "*.ggml", "*.onnx", "*.onnx_data", "*.tflite", "*.mlmodel", "*.mlpackage/*",
+    "onnx/*", "openvino/*", "original/*", "consolidated*.safetensors", ".git*",
+)  # fmt: skip
+NEEDED = ("*.safetensors", "*.json")  # without which there is no model
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def snapshot(name: str) -> Path:
+    """The folder of a hub id, downloaded unless it is in the cache: all that belongs to the model.
+
+    Every call in one process has the same commit, also if the branch moves meanwhile.
+
+    Args:
+        name: ``org/model``, or ``org/model@revision`` with a branch, a tag or a commit.
+
+    Raises:
+        CheckpointError: no such model or revision, no right to read it, or no connection and not
+            in the cache.
+    """
+    repo, _, revision = name.partition("@")
+    folder = downloaded(repo, revision or None)
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{repo} has no safetensors on the hub (commit {folder.name}), and prunus reads no "
+            "pickle. If it has a .gguf, download that and give the file."
+        )
+    return folder
+
+
+@cache
+def downloaded(repo: str, revision: str | None) -> Path:
+    """The snapshot, with all files that are read of it; remembered."""
+    asked: dict[str, Any] = {"repo_id": repo, "revision": revision}
+    try:
+        return Path(str(snapshot_download(**asked, ignore_patterns=list(UNREAD))))
+    except LocalEntryNotFoundError as error:
+        partial = _partial(asked)
+        if partial is None:
+            raise _unreachable(repo, revision, error) from None
+        return partial
+    except HFValidationError:
+        raise CheckpointError(
+            f"{repo} is no folder here and no hub id. Give a folder, a .gguf or a hub id "
+            "(org/model)."
+        ) from None
+    except RevisionNotFoundError:
+        raise CheckpointError(
+            f"{repo} has no revision {revision} on the hub. Give a branch, a tag or a commit that "
+            "it has."
+        ) from None
+    except GatedRepoError:
+        raise CheckpointError(
+            f"{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo}, and {LOG_IN}."
+        ) from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{repo} is no folder here, and the hub has no such model that you may read. Check "
+            f"the name; if it is private, {LOG_IN}."
+        ) from None
+    except Exception as error:  # of the connection, or of the disk: half a dozen kinds
+        raise CheckpointError(
+            f"{repo} cannot be downloaded from the hub: {first_line(error)}."
+        ) from error
+
+
+def commit_of(folder: str | Path) -> str | None:
+    """``org/model@commit`` where the folder is a snapshot in a hub cache."""
+    parts = Path(folder).absolute().parts
+    if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
+        return None
+    return f"{parts[-3].removeprefix('models--').replace('--', '/')}@{parts[-1]}"
+
+
+def base_model(model: str) -> str | list[str] | None:
+    """The hub id of what a report calls its model; never a local path.
+
+    That of a local folder is what its own card says. A name that could also be a relative path
+    must be in the cache.
+    """
+    if Path(model).is_absolute():
+        return _said_by_card(Path(model) / "README.md")
+    repo, _, commit = model.partition("@")
+    if not _is_id(repo):
+        return None
+    cached = commit or isinstance(try_to_load_from_cache(repo, "config.json"), str)
+    return repo if cached else None
+
+
+def title(model: str) -> str:
+    """A hub id without its commit, or the last part of a path."""
+    return Path(model).name if Path(model).is_absolute() else model.partition("@")[0]
+
+
+def _partial(asked: dict[str, Any]) -> Path | None:
+    """What other software left in the cache, where it is enough for a model."""
+    try:
+        found = snapshot_download(**asked, allow_patterns=list(NEEDED), local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    warnings.warn(
+        f"{asked['repo_id']} is in the cache only in part, and the hub cannot be reached: files "
+        "beside its weights that are missing there will be missing in the output.",
+        CheckpointWarning,
+        stacklevel=4,
+    )
+    return Path(str(found))
+
+
+def _unreachable(repo: str, revision: str | None, error: Exception) -> CheckpointError:
+    at = f" at {revision}" if revision else ""
+    if constants.HF_HUB_OFFLINE:
+        return CheckpointError(
+            f"{repo} is no folder here and not in the hub's cache{at}, and HF_HUB_OFFLINE forbids "
+            "to download it. Unset that, or give a folder."
+        )
+    return CheckpointError(
+        f"{repo} is no folder here and not in the hub's cache{at}, and the hub cannot be reached "
+        f"({first_line(error)}). Check the connection, or give a folder."
+    )
+
+
+def _said_by_card(card: Path) -> str | list[str] | None:
+    try:
+        said = (metadata_load(card) or {}).get("base_model")
+    except (OSError, ValueError, yaml.YAMLError):  # none, or one that nobody can read
+        return None
+    named = said if isinstance(said, list) else [said]
+    if not named or not all(isinstance(x, str) and _is_id(x) for x in named):
+        return None
+    return [str(x) for x in named] if len(named) > 1 else str(named[0])
+
+
+def _is_id(name: str) -> bool:
+    """Whether the hub could have a model of that name: ``org/model``."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None

@@ -1,0 +1,348 @@
+"""A run's diary: every finished block is on disk at once, so that a run can be taken up again.
+
+The folder ``.NAME.unfinished`` beside the output has a shard for each block and ``journal.jsonl``:
+first the fingerprint of the run, then a line for each block, appended after its shard is safe.
+Whatever ends the run in between leaves a block that is done or one that is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from errno import EACCES, EWOULDBLOCK
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..base.errors import CheckpointError
+from ..maths.contracts import LayerReport
+from ..maths.orders.orders import Orders
+from ..model.blocks import Block
+from ..model.channels import Channels
+from .output import check_free, kept_safe, put, readable, reason, unfinished
+from .resuming import LINES, Differences, check_same, followed, told
+
+REPORTS = TypeAdapter(list[LayerReport])
+
+
+@dataclass
+class Journal:
+    """The blocks that are done.
+
+    Attributes:
+        folder: where it is kept; the finished checkpoint is built inside and moved out.
+        residual: the order of the residual stream, where one was folded.
+        blocks: by index, what the journal says of a block.
+        outliers: of each block, where they were counted.
+        learned: by the first block of a unit, what was noted of its shares.
+        different: what differed between the runs that made it, where they were allowed to.
+        held: the open file that keeps other processes away.
+    """
+
+    folder: Path
+    residual: Tensor | None
+    blocks: dict[int, dict[str, Any]]
+    outliers: dict[int, float] | None = None
+    learned: dict[int, dict[str, Any]] = field(default_factory=dict)
+    different: Differences = field(default_factory=dict)
+    held: IO[bytes] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        output: Path,
+        fingerprint: Mapping[str, Any],
+        resume: bool,
+        say: Callable[[str], None],
+        allow_different: bool = False,
+    ) -> Journal:
+        """A new one, or that of an unfinished run with the same fingerprint.
+
+        With ``allow_different`` it may differ in what can change the last bits alone.
+
+        Raises:
+            CheckpointError: there is an unfinished run and ``resume`` is False; another process
+                has it; its journal is damaged, or cannot be written.
+            InputError: the unfinished run is another one; says what differs.
+        """
+        folder = unfinished(output)
+        with _explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        journal = cls(folder, None, {})
+        journal._lock()  # before anything is read, mended or written
+        try:
+            now = json.loads(json.dumps(fingerprint))
+            journal._take_up(output, now, resume, say, allow_different)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def _take_up(
+        self,
+        output: Path,
+        fingerprint: dict[str, Any],
+        resume: bool,
+        say: Callable[[str], None],
+        allow_different: bool,
+    ) -> None:
+        """Read what an earlier run left, or begin."""
+        lines = _read(self.folder / LINES)
+        if not lines and not any(self.folder.glob("block-*")):  # or killed at birth
+            if resume:
+                say(f"nothing to resume: {output} has no unfinished run; this one starts it")
+            self._append({"fingerprint": fingerprint})
+            return
+        if not resume:
+            raise CheckpointError(
+                f"An unfinished run is in {self.folder}. Go on with --resume, or remove that "
+                "folder."
+            )
+        first = lines[0].get("fingerprint") if lines else None
+        if not isinstance(first, dict):
+            raise CheckpointError(
+                f"{self.folder / LINES} is damaged. Remove {self.folder} and start anew."
+            )
+        if different := check_same(first, fingerprint, self.folder, allow_different):
+            say(f"going on although {told(different)}: the last bits may be others")
+            lines.append({"different": different})
+            self._append(lines[-1])
+        self.different = followed(x["different"] for x in lines if "different" in x)
+        residual = next((x["residual"] for x in lines if "residual" in x), None)
+        self.residual = None if residual is None else torch.tensor(residual, dtype=torch.int64)
+        self.blocks = {x["block"]: x for x in lines if "block" in x}
+        counted = next((x["outliers"] for x in lines if "outliers" in x), None)
+        self.outliers = None if counted is None else {int(k): v for k, v in counted.items()}
+        self.learned = {x["learned"]: x for x in lines if "learned" in x}
+        say(f"resuming: {len(self.blocks)} blocks are done")
+
+    def holds(self, blocks: Iterable[int]) -> bool:
+        """Whether all of these are done."""
+        return all(index in self.blocks for index in blocks)
+
+    def order_residual(self, order_I: Tensor) -> None:
+        """Note the order that the whole model is in from now on."""
+        self.residual = order_I.cpu()
+        self._append({"residual": self.residual.tolist()})
+
+    def note_outliers(self, outliers: Mapping[int, float]) -> None:
+        """Note what the look at the dense model found."""
+        self.outliers = dict(outliers)
+        self._append({"outliers": self.outliers})
+
+    def note_learned(self, index: int, notes: Mapping[str, Any]) -> None:
+        """What was learned for the blocks from ``index`` on."""
+        self.learned[index] = dict(notes)
+        self._append({"learned": index, **notes})
+
+    def write(
+        self,
+        block: Block,
+        reports: list[LayerReport],
+        channels: Channels | None,
+        packed: Mapping[str, Tensor],
+        **notes: Any,
+    ) -> None:
+        """Put the block's tensors into its shard, packed ones beside it, then say so.
+
+        ``notes`` are whatever else a later run needs of it.
+        """
+        if packed:
+            write_shard(packed_beside(self.shard(block.index)), dict(packed))
+        path = self.put(block)
+        sites = {layer.site for layer in block.layers}
+        orders = channels.orders if channels is not None else Orders()
+        line = {
+            "block": block.index,
+            "sha256": sha256(path),
+            "reports": [asdict(report) for report in reports],
+            "folded": _lists(orders.folded, sites),
+            "gathered": _lists(orders.gathered, sites),
+            **notes,
+        }
+        self._append(line)
+        self.blocks[block.index] = line
+
+    def put(self, block: Block) -> Path:
+        """Write the tensors of a block that is at hand into its shard."""
+        path = self.shard(block.index)
+        state = block.module.state_dict()
+        write_shard(path, {f"{block.name}.{key}": tensor for key, tensor in state.items()})
+        return path
+
+    def restore(self, block: Block, channels: Channels | None) -> list[LayerReport] | None:
+        """Put an earlier run's weights into the block; None where the block is still to do."""
+        with self.found(block) as found:
+            if found is None:
+                return None
+            line, tensors = found
+            fill(block, tensors)
+            if channels is not None:
+                for kind in ("folded", "gathered"):
+                    known = {site: torch.tensor(order) for site, order in line[kind].items()}
+                    getattr(channels.orders, kind).update(known)
+            return REPORTS.validate_python(line["reports"])
+
+    @contextmanager
+    def found(self, block: Block) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]] | None]:
+        """What an earlier run noted of the block, and its tensors; None: it is still to do.
+
+        Raises:
+            CheckpointError: the shard has other bytes than were written, or whatever is wrong with
+                what is inside.
+        """
+        line = self.blocks.get(block.index)
+        if line is None:
+            yield None
+            return
+        path = self.shard(block.index)
+        try:
+            if sha256(path) != line["sha256"]:
+                raise ValueError("other bytes than were written")
+            yield line, load_file(path)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({error}). Remove {self.folder} and start anew."
+            ) from None
+
+    def shard(self, index: int) -> Path:
+        """The file with the tensors of a block."""
+        return self.folder / f"block-{index:05d}.safetensors"
+
+    @contextmanager
+    def finished(self, output: Path) -> Iterator[Path]:
+        """A folder that becomes ``output`` when all goes well; then the journal goes.
+
+        Raises:
+            CheckpointError: it cannot be written, or ``output`` is taken by now.
+        """
+        folder = self.folder / "checkpoint"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed right here
+        try:
+            with _explained(output):
+                folder.mkdir()
+                yield folder
+                check_free(output)
+                put(folder, output)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # its blocks stay, and room is needed
+            raise
+        self.remove()
+
+    def remove(self) -> None:
+        """Forget the run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.blocks = {}
+
+    def close(self) -> None:
+        """Let other processes have it."""
+        if self.held is not None:
+            self.held.close()
+
+    def _lock(self) -> None:
+        """Until it is closed or this process ends, where the system knows such locks."""
+        try:
+            import fcntl
+        except ImportError:
+            return
+        with _explained(self.folder):
+            self.held = open(self.folder / LINES, "ab")
+        try:
+            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (EWOULDBLOCK, EACCES):
+                self.held.close()
+                raise CheckpointError(f"Another process is writing to {self.folder}.") from None
+            # else a network file system without locks: two runs at once would not be noticed
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with _explained(self.folder), open(self.folder / LINES, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            kept_safe(file.fileno())
+
+
+@torch.no_grad()
+def fill(block: Block, tensors: Mapping[str, Tensor]) -> None:
+    """Put the tensors of a shard into a block that has their shapes."""
+    own = block.module.state_dict()
+    for name, tensor in tensors.items():
+        own[name.removeprefix(f"{block.name}.")].copy_(tensor)
+
+
+def sha256(path: Path) -> str:
+    """Of a file, a piece at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def packed_beside(shard: Path) -> Path:
+    """The file with what a packed checkpoint holds in place of the shard's quantised weights."""
+    return shard.with_suffix(".packed")
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file that is there whole or not at all, also after a power cut."""
+    part = path.with_suffix(".part")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with _explained(path):
+        try:
+            save_file(tensors, part, metadata={"format": "pt"})
+            readable(part)
+            with open(part, "rb") as file:
+                kept_safe(file.fileno())
+            part.rename(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} could not be written: {reason(error)}. Make room (what is done is kept, and "
+            "--resume goes on from there), or choose another --output."
+        ) from error
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; one that was cut off at the end is not there."""
+    lines: list[dict[str, Any]] = []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError):
+        raise CheckpointError(
+            f"{path} cannot be read. Remove {path.parent} and start anew."
+        ) from None
+    for line in text.split("\n")[:-1]:
+        try:
+            lines.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            raise CheckpointError(
+                f"{path} is damaged. Remove {path.parent} and start anew."
+            ) from None
+    if not text.endswith("\n") and text:  # cut off: what follows must not continue that line
+        with _explained(path):
+            os.truncate(path, len(text[: text.rfind("\n") + 1].encode()))
+    return lines
+
+
+def _lists(orders: Mapping[str, Tensor], sites: set[str]) -> dict[str, list[int]]:
+    return {site: order_I.tolist() for site, order_I in orders.items() if site in sites}

@@ -1,0 +1,177 @@
+"""The papers' sampling: windows of token ids from documents longer than a window."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..base.errors import CalibrationError
+from .documents import Documents
+
+DIGESTED = 1024  # windows that are copied at once
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What the statistics were gathered on: printed, and recorded with the checkpoint.
+
+    Attributes:
+        source: the SOURCE and its files.
+        samples: windows.
+        length: tokens per window.
+        seed: of the draws.
+        documents: how many the source has; 0 for text that the model wrote.
+        documents_used: how many distinct ones the windows are from.
+        concatenated: whether documents were too short, so that windows run across their ends.
+        sha256: of the token ids as little-endian int64, window after window.
+        field: the fields of the rows that were read; None: whole texts.
+        split: the part of a data set that was read; None: it has no parts.
+        skipped: rows that were null or empty.
+        bos: whether every window begins with the beginning-of-text token (yes), none has one (no),
+            or those that begin where a document does, if the tokenizer says so (auto).
+    """
+
+    source: str
+    samples: int
+    length: int
+    seed: int
+    documents: int
+    documents_used: int
+    concatenated: bool
+    sha256: str
+    field: str | None = None
+    split: str | None = None
+    skipped: int = 0
+    bos: str = "auto"
+
+    def __str__(self) -> str:
+        origin = f"from {self.documents_used} of {self.documents} documents"
+        if self.concatenated:
+            origin = (
+                f"from {self.documents_used} of {self.documents} documents run together, since "
+                "none is longer than a window"
+            )
+        if not self.documents:
+            origin = "written by the model"
+        return (
+            f"{self.source}: {self.samples} windows of {self.length} tokens {origin}; "
+            f"{self._choices()}seed {self.seed}; sha256 {self.sha256[:12]}"
+        )
+
+    def _choices(self) -> str:
+        """Those that are not the same for every text."""
+        bos = None if self.bos == "auto" else self.bos
+        chosen = {"field": self.field, "split": self.split, "bos": bos}
+        return "".join(f"{name} {value}; " for name, value in chosen.items() if value is not None)
+
+
+def sample_windows(
+    documents: Documents,
+    tokenize: Callable[[str], Sequence[int]],
+    *,
+    samples: int,
+    length: int,
+    seed: int,
+    first: int | None = None,
+) -> tuple[Tensor, Protocol]:
+    """Token ids (samples, length), drawn as Wanda, SparseGPT, RIA and DaSS draw theirs.
+
+    Per sample: a document uniformly with replacement, drawn again until it has more than
+    ``length`` tokens; then a window at ``randint(0, tokens − length − 1)``. The draws are those of
+    ``random.seed(seed)`` in the authors' code, so the same documents and tokenizer give the same
+    windows. Where no document is long enough (the authors' code then never ends), all are run
+    together in a random order and windows are drawn from the whole.
+
+    With a ``first`` token every window begins with it, and has one token of text less.
+
+    Raises:
+        CalibrationError: less text than one window.
+    """
+    width = length if first is None else length - 1  # tokens that are drawn for a window
+    draw = random.Random(seed)
+    ids_of: dict[int, array[int]] = {}  # 8 bytes a token; a list takes 36
+    long_enough: set[int] = set()
+    used: set[int] = set()
+    run_together = drawn = 0
+    ids_ST = torch.empty(samples, length, dtype=torch.int64)
+    if first is not None:
+        ids_ST[:, 0] = first
+    windows_ST = ids_ST[:, length - width :]
+    while drawn < samples:
+        if len(ids_of) == len(documents.texts) and not long_enough:
+            ids, run_together = _run_together(list(ids_of.values()), draw, samples * width)
+            _draw_windows(windows_ST, ids, documents.name, draw)
+            break
+        index = draw.randint(0, len(documents.texts) - 1)
+        if index not in ids_of:
+            ids_of[index] = array("q", tokenize(documents.texts[index]))
+            if len(ids_of[index]) > width:
+                long_enough.add(index)
+            elif long_enough:
+                ids_of[index] = array("q")  # too short, and not needed to run together any more
+        if index in long_enough:
+            start = draw.randint(0, len(ids_of[index]) - width - 1)
+            window = ids_of[index][start : start + width]
+            windows_ST[drawn] = torch.frombuffer(window, dtype=torch.int64)
+            drawn += 1
+            used.add(index)
+    count = len(documents.texts)
+    protocol = Protocol(
+        documents.name,
+        samples,
+        length,
+        seed,
+        count,
+        run_together or len(used),
+        bool(run_together),
+        digest(ids_ST),
+        documents.field,
+        documents.split,
+        documents.skipped,
+        "auto" if first is None else "yes",
+    )
+    return ids_ST, protocol
+
+
+def digest(ids_ST: Tensor) -> str:
+    """SHA-256 of token ids, the same on every machine."""
+    found = hashlib.sha256()
+    for part in ids_ST.split(DIGESTED):
+        found.update(part.cpu().to(torch.int64).numpy().astype("<i8").tobytes())
+    return found.hexdigest()
+
+
+def _run_together(
+    all_ids: list[array[int]], draw: random.Random, wanted: int
+) -> tuple[array[int], int]:
+    """Documents in a random order, until there are four times as many tokens as are wanted.
+
+    Returns the tokens, and how many documents they are from.
+    """
+    draw.shuffle(all_ids)
+    stream = array("q")
+    used = 0
+    while used < len(all_ids) and len(stream) < 4 * wanted:
+        stream.extend(all_ids[used])
+        used += 1
+    return stream, used
+
+
+def _draw_windows(ids_ST: Tensor, ids: array[int], name: str, draw: random.Random) -> None:
+    """Fill ``ids_ST`` with windows of ``ids``."""
+    length = ids_ST.shape[1]
+    if len(ids) < length:
+        raise CalibrationError(
+            f"{name} has {len(ids)} tokens in all, fewer than one window of {length}. "
+            f"Give more text, or --length {max(len(ids), 1)} or less."
+        )
+    ids_T = torch.frombuffer(ids, dtype=ids_ST.dtype)
+    for sample in range(len(ids_ST)):
+        start = draw.randint(0, len(ids) - length)
+        ids_ST[sample] = ids_T[start : start + length]
