@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import prunus.run.loop
-import prunus.maths.stats
 import torch
 
+import prunus.maths.stats
+import prunus.run.loop
 from prunus.maths.patterns import parse_pattern
 from prunus.maths.shares import Uniform
 from prunus.methods.table import build_method

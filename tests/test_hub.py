@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import prunus.storage.hub
 import pytest
 import yaml
 from huggingface_hub import constants, metadata_load
@@ -17,6 +16,7 @@ from huggingface_hub.errors import (
 from transformers import AutoModelForCausalLM
 
 import prunus
+import prunus.storage.hub
 from conftest import MODELS
 from prunus.base.errors import CheckpointError, CheckpointWarning
 from prunus.storage.checkpoint import find

@@ -14,8 +14,9 @@ from prunus.base.errors import CalibrationError, InputError, UnsupportedModelErr
 from prunus.judge.verify import verify
 from prunus.model.blocks import find_beside, find_blocks
 from prunus.model.replay import hidden_of, record, trace
-from prunus.storage.checkpoint import check_shards, read_tensors
+from prunus.storage.checkpoint import read_tensors
 from prunus.storage.kinds import class_at
+from prunus.storage.shards import check_shards
 
 
 @pytest.fixture

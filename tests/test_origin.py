@@ -230,8 +230,9 @@ def test_what_prunus_packed_is_read_block_by_block_again(source, tmp_path):
     fields = {"method": "wanda", "bits": 4, "group": 16, **FAST}
     prunus.prune(source, output=tmp_path / "packed", pack=True, **fields)
     prunus.prune(source, output=tmp_path / "plain", **fields)
-    from prunus.model.weights import Streamed
-    from prunus.storage.checkpoint import check_shards, load_weights
+    from prunus.storage.checkpoint import load_weights
+    from prunus.storage.shards import check_shards
+    from prunus.storage.streamed import Streamed
 
     weights = load_weights(tmp_path / "packed", stream=True)
     assert isinstance(weights, Streamed)

@@ -7,7 +7,7 @@ from torch import nn
 import prunus
 from conftest import load_tiny
 from prunus.base.errors import CalibrationError, InputError, NumericalError
-from prunus.judge import perplexity
+from prunus.judge.perplexity import perplexity
 
 
 class Table(nn.Module):

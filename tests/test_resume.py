@@ -22,7 +22,7 @@ from prunus.base.team import ALONE
 from prunus.judge.fresh_process import asked
 from prunus.judge.verify import Verification
 from prunus.model.inspect import inspect
-from prunus.model.weights import InMemory, Streamed
+from prunus.model.weights import InMemory
 from prunus.report.report import read_report
 from prunus.run.cures import explained
 from prunus.run.observer import Silent
@@ -31,6 +31,7 @@ from prunus.storage.checkpoint import load_weights
 from prunus.storage.journal import LINES, unfinished
 from prunus.storage.resuming import check_same, followed, threads_of
 from prunus.storage.scratch import Spilled
+from prunus.storage.streamed import Streamed
 
 FAST = {"samples": 3, "length": 48}
 LEARNING = {"allocation.granularity": "two-blocks", "allocation.steps": 8}

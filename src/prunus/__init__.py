@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # as type checkers know it; typing itself would take half
 if TYPE_CHECKING:
     from typing import Any
 
-    from .api import evaluate, load, plan, prune, quantize
+    from .api import evaluate, plan, prune, quantize
     from .base.errors import PrunusError
     from .judge.bench import bench
     from .judge.cycles import simulate
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .report.picture import plot
     from .run.finish import Result
     from .run.observer import Observer, Silent
+    from .runtime.load import load
     from .storage.gguf import write_gguf
 
 __all__ = [
@@ -55,7 +56,7 @@ _HOME = {
     "Silent": "run.observer",
     "bench": "judge.bench",
     "evaluate": "api",
-    "load": "api",
+    "load": "runtime.load",
     "plan": "api",
     "plot": "report.picture",
     "prune": "api",

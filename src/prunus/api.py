@@ -11,32 +11,29 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .base.arguments import typed
-from .base.errors import CalibrationError, InputError, UnknownNameError
+from .base.device import Dtype, pick_device
+from .base.errors import CalibrationError, InputError
 from .base.team import ALONE, Team
-from .judge import perplexity
-from .judge.perplexity import Evaluation
+from .judge.perplexity import Evaluation, perplexity
 from .judge.text import read_text
 from .maths.contracts import BlockPruner
-from .maths.orders.orders import Orders
 from .maths.shares import Allocation, Uniform
 from .methods.own import check_written
 from .methods.table import QUANTIZE
 from .model.samples import Sample, either
 from .recipe import Recipe
-from .report.report import FILE as REPORT
-from .report.report import known_zeros, read_report
+from .report.report import known_zeros
 from .run.finish import Result, carry_out
 from .run.forecast import REHEARSED, Plan, forecast, make_room, need
 from .run.observer import Observer
-from .run.prepare import in_memory, named, pick_device
+from .run.prepare import in_memory, named
 from .run.prepare import inputs as gathered
 from .run.progress import Scored, hearing, scoring, watching
 from .run.run import Run
 from .run.smaller_entry import Asked, check_alone, plan_structured, prune_structured
 from .run.smaller_forecast import SmallerPlan
-from .runtime import index_inputs, to_semi_structured
 from .storage.assembly import check_names
-from .storage.checkpoint import Dtype, folder_of, load_model, load_tokenizer
+from .storage.checkpoint import folder_of, load_model, load_tokenizer
 from .storage.output import check_output
 from .storage.resuming import threads_of
 from .storage.scratch import check_spill
@@ -339,46 +336,6 @@ def evaluate(
             model, ids_T, length=length, windows=asked.most(windows), source=asked.name, scored=told
         )
     return asked.described(found)
-
-
-@typed
-def load(
-    checkpoint: str | Path,
-    *,
-    dtype: Dtype = "auto",
-    device: str = "cpu",
-    sparse: str | None = None,
-    trust_remote_code: bool = False,
-) -> PreTrainedModel:
-    """A model in eval mode from a folder, a hub id or a GGUF.
-
-    Layers that were pruned with ``--permutation gather`` get their weights in the order of the
-    pattern, and an index before them.
-
-    >>> prunus.load("pruned", dtype="bfloat16", device="cuda", sparse="2:4")
-
-    Args:
-        checkpoint: what ``prunus prune --output`` wrote, or any other.
-        dtype: of the weights.
-        device: where to put it.
-        sparse: ``"2:4"`` makes torch's semi-structured tensors of the 2:4 layers, on CUDA; this
-            has not been run yet, for lack of a GPU. Their layout is checked on any device.
-        trust_remote_code: run code that comes with the checkpoint.
-    """
-    if sparse not in (None, "2:4"):
-        raise UnknownNameError("sparse", sparse, ["2:4"])
-    where = pick_device(device)
-    model = load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
-    model.to(where)  # type: ignore[arg-type]
-    folder = folder_of(checkpoint)
-    if (folder / REPORT).exists():
-        layers = read_report(folder).layers
-        index_inputs(model, layers, Orders.read(folder))
-    else:
-        layers = []
-    if sparse is not None:
-        to_semi_structured(model, layers)
-    return model
 
 
 def _asked(

@@ -63,4 +63,4 @@ class _Moved:
 def keep_names() -> None:
     """Let the import system find parts under their earlier names."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Moved())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Moved())

@@ -42,8 +42,8 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """Prefill, decode and memory against the dense model, in paired runs of fresh processes."""
+    from ..base.device import checked_dtype
     from ..judge.bench import bench
-    from ..storage.checkpoint import checked_dtype
 
     found = bench(
         folder,

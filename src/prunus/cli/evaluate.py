@@ -51,8 +51,8 @@ def run(
 ) -> None:
     """Perplexity by the papers' protocol: non-overlapping windows, logits in float32."""
     from ..api import evaluate
+    from ..base.device import checked_dtype
     from ..run.progress import PruningBar
-    from ..storage.checkpoint import checked_dtype
 
     found = evaluate(
         model,

@@ -33,8 +33,8 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """Write a checkpoint in the format of another runtime."""
+    from ..base.device import checked_dtype
     from ..base.errors import UnknownNameError
-    from ..storage.checkpoint import checked_dtype
     from ..storage.gguf import write_gguf
 
     if to not in FORMATS:

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from ..base.arguments import typed
+from ..base.device import Dtype, pick_device
 from ..base.errors import CheckpointError, InputError
 from ..report.report import FILE as REPORT
 from ..report.report import read_report
-from ..run.prepare import pick_device
-from ..storage.checkpoint import Dtype, folder_of
+from ..storage.checkpoint import folder_of
 
 PROMPT, NEW = 512, 64
 

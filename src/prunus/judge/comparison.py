@@ -18,7 +18,7 @@ from ..model.interior import Interior
 from ..model.weights import Weights
 from ..report.report import PruningReport
 from ..storage.decoding import CLAIMS
-from ..storage.origin import Origin, read_config
+from ..storage.origin import Origin, origin_of, read_config
 from ..storage.pruned import pairs
 from ..storage.shards import NAMED
 
@@ -75,7 +75,7 @@ class Changes:
 
 def on_disk(weights: Weights, names: Collection[str]) -> set[str]:
     """Return what the files call these parameters; one that holds experts has a name for each."""
-    model, origin = weights.model, weights.origin
+    model, origin = weights.model, origin_of(weights)
     state = model.state_dict()
     shapes = {name: state[name].to("meta") for name in names if name in state}
     found = set(revert_weight_conversion(model, dict(shapes))) | (set(names) - set(state))

@@ -39,7 +39,7 @@ def main() -> None:
 def _load(asked: dict[str, Any]) -> Any:
     from transformers import logging
 
-    from ..api import load
+    from ..runtime.load import load
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -51,7 +51,7 @@ def _load(asked: dict[str, Any]) -> Any:
 
 def _facts(model: Any) -> dict[str, Any]:
     """What the parent must know of a model: its size, and the inputs that it takes."""
-    from ..storage.checkpoint import context_length
+    from ..model.blocks import context_length
 
     tensors = {t.data_ptr(): t for t in [*model.parameters(), *model.buffers()] if t.numel()}
     return {

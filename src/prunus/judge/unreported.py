@@ -14,7 +14,9 @@ from ..maths.patterns import NM, Unstructured
 from ..model.blocks import find_blocks, find_linears, outputs_first
 from ..model.experts import Expert
 from ..model.weights import Weights
-from ..storage.checkpoint import check_shards, load_weights, read_tensors
+from ..storage.checkpoint import load_weights, read_tensors
+from ..storage.origin import origin_of
+from ..storage.shards import check_shards
 from .comparison import Changes, compare, on_disk
 
 if TYPE_CHECKING:
@@ -48,10 +50,11 @@ def check(
     if source is not None:
         old = load_weights(source, trust_remote_code=trust_remote_code, stream=True)
         layers = on_disk(weights, _parameters(weights))
-        if weights.origin is None or old.origin is None:
+        ours, theirs = origin_of(weights), origin_of(old)
+        if ours is None or theirs is None:
             raise InputError("--source compares folders of safetensors; give the source's folder.")
         free = Changes(pruned=layers, updated=layers)
-        found.problems += compare(weights.origin, old.origin, free, source)
+        found.problems += compare(ours, theirs, free, source)
         found.checks.append(f"everything but those layers, bit for bit, against {source}")
 
 

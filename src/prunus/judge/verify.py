@@ -18,11 +18,13 @@ from ..maths.orders.orders import Orders
 from ..maths.patterns import NM, OneOf, Unstructured, parse_pattern, removed
 from ..report.report import FILE as REPORT
 from ..report.report import PruningReport, read_report
-from ..storage.checkpoint import check_shards, load_weights
+from ..storage.checkpoint import load_weights
 from ..storage.kinds import auto_name
+from ..storage.origin import origin_of
 from ..storage.packing import grid_of
 from ..storage.pruned import Stored, read_layers
 from ..storage.scratch import Scratch
+from ..storage.shards import check_shards
 from ..storage.widths import read_widths
 from . import smaller as structured
 from . import unreported
@@ -315,13 +317,14 @@ def _check_against(
     new = load_weights(folder, trust_remote_code=trust_remote_code, stream=True)
     old = load_weights(source, trust_remote_code=trust_remote_code, stream=True)
     reordered = orders.residual is not None or bool(orders.folded)
-    if new.origin is not None and old.origin is not None:
+    ours, theirs = origin_of(new), origin_of(old)
+    if ours is not None and theirs is not None:
         changes = Changes.of(report, new, reordered)
-        found.problems += compare(new.origin, old.origin, changes, source)
+        found.problems += compare(ours, theirs, changes, source)
         found.checks.append(f"all tensors, fields and files, bit for bit, against {source}")
     if report.structured is not None:
         structured.check_against(new, old, source, report, found)
-    elif reordered or old.origin is None:
+    elif reordered or theirs is None:
         problems, checked = compare_models(new, old, source, report, orders)
         found.problems += problems
         found.checks.append(checked)

@@ -195,6 +195,13 @@ def _lists(module: nn.Module, prefix: str) -> dict[str, nn.ModuleList]:
     }
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """The longest sequence that the model takes, where its config says so."""
+    config = model.config.get_text_config()
+    found: int | None = getattr(config, "max_position_embeddings", None)
+    return found
+
+
 def find_beside(model: nn.Module) -> list[str]:
     """Names of the parts beside the language model of a multimodal one: towers and projectors."""
     if not isinstance(model, PreTrainedModel) or model.config.get_text_config() is model.config:

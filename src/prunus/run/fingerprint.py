@@ -11,9 +11,10 @@ import transformers
 from .._version import __version__
 from ..methods.own import code_of, spelled
 from ..recipe import Recipe
-from ..storage.checkpoint import check_shards, find
+from ..storage.checkpoint import find
 from ..storage.gguf_parts import parts
 from ..storage.journal import sha256
+from ..storage.shards import check_shards
 from ..text import Protocol
 
 ELSEWHERE = {"calibration", "data_dir", "device"}  # fields that a fingerprint has in other words

@@ -21,12 +21,13 @@ from ..model.blocks import Block
 from ..model.weights import InMemory, Weights
 from ..recipe import Recipe
 from ..report import PruningReport, shown
-from ..report import card as model_card
+from ..report.card import model_card
 from ..report.report import FILE as REPORT
 from ..storage.assembly import assemble
 from ..storage.checkpoint import load_model
 from ..storage.journal import Journal
 from ..storage.kinds import auto_of
+from ..storage.origin import origin_of
 from ..storage.output import new_folder, no_new_parents, write_model
 from ..storage.widths import FILE as WIDTHS
 from ..storage.widths import to_json, widths_of
@@ -155,10 +156,11 @@ def _prune_journaled(
 
 def _with_source(report: PruningReport, orders: Orders, run: Journaled) -> PruningReport:
     """Note what the checkpoint has from the source's files, and say what it has not."""
-    if run.weights.origin is None:
+    origin = origin_of(run.weights)
+    if origin is None:
         return report
     other = report.structured is not None or orders.residual is not None
-    source = run.weights.origin.taken_over(keeps_architecture=not other)
+    source = origin.taken_over(keeps_architecture=not other)
     if source.carried:
         run.observer.say(
             f"{len(source.carried)} tensors that transformers ignores are copied unchanged: "

@@ -18,9 +18,10 @@ from ..base.errors import RoomError
 from ..base.memory import available_memory
 from ..maths.shares import BESA, OWL
 from ..model.blocks import Block
-from ..model.weights import InMemory, Streamed, Weights
+from ..model.weights import InMemory, Weights
 from ..storage.assembly import SMALL
 from ..storage.resuming import blocks_done
+from ..storage.streamed import Streamed
 from .gather import on
 from .loop import prune_blocks
 from .observer import LOOK, Silent

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..base.errors import InputError, UnknownNameError
+from ..base.errors import InputError
 from ..base.team import ALONE, Team
 from ..model.samples import Samples
 from ..model.weights import InMemory, Weights
@@ -88,26 +88,6 @@ def named(model: Any, loaded: PreTrainedModel) -> str:
     if name and path.exists():
         return commit_of(path) or str(path.absolute())
     return (find(name).hub if given else None) or name or "in memory"
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"])
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"]) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: this torch sees no CUDA device. Use --device cpu.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"--device {name}: this torch sees {torch.cuda.device_count()} CUDA devices, counted "
-            "from 0."
-        )
-    return device
 
 
 def in_memory(model: Any, dtype: str) -> None:

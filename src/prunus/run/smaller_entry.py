@@ -9,13 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..base.device import pick_device
 from ..base.errors import CalibrationError, InputError
 from ..recipe import Recipe
 from ..text.given import Given, how_many, source_name
 from .finish import Result, carry_out
 from .forecast import REHEARSED, make_room
 from .observer import Observer
-from .prepare import inputs, named, pick_device
+from .prepare import inputs, named
 from .smaller import StructuredRun
 from .smaller_forecast import SmallerPlan, forecast, need
 

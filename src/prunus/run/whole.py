@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from ..base.errors import RoomError
 from ..base.memory import available_memory
-from ..storage.checkpoint import Source, check_shards, find
+from ..storage.checkpoint import Source, find
+from ..storage.shards import check_shards
 from ..storage.widths import FILE as WIDTHS
 from .room import gib
 

@@ -22,7 +22,7 @@ from ..maths.grids import Grid
 from ..model.blocks import Block
 from ..model.weights import Weights
 from .journal import Journal, packed_beside, write_shard
-from .origin import Origin
+from .origin import Origin, origin_of
 from .output import write_texts
 from .packing import PACKED, config
 from .widths import widths_of
@@ -60,7 +60,7 @@ def assemble(
             with block.at_hand():
                 journal.put(block)
         shards.append(journal.shard(block.index))
-    model, origin = weights.model, weights.origin
+    model, origin = weights.model, origin_of(weights)
     shards.insert(0, journal.folder / "outside.safetensors")
     write_shard(shards[0], _outside(model, blocks, origin))
     shards += _carried(journal, origin, kept.carried if kept else ())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -22,16 +22,16 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from ..base.device import Dtype, checked_dtype
 from ..base.errors import (
     CheckpointError,
     CheckpointWarning,
     InputError,
-    UnknownNameError,
     first_line,
     other_shape,
 )
 from ..model.blocks import find_blocks
-from ..model.weights import InMemory, Streamed, Weights, note_untied
+from ..model.weights import InMemory, Weights
 from . import kinds
 from .gguf_parts import parts, whole, wholes
 from .hub import commit_of, snapshot
@@ -39,6 +39,7 @@ from .origin import Origin
 from .output import check_name
 from .scratch import Scratch
 from .shards import check_shards
+from .streamed import Streamed, note_untied
 from .widths import read_widths, rebuilt
 
 TOKENIZER = (  # files that some tokenizer has
@@ -48,14 +49,6 @@ TOKENIZER = (  # files that some tokenizer has
 # transformers 5.0 gives accelerate no map of one device alone; no module has the second one's name.
 ON_DISK = {"": "disk", "nothing": "cpu"}
 GIT_LFS, POINTER = b"version https://git-lfs", 1024  # how a pointer begins; bytes that it has not
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-def checked_dtype(name: str) -> Dtype:
-    """The dtype of that name, or UnknownNameError."""
-    if name not in get_args(Dtype):
-        raise UnknownNameError("dtype", name, get_args(Dtype))
-    return cast(Dtype, name)
 
 
 @dataclass(frozen=True)
@@ -361,10 +354,3 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
     plain.generation_config = model.generation_config
     result: PreTrainedModel = plain
     return result
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """The longest sequence that the model takes, where its config says so."""
-    config = model.config.get_text_config()
-    found: int | None = getattr(config, "max_position_embeddings", None)
-    return found

@@ -28,6 +28,7 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..base.arguments import typed
+from ..base.device import Dtype
 from ..base.errors import (
     CheckpointError,
     InputError,
@@ -35,10 +36,11 @@ from ..base.errors import (
     UnsupportedModelError,
     first_line,
 )
-from .checkpoint import Dtype, check_shards, find, read_tensors
+from .checkpoint import find, read_tensors
 from .gguf_widths import Family, Shape, Widths, check_shapes, read_widths, tensor_shapes
 from .hub import title
 from .output import check_output, check_room, new_file
+from .shards import check_shards
 from .vocabulary import add_vocabulary
 
 FAMILIES = ("llama", "mistral")

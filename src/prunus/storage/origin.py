@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from ..base.errors import CheckpointError
 from ..maths.contracts import FromSource
+from ..model.weights import Weights
 from .decoding import CLAIMS, claimed, decode
 from .scratch import Scratch
 from .shards import INDEX, NAMED
@@ -271,3 +272,8 @@ def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         smallest = torch.full_like(narrow, info.smallest_normal * info.eps)
         narrow = torch.where(lost, torch.copysign(smallest, tensor.to(torch.float32)), narrow)
     return narrow.to(dtype)
+
+
+def origin_of(weights: Weights) -> Origin | None:
+    """Return the folder that a model was read from; None where it is no folder of safetensors."""
+    return weights.origin if isinstance(weights.origin, Origin) else None

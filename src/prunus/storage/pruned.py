@@ -13,8 +13,9 @@ from ..maths.grids import Grid
 from ..model.blocks import find_blocks
 from ..model.weights import Weights
 from ..report.report import PruningReport
-from .checkpoint import check_shards, load_weights, read_tensors
+from .checkpoint import load_weights, read_tensors
 from .packing import read_unpacked
+from .shards import check_shards
 
 Stored = tuple[str, Tensor, list[tuple[LayerReport, Tensor]]]
 

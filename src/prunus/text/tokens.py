@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..base.errors import CalibrationError, InputError
+from ..model.blocks import context_length
 from ..model.samples import Processed, Samples
-from ..storage.checkpoint import context_length
 from .bos import first_token, missing_bos
 from .documents import Documents
 from .sampling import Protocol, digest, sample_windows
