@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
+from .base.arguments import block_range
 from .base.device import Dtype
 from .base.errors import InputError
 from .maths.contracts import BlockPruner
@@ -20,7 +21,6 @@ from .methods.own import spelled
 from .methods.table import QUANTIZE, Method, build_allocation, build_method, build_structured
 from .methods.units import STRUCTURED
 from .methods.words import complaint, in_words
-from .model.select import block_range
 
 WEIGHTS_ONLY = (
     *("pattern", "update", "refine", "permutation", "search", "true_sequential"),

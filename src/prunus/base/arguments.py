@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -89,3 +90,18 @@ def shown(value: object) -> str:
     """Its ``repr`` on one line, of which a long one is cut."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def block_range(name: str, text: str, blocks: int | None = None) -> range:
+    """The blocks A to B − 1 of ``A:B``, counted from 0; ``name`` is the option's.
+
+    Raises:
+        InputError: it says something else, or goes beyond the model's ``blocks`` where they are
+            known.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    found = range(int(match[1]), int(match[2])) if match is not None else range(0)
+    if not found or (blocks is not None and found.stop > blocks):
+        most = f" <= {blocks}, the number of blocks" if blocks is not None else ""
+        raise InputError(f"{name} is A:B with 0 <= A < B{most}; got {text!r}.")
+    return found

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from .grids.grid import Quantized
 from .stats import Statistic, Statistics
+from .views import BlockView, LayerView
 
 if TYPE_CHECKING:
-    from ..model.blocks import Block, Layer
     from .orders.ordering import Ordering
 
 Needs = tuple[type[Statistic], ...]
@@ -119,8 +120,8 @@ class Pruned:
     """The pattern holds for ``mask_OI[:, order_I]``; None: as stored."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Whatever the report should say about this layer."""
-    packed: Mapping[str, Tensor] = field(default_factory=dict)
-    """What a packed checkpoint holds in place of ``weight``, see ``quantization.packing``."""
+    quantized: Quantized | None = None
+    """The integers, where the file will hold them in place of the weight."""
 
 
 class LayerPruner(Protocol):
@@ -152,26 +153,18 @@ class BlockPruner(Protocol):
         """The orders that the channels are put into first; None: as they are stored."""
         ...
 
-    def pattern(self, layer: Layer) -> Pattern:
+    def pattern(self, layer: LayerView) -> Pattern:
         """The pattern that this layer's mask will have, for checks before and after the run."""
         ...
 
-    def check(self, block: Block, plan: Plan) -> None:
+    def check(self, block: BlockView, plan: Plan) -> None:
         """Raise InputError, with the layer's name, if this block cannot be pruned so."""
         ...
 
     def __call__(
-        self, block: Block, stats: Mapping[str, Statistics], plan: Plan
-    ) -> Iterator[tuple[Layer, Pruned]]:
+        self, block: BlockView, stats: Mapping[str, Statistics], plan: Plan
+    ) -> Iterator[tuple[LayerView, Pruned]]:
         """Yield the planned layers one by one; the engine writes each before it asks for more."""
-        ...
-
-
-class Learner(Protocol):
-    """Finds the shares of one block after the other, on the way."""
-
-    def __call__(self, block: Block) -> tuple[Plan, BlockPruner]:
-        """The block's plan; and the pruner, with whatever else it learned for this block."""
         ...
 
 

@@ -13,7 +13,7 @@ from ..base.errors import InputError, PatternError
 from ..maths.contracts import BlockPruner, LayerPruner, Pattern, Score
 from ..maths.patterns import Unstructured, parse_pattern
 from ..maths.pruners import Compose, EachLayer, InOrder, OnGrid
-from ..model.blocks import Layer
+from ..maths.views import LayerView
 from .table import METHODS, Method
 
 TABLE = tuple(METHODS.values())  # before anything is registered
@@ -115,7 +115,7 @@ def check_part(given: object) -> None:
         )
 
 
-def check_written(pruner: BlockPruner, layers: Iterable[Layer]) -> None:
+def check_written(pruner: BlockPruner, layers: Iterable[LayerView]) -> None:
     """Raise InputError where a checkpoint would claim a pattern that ``verify`` cannot check."""
     for layer in layers:
         pattern = pruner.pattern(layer)

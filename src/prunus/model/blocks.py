@@ -9,10 +9,9 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +19,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..base.errors import NumericalError, UnsupportedModelError
-from ..maths.contracts import Plan, parameter_of
+from ..maths.contracts import parameter_of
+from ..maths.views import Kind, Role
 from .experts import Expert, find_stacks, one_by_one
 from .products import called
 from .weights import Weights
 
 OTHER = 0.05  # of a block's weights may be convolutions or states (Mamba): they stay dense
-
-Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "other"]
-Kind = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +42,8 @@ class Layer:
         feeds: the site whose input its output becomes with no other layer between; None for the
             layers that write to the residual stream.
         parts: the rows of each projection that it fuses; one slice where it fuses none.
-        by_hand: whether the block multiplies with its weight and never calls it; see ``by_hand``.
+        by_hand: whether the block multiplies with its weight and never calls it; see ``products``.
+        shown_OI: what to look at in place of the module's own weight; None: that.
     """
 
     name: str
@@ -57,6 +55,7 @@ class Layer:
     feeds: str | None = None
     parts: tuple[slice, ...] = (slice(None),)
     by_hand: bool = False
+    shown_OI: Tensor | None = None
 
     @property
     def transposed(self) -> bool:
@@ -76,7 +75,7 @@ class Layer:
     @property
     def weight_OI(self) -> Tensor:
         """A view of the stored weight, outputs first."""
-        return outputs_first(self.module)
+        return outputs_first(self.module) if self.shown_OI is None else self.shown_OI
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -141,9 +140,14 @@ class Block:
         """The first layer of each site, by the site's name."""
         return {layer.site: layer for layer in self.layers if layer.name == layer.site}
 
-    def planned(self, plan: Plan) -> list[Layer]:
+    def planned(self, plan: Collection[str]) -> list[Layer]:
         """Its layers that the plan names, in the order of the module tree."""
         return [layer for layer in self.layers if layer.name in plan]
+
+    def showing(self, weights: Mapping[str, Tensor]) -> Block:
+        """The same with other weights (O, I) to look at, by layer name; its own are left alone."""
+        layers = (replace(x, shown_OI=weights.get(x.name, x.shown_OI)) for x in self.layers)
+        return replace(self, layers=tuple(layers))
 
 
 def outputs_first(module: nn.Module) -> Tensor:

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import UnsupportedModelError
-from .blocks import Block, Kind, Layer, Role, check_share
+from ..maths.views import Kind, Role
+from .blocks import Block, Layer, check_share
 from .experts import Expert
 from .nonzero import random_like, without_zeros
 from .products import called

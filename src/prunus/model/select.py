@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from ..base.arguments import block_range
 from ..base.errors import InputError
 from .blocks import Block, Layer
 
@@ -41,18 +41,3 @@ def select_layers(
             f"all {len(blocks)} blocks dense. Prune more of the model."
         )
     return layers
-
-
-def block_range(name: str, text: str, blocks: int | None = None) -> range:
-    """The blocks A to B − 1 of ``A:B``, counted from 0; ``name`` is the option's.
-
-    Raises:
-        InputError: it says something else, or goes beyond the model's ``blocks`` where they are
-            known.
-    """
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    found = range(int(match[1]), int(match[2])) if match is not None else range(0)
-    if not found or (blocks is not None and found.stop > blocks):
-        most = f" <= {blocks}, the number of blocks" if blocks is not None else ""
-        raise InputError(f"{name} is A:B with 0 <= A < B{most}; got {text!r}.")
-    return found

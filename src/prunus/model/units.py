@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..base.errors import UnsupportedModelError
+from ..maths.views import Unit
 from .blocks import Block, Layer
 from .heads import find_values
 from .interior import neurons
 from .nonzero import without_zeros
 from .replay import Call
 
-Unit = Literal["heads", "neurons"]
 ONLY = "Use --set target={other} to prune the {other} alone."
 
 

@@ -22,7 +22,6 @@ from ..base.team import ALONE, Team
 from ..maths.contracts import (
     BlockPruner,
     LayerReport,
-    Learner,
     Plan,
     Pruned,
     Share,
@@ -30,12 +29,15 @@ from ..maths.contracts import (
     requested,
 )
 from ..maths.stats import Statistics, TokenSample
+from ..maths.views import LayerView
 from ..model.blocks import Block, Layer
 from ..model.channels import Channels
 from ..model.replay import Recording
 from ..model.routing import routed
+from ..storage import packing
 from ..storage.journal import REPORTS, Journal
 from .gather import on, recorded
+from .learn import Learner
 from .observer import Observer
 
 
@@ -171,7 +173,9 @@ def _prune(
     begun = time.perf_counter()
     for layer, pruned in _named(pruner(block, stats, plan), block, plan):
         error, before, updated = _write(layer, pruned, stats[layer.site])
-        packed.update({f"{layer.name}.{part}": tensor for part, tensor in pruned.packed.items()})
+        if pruned.quantized is not None:
+            integers = packing.packed(pruned.quantized)
+            packed.update({f"{layer.name}.{part}": tensor for part, tensor in integers.items()})
         weight_OI = layer.weight_OI
         report = LayerReport(
             name=layer.name,
@@ -196,14 +200,15 @@ def _prune(
 
 
 def _named(
-    pruning: Iterator[tuple[Layer, Pruned]], block: Block, plan: Plan
+    pruning: Iterator[tuple[LayerView, Pruned]], block: Block, plan: Plan
 ) -> Iterator[tuple[Layer, Pruned]]:
     """The same, with the layer's name in the message when its numbers go wrong."""
-    left = {layer.name: layer for layer in block.planned(plan)}
+    layers = {layer.name: layer for layer in block.planned(plan)}
+    left = dict(layers)
     try:
-        for layer, pruned in pruning:
-            left.pop(layer.name, None)
-            yield layer, pruned
+        for view, pruned in pruning:
+            left.pop(view.name, None)
+            yield layers[view.name], pruned
         if left:
             raise PrunusError(f"{next(iter(left))}: the pruner left this layer out.")
     except NumericalError as error:

@@ -31,6 +31,7 @@ from ..recipe import Recipe
 from ..report import Coverage, PruningReport
 from ..report.experts import ExpertTokens
 from ..report.report import realised_sparsity
+from ..storage import packing
 from ..storage.journal import Journal
 from ..storage.scratch import Spilled
 from ..text import Protocol
@@ -102,8 +103,11 @@ class Run:
         blocks, traced = inspect(weights.model, first_of(ids_ST, weights.model), weights)
         layers = select_layers(blocks, mlp_only=recipe.mlp_only, skip_blocks=recipe.skip_blocks)
         plan = Uniform()(layers, cast(float, recipe.sparsity))
+        grid = recipe.grid() if recipe.pack else None
         for block in blocks:
             pruner.check(block, plan)
+            if grid is not None:
+                packing.check(block.planned(plan), grid)
         _check_gated(recipe.method, [block for block in blocks if block.planned(plan)])
         for layer in layers:
             _check_free(pruner.pattern(layer), allocation, layer, plan)

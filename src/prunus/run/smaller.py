@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..base.arguments import block_range
 from ..base.errors import InputError
 from ..base.team import ALONE, Team
 from ..maths.contracts import LayerReport
@@ -38,7 +39,6 @@ from ..model.gradients import loss_gradients
 from ..model.inspect import first_of, inspect, start
 from ..model.replay import Recording, Trace
 from ..model.samples import Processed, Samples
-from ..model.select import block_range
 from ..model.surgery import rehearse
 from ..model.units import Depth2, find_modules
 from ..model.watch import eager

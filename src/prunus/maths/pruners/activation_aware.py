@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...model.blocks import Block, Layer
-from ...storage import packing
 from ..contracts import Needs, Pattern, Plan, Pruned
 from ..gram import Gram
 from ..grids import Grid
 from ..grids.activation_aware import clipping, input_scale
 from ..patterns import Unstructured
 from ..stats import Statistics
+from ..views import BlockView, LayerView
 from .each_layer import check_fit
 from .on_grid import on_grid
 
@@ -36,7 +35,7 @@ class ActivationAware:
         scales: search s.
         clip: search clipping strengths for each row and group.
         steps: exponents to try for s.
-        pack: whether the file will hold the integers.
+        pack: whether to hand over the integers too, for a file that will hold them.
 
     Reference: Lin et al. 2024 (MLSys), AWQ, arXiv:2306.00978; DaSS's Table 8 applies it after
     pruning.
@@ -55,22 +54,19 @@ class ActivationAware:
         """The Gram, if anything is searched."""
         return (Gram,) if self.scales or self.clip else ()
 
-    def pattern(self, layer: Layer) -> Pattern:
+    def pattern(self, layer: LayerView) -> Pattern:
         """That of the zeros."""
         return self.zeros
 
-    def check(self, block: Block, plan: Plan) -> None:
-        """Every planned layer must fit the pattern; and can be packed, if it shall."""
-        layers = block.planned(plan)
-        for layer in layers:
+    def check(self, block: BlockView, plan: Plan) -> None:
+        """Every planned layer must fit the pattern."""
+        for layer in block.planned(plan):
             check_fit(self.zeros, layer, layer.shape, plan[layer.name])
-        if self.pack:
-            packing.check(layers, self.grid)
 
     def __call__(
-        self, block: Block, stats: Mapping[str, Statistics], plan: Plan
-    ) -> Iterator[tuple[Layer, Pruned]]:
-        sites: dict[str, list[Layer]] = {}
+        self, block: BlockView, stats: Mapping[str, Statistics], plan: Plan
+    ) -> Iterator[tuple[LayerView, Pruned]]:
+        sites: dict[str, list[LayerView]] = {}
         for layer in block.planned(plan):
             sites.setdefault(layer.site, []).append(layer)
         for site, layers in sites.items():
@@ -102,7 +98,7 @@ class ActivationAware:
         return Pruned(new.weight_OI / scale_I, mask_OI, notes=new.notes)
 
 
-def _takes_scale(block: Block, readers: Sequence[Layer]) -> bool:
+def _takes_scale(block: BlockView, readers: Sequence[LayerView]) -> bool:
     """Whether a scale of the site's inputs could be folded into what makes them."""
     reader = readers[0]
     if reader.site not in block.interior:

@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 
 from ...base.errors import UnsupportedModelError
-from ...model.blocks import Block, Layer
 from ..contracts import Needs, Pattern, Plan, Pruned
 from ..patterns import NM, OneOf, Unstructured
 from ..scores import DaSS as DaSSScore
 from ..scores import Wanda
 from ..stats import Statistics
+from ..views import BlockView, LayerView
 from .compose import Compose
 from .each_layer import check_fit, for_share
 
@@ -54,11 +54,11 @@ class DaSS:
         """Those of both rules, each once."""
         return tuple(dict.fromkeys((*self.gate_up.needs, *self.rest.needs)))
 
-    def pattern(self, layer: Layer) -> Pattern:
+    def pattern(self, layer: LayerView) -> Pattern:
         """By role."""
         return self._rule(layer).pattern
 
-    def check(self, block: Block, plan: Plan) -> None:
+    def check(self, block: BlockView, plan: Plan) -> None:
         """Every planned layer must fit, and every planned MLP must be gated."""
         for layer in block.planned(plan):
             if layer.role == "up" and not block.gated:
@@ -71,8 +71,8 @@ class DaSS:
                 check_fit(self.pattern(layer), layer, shape_OI, plan[layer.name])
 
     def __call__(
-        self, block: Block, stats: Mapping[str, Statistics], plan: Plan
-    ) -> Iterator[tuple[Layer, Pruned]]:
+        self, block: BlockView, stats: Mapping[str, Statistics], plan: Plan
+    ) -> Iterator[tuple[LayerView, Pruned]]:
         for layer in block.planned(plan):
             rule, weight_OI = for_share(self._rule(layer), plan[layer.name]), layer.weight_OI
             # The score looks ahead to what the neurons put out; an update needs the layer's input.
@@ -92,7 +92,7 @@ class DaSS:
             notes = {"pruned_apart": apart, "halves": [dict(half.notes) for half in halves]}
             yield layer, Pruned(new_OI, mask_OI, notes=notes)
 
-    def _rule(self, layer: Layer) -> Compose:
+    def _rule(self, layer: LayerView) -> Compose:
         return self.gate_up if layer.role in GATE_UP else self.rest
 
 

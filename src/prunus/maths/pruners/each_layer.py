@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ...base.errors import PatternError
-from ...model.blocks import Block, Layer
 from ..contracts import LayerPruner, Needs, Pattern, Plan, Pruned, Share
 from ..orders.ordering import Ordering
 from ..patterns import OneOf
 from ..stats import Statistics
+from ..views import BlockView, LayerView
 
 P = TypeVar("P", bound=LayerPruner)
 
@@ -33,18 +33,18 @@ class EachLayer:
         """Those of the layer pruner."""
         return self.pruner.needs
 
-    def pattern(self, layer: Layer) -> Pattern:
+    def pattern(self, layer: LayerView) -> Pattern:
         """The same for every layer."""
         return self.pruner.pattern
 
-    def check(self, block: Block, plan: Plan) -> None:
+    def check(self, block: BlockView, plan: Plan) -> None:
         """Every planned layer must fit the pattern."""
         for layer in block.planned(plan):
             check_fit(self.pruner.pattern, layer, layer.shape, plan[layer.name])
 
     def __call__(
-        self, block: Block, stats: Mapping[str, Statistics], plan: Plan
-    ) -> Iterator[tuple[Layer, Pruned]]:
+        self, block: BlockView, stats: Mapping[str, Statistics], plan: Plan
+    ) -> Iterator[tuple[LayerView, Pruned]]:
         for layer in block.planned(plan):
             share = plan[layer.name]
             pruner = for_share(self.pruner, share)
@@ -58,7 +58,9 @@ def for_share(pruner: P, share: Share) -> P:
     return pruner
 
 
-def check_fit(pattern: Pattern, layer: Layer, shape_OI: tuple[int, int], sparsity: Share) -> None:
+def check_fit(
+    pattern: Pattern, layer: LayerView, shape_OI: tuple[int, int], sparsity: Share
+) -> None:
     """``pattern.check`` with the layer's name in the message."""
     try:
         pattern.check(shape_OI, sparsity)

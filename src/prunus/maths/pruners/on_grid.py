@@ -7,15 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...base.errors import InputError
-from ...model.blocks import Block, Layer
-from ...storage import packing
 from ..contracts import BlockPruner, Needs, Pattern, Plan, Pruned
 from ..grids import Grid, Quantized
 from ..orders.ordering import Ordering
 from ..stats import Statistics
+from ..views import BlockView, LayerView
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class OnGrid:
         when: ``"after"`` makes the grid from the pruner's kept weights; ``"before"`` shows it
             weights that are quantised already, which it must not change. Statistics are of the
             dense block either way, on the outputs of the quantised and pruned ones before it.
-        pack: whether the file will hold the integers.
+        pack: whether to hand over the integers too, for a file that will hold them.
         clipping: γ0 and γ1 (2, O, G) by layer, where they were learned with the masks ("before").
 
     Reference: "after" and "before" are the baselines of BESA's Table 3 and of its section 3.3.
@@ -53,19 +52,17 @@ class OnGrid:
         """That of the pruner."""
         return self.pruner.ordering
 
-    def pattern(self, layer: Layer) -> Pattern:
+    def pattern(self, layer: LayerView) -> Pattern:
         """That of the pruner."""
         return self.pruner.pattern(layer)
 
-    def check(self, block: Block, plan: Plan) -> None:
-        """What the pruner checks; and that the layers can be packed, if they shall."""
+    def check(self, block: BlockView, plan: Plan) -> None:
+        """What the pruner checks."""
         self.pruner.check(block, plan)
-        if self.pack:
-            packing.check(block.planned(plan), self.grid)
 
     def __call__(
-        self, block: Block, stats: Mapping[str, Statistics], plan: Plan
-    ) -> Iterator[tuple[Layer, Pruned]]:
+        self, block: BlockView, stats: Mapping[str, Statistics], plan: Plan
+    ) -> Iterator[tuple[LayerView, Pruned]]:
         layers = {layer.name: layer for layer in block.planned(plan)}
         before: dict[str, Quantized] = {}
         if self.when == "before":
@@ -73,7 +70,7 @@ class OnGrid:
             before = {
                 name: self.grid.quantize(x.weight_OI, *clips[name]) for name, x in layers.items()
             }
-            block = _showing(block, {name: x.dequantize() for name, x in before.items()})
+            block = block.showing({name: x.dequantize() for name, x in before.items()})
         for shown, pruned in self.pruner(block, stats, plan):
             quantized = before.get(shown.name) or self.grid.quantize(
                 pruned.weight_OI.to(shown.weight_OI.dtype)
@@ -95,22 +92,6 @@ def on_grid(pruned: Pruned, quantized: Quantized, pack: bool) -> Pruned:
     return replace(
         pruned,
         weight_OI=weight_OI,
-        packed=packing.packed(quantized) if pack else {},
+        quantized=quantized if pack else None,
         notes={**pruned.notes, "kept_but_rounded_to_0": kept_on_zero},
     )
-
-
-def _showing(block: Block, weights: Mapping[str, Tensor]) -> Block:
-    """The block with other weights in these layers; its own are left alone."""
-    layers = tuple(
-        replace(layer, module=_linear(weights[layer.name])) if layer.name in weights else layer
-        for layer in block.layers
-    )
-    return replace(block, layers=layers)
-
-
-def _linear(weight_OI: Tensor) -> nn.Module:
-    outputs, inputs = weight_OI.shape
-    module = nn.Linear(inputs, outputs, bias=False, device="meta")
-    module.weight = nn.Parameter(weight_OI, requires_grad=False)
-    return module

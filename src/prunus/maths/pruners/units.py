@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...base.errors import InputError, UnknownNameError
-from ...model.units import Unit
 from ..scores.units import UnitScore
+from ..views import Unit
 
 DEFAULT = 0.2  # of the parameters in heads and neurons: the paper's first table
 ALLOCATIONS = ("uniform", "adaptive")

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from ...base.errors import InputError, MissingStatisticError
-from ...model.units import Depth2
 from ..contracts import Needs
 from ..moments import ChannelMoments, Moments
 from ..stats import ColumnNorm, Statistics
+from ..views import UnitsView
 from .attention import Kind, ascending, between_units, row_major
 
 
@@ -58,7 +58,7 @@ class UnitScore(Protocol):
         """What else it reads."""
         ...
 
-    def __call__(self, module: Depth2, gathered: Gathered) -> Tensor: ...
+    def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Random:
     second: ClassVar[Needs] = ()
     wants: ClassVar[Literal["nothing"]] = "nothing"
 
-    def __call__(self, module: Depth2, gathered: Gathered) -> Tensor:
+    def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
         seed = 2 * (gathered.seed * 100_003 + module.block) + (module.unit == "heads")
         generator = torch.Generator().manual_seed(seed % 2**63)
         return torch.rand(module.units, 1, generator=generator)
@@ -89,7 +89,7 @@ class Norm:
     second: ClassVar[Needs] = ()
     wants: ClassVar[Literal["nothing"]] = "nothing"
 
-    def __call__(self, module: Depth2, gathered: Gathered) -> Tensor:
+    def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
         parts = {layer.name: layer.weight_OI.float().abs() ** self.power for layer in module.layers}
         return _over_units(module, parts)
 
@@ -108,7 +108,7 @@ class WandaSp:
     second: ClassVar[Needs] = (ColumnNorm,)
     wants: ClassVar[Literal["nothing"]] = "nothing"
 
-    def __call__(self, module: Depth2, gathered: Gathered) -> Tensor:
+    def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
         weight_I = module.reader.weight_OI.float().abs().sum(0)
         return (weight_I * gathered.second[ColumnNorm].rms_I)[module.columns_UN]
 
@@ -132,7 +132,7 @@ class Flap:
     second: ClassVar[Needs] = (ChannelMoments,)
     wants: ClassVar[Literal["nothing"]] = "nothing"
 
-    def __call__(self, module: Depth2, gathered: Gathered) -> Tensor:
+    def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
         squares_I = module.reader.weight_OI.double().square().sum(0)
         score_I = squares_I * gathered.second[ChannelMoments].variance_I
         if self.squared_attention and module.unit == "heads":
@@ -161,7 +161,7 @@ class Taylor:
         if self.by not in ("element", "vector"):
             raise InputError(f"by is element or vector; got {self.by!r}.")
 
-    def __call__(self, module: Depth2, gathered: Gathered) -> Tensor:
+    def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
         if gathered.gradients is None:
             raise MissingStatisticError("Gradients were not computed; this score reads them.")
         change = {
@@ -235,7 +235,7 @@ class SecondMoment:
         """Those of the second level's, for attention, or where they are measured."""
         return () if self.identity else (ChannelMoments,)
 
-    def __call__(self, module: Depth2, gathered: Gathered) -> Tensor:
+    def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
         column_I: Tensor = module.reader.weight_OI.double().norm(dim=0) ** self.norm
         if module.unit == "heads" or self.moment == "measured":
             return (column_I * self._values(module, gathered))[module.columns_UN]
@@ -249,7 +249,7 @@ class SecondMoment:
             return (column_U * silu(gate_U) * up_U)[:, None]
         return (column_U * up_U * (column_U * gate_U / 2))[:, None]
 
-    def _values(self, module: Depth2, gathered: Gathered) -> Tensor:
+    def _values(self, module: UnitsView, gathered: Gathered) -> Tensor:
         """``v_iᵀ Σ v_i`` for every input i of the second level."""
         if self.moment == "measured" or (self.mixed and not self.identity):
             moments = gathered.second[ChannelMoments]
@@ -267,7 +267,7 @@ class SecondMoment:
         sigma_II = moments.covariance_II if self.centred else moments.second_moment_II
         return ((rows_NI @ sigma_II) * rows_NI).sum(1)
 
-    def _gate_and_up(self, module: Depth2, moments: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _gate_and_up(self, module: UnitsView, moments: list[Tensor]) -> tuple[Tensor, Tensor]:
         """A fused layer has its gate first; of two layers the roles say it."""
         first = module.sources[0][0].role
         return (moments[1], moments[0]) if first == "up" else (moments[0], moments[1])
@@ -317,7 +317,7 @@ class Redundancy:
         """Of distance."""
         return "authors" if self.distance == "authors" else "jensen-shannon"
 
-    def __call__(self, module: Depth2, gathered: Gathered) -> Tensor:
+    def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
         if gathered.divergence_HH is None:
             raise MissingStatisticError("Attention maps were not gathered; this score reads them.")
         divergence_UU = between_units(gathered.divergence_HH, module.heads_per_unit)
@@ -332,7 +332,7 @@ class Redundancy:
         return int((score_UN[:, 0] < self.threshold).sum())
 
 
-def _over_units(module: Depth2, parts: Mapping[str, Tensor]) -> Tensor:
+def _over_units(module: UnitsView, parts: Mapping[str, Tensor]) -> Tensor:
     """Sums over the rows and columns of every unit, (U, 1)."""
     score_U = parts[module.reader.name].double().sum(0)[module.columns_UN].sum(1)
     for layer, rows_UM in module.sources:

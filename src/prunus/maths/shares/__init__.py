@@ -1,10 +1,9 @@
 """Which layers are pruned, and how much each."""
 
-from ...model.select import select_layers
 from .besa import BESA
 from .owl import OWL
 from .uniform import Uniform
 
 Allocation = Uniform | OWL | BESA
 
-__all__ = ["BESA", "OWL", "Allocation", "Uniform", "select_layers"]
+__all__ = ["BESA", "OWL", "Allocation", "Uniform"]

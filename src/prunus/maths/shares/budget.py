@@ -10,12 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ...model.blocks import Layer
 from ..contracts import Pattern, Plan, Share
 from ..patterns import NM, OneOf, Unstructured
+from ..views import LayerView
 
 
-def total(layers: Sequence[Layer], plan: Plan) -> tuple[int, Fraction]:
+def total(layers: Sequence[LayerView], plan: Plan) -> tuple[int, Fraction]:
     """How many of all the layers' weights are to go, and which share that is."""
     wanted, weights = Fraction(0), 0
     for layer in layers:
@@ -28,7 +28,7 @@ def total(layers: Sequence[Layer], plan: Plan) -> tuple[int, Fraction]:
 
 
 def settle(
-    layers: Sequence[Layer],
+    layers: Sequence[LayerView],
     found: Sequence[Tensor],
     patterns: Sequence[Pattern],
     budget: float,

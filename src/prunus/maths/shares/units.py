@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from ...base.errors import InputError
-from ...model.units import Depth2, Unit
+from ..views import Unit, UnitsView
 
 Key = tuple[int, Unit]
-"""Block, and kind of unit."""
+"""BlockView, and kind of unit."""
 Counts = Mapping[Key, int]
 
 
-def removable(modules: Sequence[Depth2]) -> int:
+def removable(modules: Sequence[UnitsView]) -> int:
     """Parameters in all units of these modules."""
     return sum(module.units * module.parameters for module in modules)
 
 
-def costs(modules: Sequence[Depth2]) -> dict[Key, int]:
+def costs(modules: Sequence[UnitsView]) -> dict[Key, int]:
     """Parameters of a unit of each module, as it is now."""
     return {(module.block, module.unit): module.parameters for module in modules}
 
@@ -34,7 +34,7 @@ def removed(cost: Mapping[Key, int], counts: Counts) -> int:
 
 
 def uniform(
-    modules: Sequence[Depth2], share: float, heads: Mapping[int, int] = MappingProxyType({})
+    modules: Sequence[UnitsView], share: float, heads: Mapping[int, int] = MappingProxyType({})
 ) -> dict[Key, int]:
     """The same share of every block: heads first, then neurons until the block's share is met.
 
@@ -44,7 +44,7 @@ def uniform(
     each module may stay.
     """
     counts: dict[Key, int] = {}
-    blocks: dict[int, list[Depth2]] = {}
+    blocks: dict[int, list[UnitsView]] = {}
     for module in modules:
         blocks.setdefault(module.block, []).append(module)
     for block, both in blocks.items():
@@ -73,12 +73,12 @@ class Quota:
         below: how many heads a threshold takes, by their scores (U, N); None: there is none.
     """
 
-    modules: Sequence[Depth2]
+    modules: Sequence[UnitsView]
     share: float
     counts: dict[Key, int]
     below: Callable[[Tensor], int] | None = None
 
-    def of(self, module: Depth2, score_UN: Tensor) -> int:
+    def of(self, module: UnitsView, score_UN: Tensor) -> int:
         """Of a module, by its scores. Heads come before the neurons of their block."""
         block = module.block
         if self.below is not None and module.unit == "heads":
@@ -88,7 +88,7 @@ class Quota:
 
 
 def adaptive(
-    modules: Sequence[Depth2], scores: Mapping[Key, Tensor], share: float
+    modules: Sequence[UnitsView], scores: Mapping[Key, Tensor], share: float
 ) -> dict[Key, int]:
     """The units with the lowest standardised scores of all modules, up to the share.
 
@@ -123,7 +123,7 @@ def standardised(score_UN: Tensor) -> Tensor:
     return ((score_UN - finite.mean()) / finite.std()).mean(1)
 
 
-def check(modules: Sequence[Depth2], counts: Counts, share: float) -> None:
+def check(modules: Sequence[UnitsView], counts: Counts, share: float) -> None:
     """Raise InputError where nothing would go, or where the share cannot be had."""
     gone = removed(costs(modules), counts)
     total, blocks = removable(modules), {m.block for m in modules}
@@ -142,7 +142,7 @@ def check(modules: Sequence[Depth2], counts: Counts, share: float) -> None:
         )
 
 
-def share_of(modules: Sequence[Depth2], parameters: int) -> float:
+def share_of(modules: Sequence[UnitsView], parameters: int) -> float:
     """The share that a budget in parameters is."""
     total = removable(modules)
     if not 0 < parameters < total:

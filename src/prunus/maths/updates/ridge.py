@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...model.blocks import Layer
+from ..views import LayerView
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the mean diagonal of ``XᵀX``."""
@@ -33,7 +33,7 @@ class Regression:
     energy: float = 0.0
 
     @classmethod
-    def several(cls, layers: Sequence[Layer], device: torch.device) -> list[Regression]:
+    def several(cls, layers: Sequence[LayerView], device: torch.device) -> list[Regression]:
         """Of layers that read the same inputs, all with a bias or none: one Gram for all."""
         width = layers[0].shape[1] + (layers[0].bias_O is not None)
         gram_AA = torch.zeros(width, width, dtype=torch.float64, device=device)
