@@ -23,8 +23,8 @@ from prunus.base.errors import (
     NumericalError,
     UnsupportedModelError,
 )
+from prunus.base.files import new_folder
 from prunus.storage.checkpoint import find, load_model, load_tokenizer
-from prunus.storage.output import new_folder
 
 FAST = {"samples": 4, "length": 64}
 PLAIN = """

@@ -19,8 +19,9 @@ import prunus
 import prunus.storage.hub
 from conftest import MODELS
 from prunus.base.errors import CheckpointError, CheckpointWarning
+from prunus.report.naming import base_model
 from prunus.storage.checkpoint import find
-from prunus.storage.hub import base_model, commit_of, snapshot
+from prunus.storage.hub import commit_of, snapshot
 
 FAST = {"samples": 2, "length": 32}
 A, B = "a" * 40, "b" * 40

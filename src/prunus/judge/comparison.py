@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..maths.orders.orders import Orders
-from ..methods.table import QUANTIZE
 from ..model.channels import Channels
 from ..model.inspect import any_tokens, inspect
 from ..model.interior import Interior
@@ -68,7 +67,7 @@ class Changes:
             dropped=source.dropped if source else (),
             reordered=reordered,
             dtype=source.dtype if source else None,
-            only_zeros=report.method == QUANTIZE,
+            only_zeros=report.only_quantised,
             fields=WIDTHS if smaller else (),
         )
 
@@ -147,7 +146,7 @@ def compare_models(
             kept = tensor != 0
             if not torch.equal(was.to(tensor.dtype)[kept], tensor[kept]):
                 moved.append(name)
-        elif name in pruned and report.method == QUANTIZE and bool(tensor[was == 0].any()):
+        elif name in pruned and report.only_quantised and bool(tensor[was == 0].any()):
             problems.append(f"{name} has values where {source} has zeros.")
     problems += _told(touched, "tensors that were not to be pruned differ from", source)
     problems += _moved(moved, source)

@@ -12,10 +12,11 @@ from torch import Tensor
 from ..base.arguments import typed
 from ..base.errors import CheckpointError, PatternError
 from ..base.memory import available_memory
-from ..maths.contracts import LayerReport, Pattern
+from ..maths.contracts import Pattern
 from ..maths.grids import Grid
 from ..maths.orders.orders import Orders
 from ..maths.patterns import NM, OneOf, Unstructured, parse_pattern, removed
+from ..report.layer import LayerReport
 from ..report.report import FILE as REPORT
 from ..report.report import PruningReport, read_report
 from ..storage.checkpoint import load_weights

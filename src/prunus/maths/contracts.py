@@ -185,64 +185,6 @@ class Replay(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class LayerReport:
-    """What happened to one layer."""
-
-    name: str
-    role: str
-    block: int
-    shape: tuple[int, int]
-    """(O, I)."""
-    transposed: bool
-    """Whether the checkpoint stores (I, O)."""
-    pattern: str
-    requested: float
-    sparsity: float
-    """Zeros over weights, counted in the tensor as written."""
-    relative_output_error: float | None
-    """‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ in Frobenius norms on a sample of calibration tokens; None: no text."""
-    updated: bool
-    """Whether any kept weight has a new value."""
-    error_before_update: float | None
-    """The same error with the dense values of the kept weights."""
-    seconds: float
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    expert: int | None = None
-    """Which matrix of a 3-D parameter it is: the number at the end of its name."""
-
-    @property
-    def parameter(self) -> str:
-        """The name of the parameter that holds its weight, or of all experts' weights."""
-        return parameter_of(self.name, self.expert)
-
-    @property
-    def kind(self) -> str:
-        """The last word of its name, the same in all blocks and for all experts."""
-        return self.parameter.removesuffix(".weight").rsplit(".", 1)[-1]
-
-
 def parameter_of(layer: str, expert: int | None) -> str:
     """The full name of the parameter that holds a layer's weight."""
     return f"{layer}.weight" if expert is None else layer.removesuffix(f".{expert}")
-
-
-@dataclass(frozen=True)
-class FromSource:
-    """What a checkpoint has from the files that it was made from, besides its model.
-
-    Attributes:
-        decoded: the format that the weights were stored in, such as fp8; None: plain numbers.
-        dtype: asked for; None: every tensor keeps its own.
-        carried: tensors that the model has no place for, copied bit for bit.
-        dropped: such tensors that do not fit the pruned model and were left out.
-        files: copied byte for byte.
-        left: files that were not copied, with the reason.
-    """
-
-    decoded: str | None = None
-    dtype: str | None = None
-    carried: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    left: dict[str, str] = field(default_factory=dict)

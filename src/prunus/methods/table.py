@@ -190,6 +190,12 @@ def known_row(name: str) -> Method | None:
     return QUANTIZATION if name == QUANTIZE else METHODS.get(name)
 
 
+def published(name: str) -> tuple[str | None, str]:
+    """Return paper and address of any row; None for an object that is in no table."""
+    row = known_row(name) or STRUCTURED.get(name)
+    return (None, "") if row is None else (row.paper, row.url)
+
+
 def find_row(name: str) -> Method:
     """The row of a name. Plug-ins are loaded when it is not known without them.
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from huggingface_hub import ModelCardData
 
-from ..maths.contracts import LayerReport
-from ..methods.table import QUANTIZE, known_row
-from ..storage.hub import base_model, title
 from .experts import COLUMNS, ExpertTokens
 from .from_source import source_section
+from .layer import LayerReport
+from .naming import base_model, title
 from .report import PruningReport
 from .shown import COLUMNS as LAYERS
 from .shown import by_kind
@@ -36,7 +35,7 @@ def model_card(
         pipeline_tag=pipeline_tag(auto),
         tags=["prunus", *_tags(report)],
     )
-    verb = "quantised" if report.method == QUANTIZE else "pruned"
+    verb = "quantised" if report.only_quantised else "pruned"
     return f"""---
 {data.to_yaml()}
 ---
@@ -45,7 +44,7 @@ def model_card(
 
 {report.sparsity:.1%} of the weights in {len(report.layers)} linear layers are exactly zero.
 {verb.capitalize()} without retraining by prunus {report.versions["prunus"]} with
-`{report.method}` ({_source(report.method)}).
+`{report.method}` ({_source(report)}).
 
 | | |
 |---|---|
@@ -73,19 +72,20 @@ Relative output error: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ on sampled calibration
 """
 
 
-def _source(method: str) -> str:
-    """Where it is published, as far as the table knows."""
-    row = known_row(method)
-    if row is None:
+def _source(report: PruningReport) -> str:
+    """Where the method is published, as far as the run knew."""
+    if report.paper is None:
         return "an own method, which is not among those of prunus"
-    return ", ".join([row.paper or "an own method", *([f"<{row.url}>"] if row.url else [])])
+    return ", ".join(
+        [report.paper or "an own method", *([f"<{report.url}>"] if report.url else [])]
+    )
 
 
 def _tags(report: PruningReport) -> list[str]:
     quantised = ["quantised"] if report.grid else []
-    if report.method == QUANTIZE:
+    if report.only_quantised:
         return quantised
-    named = [report.method] if known_row(report.method) is not None else []
+    named = [report.method] if report.paper is not None else []
     return ["pruned", "sparse", *quantised, *named]
 
 

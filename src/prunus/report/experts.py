@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ..maths.contracts import LayerReport
+from .layer import LayerReport
 
 
 @dataclass(frozen=True)

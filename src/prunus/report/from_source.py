@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from ..maths.contracts import FromSource
+
+@dataclass(frozen=True)
+class FromSource:
+    """What a checkpoint has from the files that it was made from, besides its model.
+
+    Attributes:
+        decoded: the format that the weights were stored in, such as fp8; None: plain numbers.
+        dtype: asked for; None: every tensor keeps its own.
+        carried: tensors that the model has no place for, copied bit for bit.
+        dropped: such tensors that do not fit the pruned model and were left out.
+        files: copied byte for byte.
+        left: files that were not copied, with the reason.
+    """
+
+    decoded: str | None = None
+    dtype: str | None = None
+    carried: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
 
 
 def source_section(source: FromSource | None) -> str:

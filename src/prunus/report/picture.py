@@ -8,9 +8,9 @@ from typing import Any
 
 from ..base.arguments import typed
 from ..base.errors import InputError, UnknownNameError, at_least
-from ..storage.hub import title as titled
-from ..storage.output import new_file
+from ..base.files import new_file
 from .drawing import any_text, plain
+from .naming import title as titled
 from .plots import learning, over_depth
 from .report import PruningReport, read_report
 from .unit_plots import closest_fifth, heads_graph, removed_share

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..base.errors import InputError
-from ..maths.contracts import LayerReport
+from .layer import LayerReport
 
 
 def retained_degree(

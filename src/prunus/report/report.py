@@ -12,16 +12,14 @@ from typing import Any
 import torch
 import transformers
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
-from transformers import PreTrainedModel
 
 from .._version import __version__
 from ..base.errors import CheckpointError, UnsupportedModelError, first_line
-from ..maths.contracts import FromSource, LayerReport
 from ..maths.grids import Grid
-from ..model.blocks import Block, find_beside
 from ..text import Protocol
 from .experts import ExpertTokens
+from .from_source import FromSource
+from .layer import LayerReport
 from .units import StructuredReport
 
 FILE = "pruning_report.json"
@@ -46,24 +44,6 @@ class Coverage:
     pruned_weights: int
     kept: int = 0
     kept_modules: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, blocks: Sequence[Block], planned: set[str]) -> Coverage:
-        """Count."""
-        layers = [layer for block in blocks for layer in block.layers]
-        head = model.get_output_embeddings()
-        beside = find_beside(model)
-        kept = {p for name in beside for p in model.get_submodule(name).parameters()}
-        ends = [m for m in model.modules() if m is head or isinstance(m, nn.Embedding)]
-        tables = {p: p.numel() for end in ends for p in end.parameters() if p not in kept}
-        return cls(
-            sum(p.numel() for p in model.parameters()),
-            sum(tables.values()),
-            sum(layer.weight_OI.numel() for layer in layers),
-            sum(layer.weight_OI.numel() for layer in layers if layer.name in planned),
-            sum(p.numel() for p in kept),
-            beside,
-        )
 
     @property
     def share(self) -> float:
@@ -102,6 +82,8 @@ class PruningReport:
         model: what was pruned.
         method: its name in the table.
         pruner: the composition, spelled out.
+        paper: that the method is from; None: an object that is in no table.
+        url: where to read it.
         allocation: how much of each layer went, spelled out.
         pattern: the pattern asked for; None: the method's own groups.
         requested: the sparsity asked for.
@@ -139,6 +121,8 @@ class PruningReport:
     learning: list[dict[str, Any]] = field(default_factory=list)
     grid: Grid | None = None
     packed: bool = False
+    paper: str | None = None
+    url: str = ""
     processes: int = 1
     source: FromSource | None = None
     different: dict[str, list[Any]] = field(default_factory=dict)
@@ -150,6 +134,11 @@ class PruningReport:
             "python": platform.python_version(),
         }
     )
+
+    @property
+    def only_quantised(self) -> bool:
+        """Whether it is a run of ``prunus quantize``, which removes nothing."""
+        return self.method == "quantize"
 
     def __repr__(self) -> str:
         """Without the layers, of which there may be thousands."""

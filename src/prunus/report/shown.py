@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..base.errors import InputError
-from ..maths.contracts import LayerReport
+from .layer import LayerReport
 from .report import PruningReport
 from .units import COLUMNS as WIDTHS
-
-if TYPE_CHECKING:
-    from ..judge.verify import Verification
 
 COLUMNS = ("layer", "shape", "pattern", "sparsity", "output error")
 
@@ -39,9 +36,7 @@ def mean_error(layers: Sequence[LayerReport]) -> float | None:
     return sum(found) / len(found) if found else None
 
 
-def facts(
-    report: PruningReport, output: Path | None, verification: Verification | None
-) -> list[tuple[str, str]]:
+def facts(report: PruningReport, output: Path | None, verified: bool) -> list[tuple[str, str]]:
     """What a run came to, in a few lines of two columns."""
     error = mean_error(report.layers)
     if report.structured is None:
@@ -55,7 +50,7 @@ def facts(
     if error is not None:
         rows.append(("error", f"{error:.3f} of the layers' outputs, in the mean"))
     if output is not None:
-        proof = ", verified" if verification is not None and verification.ok else ""
+        proof = ", verified" if verified else ""
         rows.append(("output", f"{output}{proof}"))
     return [*rows, ("time", f"{report.seconds:.1f} s")]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from huggingface_hub import ModelCardData
 
-from ..methods.units import STRUCTURED
-from ..storage.hub import base_model, title
 from .from_source import source_section
+from .naming import base_model, title
 from .report import PruningReport
 from .units import StructuredReport
 
@@ -45,7 +44,7 @@ def smaller_card(report: PruningReport, structured: StructuredReport, recipe_yam
         pipeline_tag=pipeline_tag(structured.auto),
         tags=["prunus", "pruned", "smaller", report.method],
     )
-    method, (before, after) = STRUCTURED[report.method], structured.parameters
+    before, after = structured.parameters
     return f"""---
 {data.to_yaml()}
 ---
@@ -53,7 +52,7 @@ def smaller_card(report: PruningReport, structured: StructuredReport, recipe_yam
 # {title(report.model)}, smaller
 
 {before:,} parameters became {after:,}: whole heads and neurons were removed, without retraining, by
-prunus {report.versions["prunus"]} with `{report.method}` ({method.paper}, <{method.url}>). It is a
+prunus {report.versions["prunus"]} with `{report.method}` ({report.paper}, <{report.url}>). It is a
 dense model: smaller in memory and faster on any machine.
 
 | | |

@@ -41,6 +41,14 @@ def fingerprint(
     }
 
 
+def defaults() -> dict[str, Any]:
+    """What stands for fields of a recipe that an earlier version did not know."""
+    return {
+        f"recipe {name}": field.get_default(call_default_factory=True)
+        for name, field in Recipe.model_fields.items()
+    }
+
+
 def choices(recipe: Recipe) -> dict[str, Any]:
     """The recipe's fields, but for those that stand there in other words; and what they spell."""
     fields = {f"recipe {k}": v for k, v in recipe.model_dump().items() if k not in ELSEWHERE}

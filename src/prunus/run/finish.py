@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 from transformers import PreTrainedModel
 
 from ..base.errors import CheckpointError, CheckpointWarning, NotVerifiedError
+from ..base.files import new_folder, no_new_parents
 from ..base.team import Team
 from ..judge.verify import Verification, verify
 from ..maths.orders.orders import FILE as ORDERS
@@ -28,10 +29,11 @@ from ..storage.checkpoint import load_model
 from ..storage.journal import Journal
 from ..storage.kinds import auto_of
 from ..storage.origin import origin_of
-from ..storage.output import new_folder, no_new_parents, write_model
+from ..storage.output import write_model
 from ..storage.widths import FILE as WIDTHS
 from ..storage.widths import to_json, widths_of
 from .cures import explained
+from .fingerprint import defaults
 from .observer import Observer
 
 TITLE = "prunus.Result"
@@ -91,7 +93,9 @@ class Result:
         return shown.as_html(self.report, self._facts(), TITLE)
 
     def _facts(self) -> list[tuple[str, str]]:
-        return shown.facts(self.report, self.output, self.verification)
+        return shown.facts(
+            self.report, self.output, bool(self.verification and self.verification.ok)
+        )
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame`` with a row for each layer; pandas must be installed.
@@ -189,7 +193,7 @@ def _journal(
     with run.team.agreed():
         if run.team.first:
             now, say = run.fingerprint(checkpoint), run.observer.say
-            journal = Journal.open(output, now, resume, say, allow_different)
+            journal = Journal.open(output, now, resume, say, allow_different, defaults())
     if journal is None:
         yield None
         return

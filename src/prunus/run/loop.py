@@ -19,21 +19,14 @@ from torch import Tensor
 
 from ..base.errors import NumericalError, PrunusError
 from ..base.team import ALONE, Team
-from ..maths.contracts import (
-    BlockPruner,
-    LayerReport,
-    Plan,
-    Pruned,
-    Share,
-    parameter_of,
-    requested,
-)
+from ..maths.contracts import BlockPruner, Plan, Pruned, Share, parameter_of, requested
 from ..maths.stats import Statistics, TokenSample
 from ..maths.views import LayerView
 from ..model.blocks import Block, Layer
 from ..model.channels import Channels
 from ..model.replay import Recording
 from ..model.routing import routed
+from ..report.layer import LayerReport
 from ..storage import packing
 from ..storage.journal import REPORTS, Journal
 from .gather import on, recorded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from ..maths.contracts import LayerReport
+    from ..report.layer import LayerReport
 
 LOOK = "look "  # how a step begins while the dense model is looked at
 

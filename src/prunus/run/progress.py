@@ -17,7 +17,7 @@ from ..base.errors import InputError
 from .observer import LOOK, Observer, Silent
 
 if TYPE_CHECKING:
-    from ..maths.contracts import LayerReport
+    from ..report.layer import LayerReport
 
 __all__ = ["PruningBar", "bars", "console", "escape", "scoring", "watching"]
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..base.errors import RoomError
+from ..base.files import unfinished
 from ..base.memory import available_on, free_disk, is_in_memory, nearest
 from ..maths.stats import Statistic
-from ..storage.output import unfinished
 
 FULL = 0.9  # of what is available: beyond it, activations go to disk if there is room
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from ..maths.patterns import NM
 from ..maths.shares import BESA, OWL, Allocation, Uniform
 from ..maths.shares.budget import settle, total
 from ..methods.own import check_merges, spelled
-from ..methods.table import METHODS, QUANTIZE
+from ..methods.table import METHODS, QUANTIZE, published
 from ..model.blocks import Block, Layer
 from ..model.channels import Channels
 from ..model.inspect import first_of, inspect, start
@@ -35,6 +35,7 @@ from ..storage import packing
 from ..storage.journal import Journal
 from ..storage.scratch import Spilled
 from ..text import Protocol
+from .coverage import coverage_of
 from .fingerprint import choices, fingerprint
 from .learn import Learner
 from .loop import prune_blocks
@@ -111,7 +112,7 @@ class Run:
         _check_gated(recipe.method, [block for block in blocks if block.planned(plan)])
         for layer in layers:
             _check_free(pruner.pattern(layer), allocation, layer, plan)
-        coverage = Coverage.of(weights.model, blocks, set(plan))
+        coverage = coverage_of(weights.model, blocks, set(plan))
         if not recipe.mlp_only and recipe.skip_blocks is None:
             coverage.check()
         return cls(
@@ -173,9 +174,12 @@ class Run:
             journal=journal,
             team=self.team,
         )
+        paper, url = published(self.recipe.method)
         report = PruningReport(
             model=self.name,
             method=self.recipe.method,
+            paper=paper,
+            url=url,
             pruner=spelled(self.pruner),
             allocation=repr(self.allocation),
             pattern=self.recipe.pattern,

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from ..base.arguments import block_range
 from ..base.errors import InputError
 from ..base.team import ALONE, Team
-from ..maths.contracts import LayerReport
 from ..maths.orders.orders import Orders
 from ..maths.pruners.units import UnitPruner
 from ..maths.scores.units import Redundancy
@@ -33,6 +32,7 @@ from ..maths.shares.units import (
     share_of,
     uniform,
 )
+from ..methods.table import published
 from ..model.blocks import Block, Layer, find_blocks
 from ..model.cost import OneToken
 from ..model.gradients import loss_gradients
@@ -44,14 +44,16 @@ from ..model.units import Depth2, find_modules
 from ..model.watch import eager
 from ..model.weights import Weights
 from ..recipe import Recipe
-from ..report.report import Coverage, PruningReport
+from ..report.layer import LayerReport
+from ..report.report import PruningReport
 from ..report.units import BlockWidths, StructuredReport
-from ..storage.diary import counted
 from ..storage.journal import Journal
 from ..storage.kinds import auto_of
 from ..storage.scratch import Spilled
 from ..storage.widths import Widths, adopt, note_widths, stock_config, widths_of
 from ..text import Protocol
+from .coverage import coverage_of
+from .diary import counted
 from .fingerprint import fingerprint
 from .observer import Observer
 from .unit_gather import Context
@@ -200,7 +202,7 @@ class StructuredRun:
         """Do it; with a journal, from where an earlier run ended."""
         begun, pruner = time.perf_counter(), self.pruner
         layers = [layer for module in self.modules for layer in module.layers]
-        coverage = Coverage.of(self.model, self.blocks, {layer.name for layer in layers})
+        coverage = coverage_of(self.model, self.blocks, {layer.name for layer in layers})
         before = Before.of(self)
         done = journal is not None and journal.holds(self.touched)
         context = self._context([] if done else layers)  # whose gradients nothing would read
@@ -220,9 +222,12 @@ class StructuredRun:
                 "`prunus plot --show heads` of a run without it shows how near they are."
             )
         structured = self._smaller(before, quota, reports, seen)
+        paper, url = published(self.recipe.method)
         report = PruningReport(
             model=self.name,
             method=self.recipe.method,
+            paper=paper,
+            url=url,
             pruner=repr(pruner),
             pattern=None,
             requested=self.share,

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..maths.contracts import LayerReport
 from ..maths.moments import Moments
 from ..maths.scores.units import Gathered
 from ..maths.stats import TokenSample
@@ -20,6 +19,7 @@ from ..model.replay import Recording
 from ..model.surgery import put, shrink
 from ..model.units import Depth2
 from ..model.watch import watch
+from ..report.layer import LayerReport
 from .unit_gather import Context, held_out
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..maths.contracts import LayerReport
 from ..maths.moments import ChannelMoments
 from ..maths.scores.units import Gathered, lowest
 from ..maths.shares.units import Key, Quota
@@ -23,8 +22,9 @@ from ..maths.updates.ridge import joined
 from ..model.blocks import Block
 from ..model.replay import Recording
 from ..model.units import Depth2, moved
-from ..storage.diary import noted, restored
+from ..report.layer import LayerReport
 from ..storage.journal import Journal
+from .diary import noted, restored
 from .gather import on
 from .unit_gather import Context
 from .unit_step import DenseStream, Step

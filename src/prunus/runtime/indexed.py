@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..base.errors import CheckpointError, InputError
-from ..maths.contracts import LayerReport
 from ..maths.orders.orders import Orders
 from ..model.blocks import outputs_first
+from ..report.layer import LayerReport
 
 
 @torch.no_grad()

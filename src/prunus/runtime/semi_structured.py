@@ -10,8 +10,8 @@ from torch.sparse import to_sparse_semi_structured
 from transformers import PreTrainedModel
 
 from ..base.errors import InputError, PatternError
-from ..maths.contracts import LayerReport
 from ..model.blocks import outputs_first
+from ..report.layer import LayerReport
 from .indexed import index
 
 ROWS, COLUMNS = 32, 64  # both sides must be multiples, in torch's stricter backend (CUTLASS)

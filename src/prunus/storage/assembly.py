@@ -17,10 +17,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..base.errors import UnsupportedModelError
-from ..maths.contracts import FromSource
 from ..maths.grids import Grid
 from ..model.blocks import Block
 from ..model.weights import Weights
+from ..report.from_source import FromSource
 from .journal import Journal, packed_beside, write_shard
 from .origin import Origin, origin_of
 from .output import write_texts

@@ -30,13 +30,13 @@ from ..base.errors import (
     first_line,
     other_shape,
 )
+from ..base.files import check_name
 from ..model.blocks import find_blocks
 from ..model.weights import InMemory, Weights
 from . import kinds
 from .gguf_parts import parts, whole, wholes
 from .hub import commit_of, snapshot
 from .origin import Origin
-from .output import check_name
 from .scratch import Scratch
 from .shards import check_shards
 from .streamed import Streamed, note_untied

@@ -36,10 +36,10 @@ from ..base.errors import (
     UnsupportedModelError,
     first_line,
 )
+from ..base.files import check_output, check_room, new_file
+from ..report.naming import title
 from .checkpoint import find, read_tensors
 from .gguf_widths import Family, Shape, Widths, check_shapes, read_widths, tensor_shapes
-from .hub import title
-from .output import check_output, check_room, new_file
 from .shards import check_shards
 from .vocabulary import add_vocabulary
 

@@ -5,14 +5,12 @@ Everything that works for folders then works for hub ids, and the folder's name 
 
 from __future__ import annotations
 
-import re
 import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import constants, metadata_load, snapshot_download, try_to_load_from_cache
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -99,26 +97,6 @@ def commit_of(folder: str | Path) -> str | None:
     return f"{parts[-3].removeprefix('models--').replace('--', '/')}@{parts[-1]}"
 
 
-def base_model(model: str) -> str | list[str] | None:
-    """The hub id of what a report calls its model; never a local path.
-
-    That of a local folder is what its own card says. A name that could also be a relative path
-    must be in the cache.
-    """
-    if Path(model).is_absolute():
-        return _said_by_card(Path(model) / "README.md")
-    repo, _, commit = model.partition("@")
-    if not _is_id(repo):
-        return None
-    cached = commit or isinstance(try_to_load_from_cache(repo, "config.json"), str)
-    return repo if cached else None
-
-
-def title(model: str) -> str:
-    """A hub id without its commit, or the last part of a path."""
-    return Path(model).name if Path(model).is_absolute() else model.partition("@")[0]
-
-
 def _partial(asked: dict[str, Any]) -> Path | None:
     """What other software left in the cache, where it is enough for a model."""
     try:
@@ -145,19 +123,3 @@ def _unreachable(repo: str, revision: str | None, error: Exception) -> Checkpoin
         f"{repo} is no folder here and not in the hub's cache{at}, and the hub cannot be reached "
         f"({first_line(error)}). Check the connection, or give a folder."
     )
-
-
-def _said_by_card(card: Path) -> str | list[str] | None:
-    try:
-        said = (metadata_load(card) or {}).get("base_model")
-    except (OSError, ValueError, yaml.YAMLError):  # none, or one that nobody can read
-        return None
-    named = said if isinstance(said, list) else [said]
-    if not named or not all(isinstance(x, str) and _is_id(x) for x in named):
-        return None
-    return [str(x) for x in named] if len(named) > 1 else str(named[0])
-
-
-def _is_id(name: str) -> bool:
-    """Whether the hub could have a model of that name: ``org/model``."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from errno import EACCES, EWOULDBLOCK
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import torch
@@ -25,11 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..base.errors import CheckpointError
-from ..maths.contracts import LayerReport
+from ..base.files import check_free, kept_safe, put, readable, reason, unfinished
 from ..maths.orders.orders import Orders
 from ..model.blocks import Block
 from ..model.channels import Channels
-from .output import check_free, kept_safe, put, readable, reason, unfinished
+from ..report.layer import LayerReport
 from .resuming import LINES, Differences, check_same, followed, told
 
 REPORTS = TypeAdapter(list[LayerReport])
@@ -65,10 +66,12 @@ class Journal:
         resume: bool,
         say: Callable[[str], None],
         allow_different: bool = False,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> Journal:
         """A new one, or that of an unfinished run with the same fingerprint.
 
-        With ``allow_different`` it may differ in what can change the last bits alone.
+        With ``allow_different`` it may differ in what can change the last bits alone. ``defaults``
+        are those of entries that an earlier version's fingerprint lacks.
 
         Raises:
             CheckpointError: there is an unfinished run and ``resume`` is False; another process
@@ -82,7 +85,7 @@ class Journal:
         journal._lock()  # before anything is read, mended or written
         try:
             now = json.loads(json.dumps(fingerprint))
-            journal._take_up(output, now, resume, say, allow_different)
+            journal._take_up(output, now, resume, say, allow_different, defaults)
         except BaseException:
             journal.close()
             raise
@@ -95,6 +98,7 @@ class Journal:
         resume: bool,
         say: Callable[[str], None],
         allow_different: bool,
+        defaults: Mapping[str, Any],
     ) -> None:
         """Read what an earlier run left, or begin."""
         lines = _read(self.folder / LINES)
@@ -113,7 +117,7 @@ class Journal:
             raise CheckpointError(
                 f"{self.folder / LINES} is damaged. Remove {self.folder} and start anew."
             )
-        if different := check_same(first, fingerprint, self.folder, allow_different):
+        if different := check_same(first, fingerprint, self.folder, allow_different, defaults):
             say(f"going on although {told(different)}: the last bits may be others")
             lines.append({"different": different})
             self._append(lines[-1])

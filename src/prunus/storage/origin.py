@@ -25,8 +25,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..base.errors import CheckpointError
-from ..maths.contracts import FromSource
 from ..model.weights import Weights
+from ..report.from_source import FromSource
 from .decoding import CLAIMS, claimed, decode
 from .scratch import Scratch
 from .shards import INDEX, NAMED

@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ..base.errors import CheckpointError
-from ..maths.contracts import LayerReport
 from ..maths.grids import Grid
 from ..model.blocks import find_blocks
 from ..model.weights import Weights
+from ..report.layer import LayerReport
 from ..report.report import PruningReport
 from .checkpoint import load_weights, read_tensors
 from .packing import read_unpacked

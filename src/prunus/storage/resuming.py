@@ -16,9 +16,8 @@ from typing import Any
 import torch
 
 from ..base.errors import InputError
+from ..base.files import unfinished
 from ..base.team import Team
-from ..recipe import Recipe
-from .output import unfinished
 
 LINES = "journal.jsonl"
 HARMLESS = ("threads", "device", "number of processes", "prunus", "torch", "transformers")
@@ -65,14 +64,22 @@ def blocks_done(output: Path) -> set[int]:
 
 
 def check_same(
-    first: Mapping[str, Any], now: Mapping[str, Any], folder: Path, allowed: bool
+    first: Mapping[str, Any],
+    now: Mapping[str, Any],
+    folder: Path,
+    allowed: bool,
+    defaults: Mapping[str, Any],
 ) -> Differences:
     """What differs between the run in ``folder`` and this one, where it is ``allowed`` to.
+
+    ``defaults`` stand for what the version that began the run did not know yet.
 
     Raises:
         InputError: it may not go on; says what differs.
     """
-    pairs = {name: [_in(first, name), _in(now, name)] for name in {**first, **now}}
+    pairs = {
+        name: [x.get(name, defaults.get(name)) for x in (first, now)] for name in {**first, **now}
+    }
     found = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     for name in found:
         if name not in HARMLESS:
@@ -88,12 +95,6 @@ def check_same(
             "price of the last bits."
         )
     return found
-
-
-def _in(fingerprint: Mapping[str, Any], name: str) -> Any:
-    """What it says; of a recipe's field that its version did not know, what stands for that."""
-    field = Recipe.model_fields.get(name.removeprefix("recipe "))
-    return fingerprint.get(name, field and field.get_default(call_default_factory=True))
 
 
 def told(different: Differences) -> str:

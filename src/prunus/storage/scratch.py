@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..base.errors import CheckpointError
-from .output import try_folder
+from ..base.files import try_folder
 
 LOCK = "in-use"
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..maths.contracts import LayerReport
 from ..maths.shares.units import Key, Quota
 from ..model.blocks import Block
-from .journal import REPORTS, Journal, fill
-from .widths import renumbered, resize
+from ..report.layer import LayerReport
+from ..storage.journal import REPORTS, Journal, fill
+from ..storage.widths import renumbered, resize
 
 if TYPE_CHECKING:
-    from ..run.units import Seen
+    from .units import Seen
 
 
 def noted(block: Block, seen: Seen, quota: Quota) -> dict[str, Any]:
