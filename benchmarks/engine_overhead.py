@@ -22,7 +22,7 @@ import prunus.maths.stats
 import prunus.run.loop
 from prunus.maths.patterns import parse_pattern
 from prunus.maths.shares import Uniform
-from prunus.methods.table import build_method
+from prunus.methods.build import build_method
 from prunus.model.inspect import inspect, start
 from prunus.model.select import select_layers
 from prunus.run.loop import prune_blocks

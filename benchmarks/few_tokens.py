@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunus.maths.pruners import EachLayer
 from prunus.maths.stats import Statistics, gather
-from prunus.methods.table import build_method
+from prunus.methods.build import build_method
 from prunus.storage.checkpoint import load_model, load_tokenizer
 from prunus.text.sources import read_documents
 

@@ -68,7 +68,7 @@ def alone(*arguments: str) -> dict[str, float]:
 def one(what: str, model: str, output: str, method: str) -> None:
     """A run or its plan, in this process."""
     import prunus
-    from prunus.methods.units import STRUCTURED
+    from prunus.methods.table import STRUCTURED
 
     ids_ST = torch.randint(0, WORDS, (8, 128), generator=torch.Generator().manual_seed(0))
     given = {"method": method, "tokens_ST": ids_ST, "output": output}

@@ -22,7 +22,7 @@ from prunus.maths.shares import BESA, OWL
 from prunus.maths.shares.besa import Budget
 from prunus.maths.shares.budget import choose_patterns, exact_counts, spread, whole_counts
 from prunus.maths.shares.kept import Ranks, Shares, flattest
-from prunus.methods.table import build_allocation, build_method
+from prunus.methods.build import build_allocation, build_method
 from prunus.model.inspect import inspect, start
 from prunus.run.gather import gathered
 from prunus.run.learn import Unit

@@ -16,7 +16,7 @@ from prunus.maths.orders.orders import Orders
 from prunus.maths.patterns import NM
 from prunus.maths.scores import Wanda
 from prunus.maths.stats import gather
-from prunus.methods.table import build_method
+from prunus.methods.build import build_method
 from prunus.model.channels import Channels
 from prunus.model.inspect import inspect, start
 from prunus.model.interior import find_interiors

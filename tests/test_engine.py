@@ -19,7 +19,7 @@ from prunus.maths.contracts import Pruned
 from prunus.maths.patterns import Unstructured
 from prunus.maths.pruners import Compose, EachLayer
 from prunus.maths.scores import Magnitude, Wanda
-from prunus.methods.table import build_method
+from prunus.methods.build import build_method
 from prunus.model.inspect import inspect, start
 from prunus.model.replay import Recording
 from prunus.run.loop import prune_blocks

@@ -16,7 +16,8 @@ from prunus.maths.gram import Gram
 from prunus.maths.patterns import NM, Unstructured
 from prunus.maths.scores import RIA, Magnitude, RelativeImportance, Wanda
 from prunus.maths.stats import ColumnNorm, Statistics, TokenSample
-from prunus.methods.table import METHODS, build_method
+from prunus.methods.build import build_method
+from prunus.methods.table import METHODS
 from prunus.model.blocks import find_linears
 from prunus.model.inspect import inspect, start
 from prunus.model.replay import Call

@@ -10,7 +10,8 @@ from conftest import GATED, load_tiny
 from prunus.base.errors import InputError, PatternError, UnknownNameError
 from prunus.maths.patterns import NM, Unstructured, parse_pattern, removed
 from prunus.maths.pruners import DaSS
-from prunus.methods.table import METHODS, UPDATES, build_method
+from prunus.methods.build import build_method
+from prunus.methods.table import METHODS, UPDATES
 from prunus.model.inspect import inspect, start
 from prunus.recipe import Recipe
 from prunus.run.loop import prune_blocks

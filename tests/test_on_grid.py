@@ -15,7 +15,8 @@ from prunus.maths.patterns import Unstructured
 from prunus.maths.pruners import Compose, EachLayer, OnGrid
 from prunus.maths.scores import Magnitude
 from prunus.maths.updates import LeastSquares
-from prunus.methods.table import METHODS, build_method
+from prunus.methods.build import build_method
+from prunus.methods.table import METHODS
 from prunus.model.inspect import inspect, start
 from prunus.recipe import Recipe
 from prunus.run.loop import prune_blocks

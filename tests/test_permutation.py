@@ -18,7 +18,7 @@ from prunus.maths.patterns import NM, Unstructured
 from prunus.maths.pruners import Compose, InOrder
 from prunus.maths.scores import Magnitude
 from prunus.maths.stats import ColumnNorm, TokenSample, gather
-from prunus.methods.table import build_method
+from prunus.methods.build import build_method
 
 ALL = [Heuristic(), Heuristic(snake=False), Assignment(), Greedy(escapes=5)]
 TWO_FOUR = NM(2, 4)

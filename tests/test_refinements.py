@@ -15,7 +15,7 @@ from prunus.maths.refinements.dense import one_by_one
 from prunus.maths.scores import OBS, Wanda
 from prunus.maths.stats import ColumnNorm, gather
 from prunus.maths.updates import LeastSquares
-from prunus.methods.table import build_method
+from prunus.methods.build import build_method
 from test_updates import loss, optimum, problem
 
 PATTERNS = [

@@ -12,7 +12,7 @@ import prunus
 from conftest import load_tiny
 from prunus.base.errors import CalibrationError, InputError, UnsupportedModelError
 from prunus.maths.scores.attention import ascending, row_major
-from prunus.methods.units import STRUCTURED
+from prunus.methods.table import STRUCTURED
 from prunus.model.inspect import inspect
 from prunus.model.surgery import rehearse, shrink
 from prunus.model.units import find_modules

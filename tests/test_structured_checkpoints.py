@@ -16,7 +16,7 @@ from conftest import MODELS, load_tiny
 from prunus.base.errors import CheckpointError, InputError
 from prunus.cli.main import app
 from prunus.judge.verify import verify
-from prunus.methods.units import STRUCTURED
+from prunus.methods.table import STRUCTURED
 from prunus.report.report import read_report
 from prunus.storage.widths import read_widths
 from structured_models import GQA, IDS, RUN, build, logits

@@ -12,13 +12,13 @@ from conftest import load_tiny
 from prunus.base.errors import InputError
 from prunus.maths.moments import Moments
 from prunus.maths.updates.ridge import RIDGES, Regression, joined, solve, with_ones
-from prunus.methods.units import STRUCTURED
+from prunus.methods.table import STRUCTURED
 from prunus.model.cost import OneToken
 from prunus.model.inspect import inspect, start
 from prunus.model.units import find_modules
 from prunus.run.observer import Silent
-from prunus.run.unit_gather import Context, held_out
-from prunus.run.unit_step import DenseStream, Step
+from prunus.run.units_gather import Context, held_out
+from prunus.run.units_step import DenseStream, Step
 
 
 @pytest.fixture

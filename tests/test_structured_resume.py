@@ -11,9 +11,9 @@ from conftest import MODELS, load_tiny
 from prunus.base.errors import CheckpointError, InputError
 from prunus.maths.shares.units import Quota
 from prunus.model.inspect import inspect
-from prunus.run.diary import noted, restored
 from prunus.run.observer import Silent
-from prunus.run.units import Seen, prune_units
+from prunus.run.units_loop import Seen, prune_units
+from prunus.run.units_notes import noted, restored
 from prunus.storage.journal import Journal, unfinished
 from test_resume import FAST, Ends, end, same, tensors
 
@@ -78,7 +78,7 @@ def test_one_block_is_in_memory_while_it_becomes_smaller(tmp_path, monkeypatch):
         model.append(context.model)
         return prune_units(context, *args)
 
-    monkeypatch.setattr("prunus.run.smaller.prune_units", spied)
+    monkeypatch.setattr("prunus.run.units.prune_units", spied)
     run = {"method": "goa", "recovery": "after", **FAST}
     prunus.prune(MODELS / "llama", output=tmp_path / "out", observer=Counts(), **run)
     assert {index for index, _ in seen} == {0, 1, 2}

@@ -12,33 +12,26 @@ from transformers import PreTrainedModel
 
 from .base.arguments import typed
 from .base.device import Dtype, pick_device
-from .base.errors import CalibrationError, InputError
+from .base.errors import InputError
 from .base.files import check_output
 from .base.team import ALONE, Team
 from .judge.perplexity import Evaluation, perplexity
 from .judge.text import read_text
-from .maths.contracts import BlockPruner
-from .maths.shares import Allocation, Uniform
-from .methods.own import check_written
 from .methods.table import QUANTIZE
 from .model.samples import Sample, either
 from .recipe import Recipe
 from .report.report import known_zeros
 from .run.finish import Result, carry_out
-from .run.forecast import REHEARSED, Plan, forecast, make_room, need
+from .run.forecast import Plan, forecast
+from .run.inputs import in_memory
+from .run.need import make_room
 from .run.observer import Observer
-from .run.prepare import in_memory, named
-from .run.prepare import inputs as gathered
+from .run.prepare import Request, check_pack, prepare
 from .run.progress import Scored, hearing, scoring, watching
-from .run.run import Run
-from .run.smaller_entry import Asked, check_alone, plan_structured, prune_structured
-from .run.smaller_forecast import SmallerPlan
-from .storage.assembly import check_names
 from .storage.checkpoint import folder_of, load_model, load_tokenizer
 from .storage.resuming import threads_of
 from .storage.scratch import check_spill
-from .storage.widths import widths_of
-from .text.given import Given, collect, how_many, is_source, source_name
+from .text.given import collect, is_source
 
 
 @typed
@@ -104,43 +97,24 @@ def prune(
             output = Path(output).expanduser().absolute()
             check_output(output)
         if spill is not None:
-            check_spill(Path(spill).expanduser())
-        if recipe.structured:
-            check_alone(recipe, team.size)
+            spill = check_spill(spill)
         if resume and (path is None or output is None):
             raise InputError("resume=True is for a model given as a path, with an output.")
-    written, verb = output is not None, "quantising" if recipe.method == QUANTIZE else "pruning"
+    verb = "quantising" if recipe.method == QUANTIZE else "pruning"
     with (
         _modes_kept(model, always=False),
         watching(observer, team.first, verb) as observer,
         threads_of(output if resume else None, team, observer.say),
     ):
-        if recipe.structured:
-            asked = Asked(
-                model, recipe, written, spill, tokenizer, given, trust_remote_code, observer
-            )
-            return prune_structured(asked, output, resume, allow_different)
-        with team.agreed():
-            run, tokenizer = _prepared(
-                model, recipe, written, spill, tokenizer, given, trust_remote_code, observer, team
-            )
-        run.shared(team)
-        if run.recipe.pack:
-            _check_pack(run, path if output is not None else None)
-        make_room(run, need(run), output, resume)
-        return carry_out(run, model, output, resume, tokenizer, trust_remote_code, allow_different)
-
-
-def _check_pack(run: Run, path: str | Path | None) -> None:
-    """Raise InputError where integers cannot be written, or nothing could read them."""
-    if path is None:
-        raise InputError("pack is for a model given as a path, with an output.")
-    if widths_of(run.weights.model) is not None:
-        raise InputError(
-            f"The blocks of {path} have different widths: prunus.load alone can load it, and "
-            "reads no packed integers. Leave --pack out."
-        )
-    check_names(run.weights.model, run.plan)
+        request = Request(
+            model, recipe, output is not None, output, spill, tokenizer, given, trust_remote_code,
+            resume, allow_different, observer, team,
+        )  # fmt: skip
+        run, tokenizer = prepare(request)
+        if recipe.pack:
+            check_pack(run, request)
+        make_room(run, request)
+        return carry_out(run, request, tokenizer)
 
 
 @typed
@@ -156,7 +130,7 @@ def plan(
     trust_remote_code: bool = False,
     observer: Observer | None = None,
     **fields: Any,
-) -> Plan | SmallerPlan:
+) -> Plan:
     """What ``prune`` with the same arguments will cover and cost. Nothing is written.
 
     >>> prunus.plan("path/to/model", method="mrp-sm", pattern="2:4", output="pruned").peak_bytes
@@ -168,15 +142,15 @@ def plan(
     if output is not None:
         check_output(Path(output).expanduser())
     if spill is not None:
-        check_spill(Path(spill).expanduser())
+        spill = check_spill(spill)
     recipe, given = _asked(recipe, fields, tokens_ST, inputs)
     with _modes_kept(model), watching(observer) as observer:
-        if recipe.structured:
-            asked = Asked(model, recipe, True, spill, tokenizer, given, trust_remote_code, observer)
-            return plan_structured(asked)
-        few = recipe.model_copy(update={"samples": min(recipe.samples, REHEARSED)})
-        run, _ = _prepared(model, few, True, spill, tokenizer, given, trust_remote_code, observer)
-        return forecast(run, how_many(given, recipe.samples))
+        return forecast(
+            Request(
+                model, recipe, True, None, spill, tokenizer, given, trust_remote_code,
+                observer=observer,
+            )
+        )  # fmt: skip
 
 
 @contextmanager
@@ -191,52 +165,6 @@ def _modes_kept(model: Any, always: bool = True) -> Iterator[None]:
     finally:
         for module, training in before if always or refused else ():
             module.training = training
-
-
-def _prepared(
-    model: str | Path | PreTrainedModel,
-    recipe: Recipe,
-    written: bool,
-    spill: str | Path | None,
-    tokenizer: Any,
-    given: Given | None,
-    trust_remote_code: bool,
-    observer: Observer,
-    team: Team = ALONE,
-) -> tuple[Run, Any]:
-    """All that comes before the first change: a run, and the tokenizer if one is needed."""
-    recipe, pruner, allocation = _resolved(recipe, given)
-    device = pick_device(recipe.device)  # raises before the model is loaded
-    weights, tokens, tokenizer = gathered(
-        model, recipe, written, tokenizer, given, trust_remote_code, observer, spill=spill,
-        team=team,
-    )  # fmt: skip
-    folder = Path(spill).expanduser() if spill else None
-    name = named(model, weights.model)
-    run = Run.of(weights, name, recipe, pruner, allocation, tokens, device, observer, folder)
-    if written:
-        check_written(pruner, [x for block in run.blocks for x in block.planned(run.plan)])
-    return run, tokenizer
-
-
-def _resolved(recipe: Recipe, given: Given | None) -> tuple[Recipe, BlockPruner, Allocation]:
-    """The recipe with its defaults filled in, and what it spells."""
-    pruner, allocation, sparsity = recipe.build()
-    reads = bool(pruner.needs) or not isinstance(allocation, Uniform)
-    source = source_name(recipe.calibration, "builtin" if reads else "none", given)
-    if reads and source == "none":
-        names = ", ".join(kind.__name__ for kind in pruner.needs)
-        what, cure = names or f"--allocation {recipe.allocation}", "use magnitude or ri"
-        if recipe.method == QUANTIZE:
-            cure = "give --no-scales --no-clip"
-        elif recipe.method in ("magnitude", "ri"):
-            cure = "leave --update, --refine and --allocation out"
-        raise CalibrationError(
-            f"{recipe.method} so set reads activations ({what}), so it needs calibration text. "
-            f"Give a source, or {cure}."
-        )
-    filled = recipe.model_copy(update={"sparsity": sparsity, "calibration": source})
-    return filled, pruner, allocation
 
 
 @typed

@@ -12,14 +12,18 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from .base.arguments import block_range
 from .base.device import Dtype
 from .base.errors import InputError
-from .maths.contracts import BlockPruner
 from .maths.grids import Grid
 from .maths.patterns import NM, check_sparsity, parse_pattern
-from .maths.pruners.units import DEFAULT, UnitPruner
-from .maths.shares import Allocation
+from .maths.pruners.units import DEFAULT
+from .maths.shares import Uniform
+from .methods.build import (
+    Composition,
+    build_allocation,
+    build_method,
+    build_units,
+)
 from .methods.own import spelled
-from .methods.table import QUANTIZE, Method, build_allocation, build_method, build_structured
-from .methods.units import STRUCTURED
+from .methods.table import QUANTIZE, STRUCTURED, Method
 from .methods.words import complaint, in_words
 
 WEIGHTS_ONLY = (
@@ -180,14 +184,17 @@ class Recipe(BaseModel):
         if _alone(self.pattern):
             fields.pop("sparsity", None)  # N:M says it
         text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
-        return text if self._row is None else OWN.format(spelled(self.build()[0])) + text
+        return text if self._row is None else OWN.format(spelled(self.build().weights)) + text
 
-    def build(self) -> tuple[BlockPruner, Allocation, float]:
-        """The pruner, how much goes where, and of all of it.
+    def build(self) -> Composition:
+        """The pruner, how much of each layer is removed, and of all of it.
 
         An N:M pattern brings its own sparsity, otherwise it is one half. (``quantize`` removes
-        nothing unless a pattern says what is 0 already.)
+        nothing unless a pattern says what is 0 already.) Heads and neurons lose a fifth.
         """
+        return self._of_units() if self.structured else self._of_weights()
+
+    def _of_weights(self) -> Composition:
         self._refuse(STRUCTURED_ONLY, f"{self.method} removes single weights, not heads or neurons")
         if self.skip_blocks is not None:
             block_range("--skip-blocks", self.skip_blocks)  # before the model is loaded
@@ -218,7 +225,7 @@ class Recipe(BaseModel):
         )
         grid = self.grid() if self.quantize == "before" else None
         allocation = build_allocation(self.method, pruner, self.allocation, budget, grid, self._row)
-        return pruner, allocation, sparsity
+        return Composition(pruner, allocation, sparsity)
 
     def grid(self) -> Grid | None:
         """The integer grid of the kept weights, where there is one."""
@@ -236,8 +243,7 @@ class Recipe(BaseModel):
         """Whether the method removes whole heads and neurons."""
         return self.method in STRUCTURED
 
-    def build_units(self) -> tuple[UnitPruner, float]:
-        """The pruner of a structured method, and the share of parameters that it removes."""
+    def _of_units(self) -> Composition:
         whole = f"{self.method} removes whole heads and neurons"
         self._refuse(WEIGHTS_ONLY, whole)
         self._refuse(("skip_blocks",), f"{whole}, in the blocks that blocks=A:B names")
@@ -252,10 +258,10 @@ class Recipe(BaseModel):
                 "0 and 1."
             )
         text = self.calibration != "none"
-        pruner = build_structured(
+        pruner = build_units(
             self.method, self.settings, self.allocation, self.recovery, self.mlp_only, text
         )
-        return pruner, sparsity
+        return Composition(pruner, Uniform(), sparsity)
 
     def _refuse(self, names: tuple[str, ...], why: str) -> None:
         for name in names:

@@ -9,8 +9,8 @@ from . import prune
 from .console import command, print_json, print_line, print_table
 
 if TYPE_CHECKING:
+    from ..report.units import StructuredReport
     from ..run.forecast import Plan
-    from ..run.smaller_forecast import SmallerPlan
 
 EXAMPLES = """
 **Examples**
@@ -27,14 +27,13 @@ def _run(**given: Any) -> None:
     """Say what `prunus prune` with the same options would do and cost; write nothing."""
     from .. import api
     from ..run.progress import PruningBar
-    from ..run.smaller_forecast import SmallerPlan
 
     with PruningBar() as bar:
         plan = api.plan(observer=bar, **prune.request(given))
     if given["json"]:
         print_json(plan.to_dict())
-    elif isinstance(plan, SmallerPlan):
-        _print_smaller(plan)
+    elif plan.structured is not None:
+        _print_units(plan, plan.structured)
     else:
         _print_weights(plan)
 
@@ -55,10 +54,10 @@ def _print_weights(plan: Plan) -> None:
     print_line(plan.speed)
 
 
-def _print_smaller(plan: SmallerPlan) -> None:
+def _print_units(plan: Plan, made: StructuredReport) -> None:
     from ..report.units import COLUMNS
 
-    made, (before, after) = plan.structured, plan.structured.parameters
+    before, after = made.parameters
     print_table(COLUMNS, made.rows())
     if not plan.exact:
         print_line("Widths depend on text, and these are by two samples of it.")
@@ -69,7 +68,7 @@ def _print_smaller(plan: SmallerPlan) -> None:
     print_line(f"time   {plan.seconds / 60:.1f} min")
 
 
-def _print_room(plan: Plan | SmallerPlan) -> None:
+def _print_room(plan: Plan) -> None:
     peak, there = plan.peak_bytes / 2**30, plan.available_bytes / 2**30
     verdict = "" if plan.fits else ": this does not fit"
     print_line(f"memory {peak:.2f} GiB at the peak, {there:.2f} GiB available{verdict}")

@@ -19,8 +19,7 @@ from typing import TypeVar
 
 from ..base.errors import InputError, PluginWarning, TakenNameError, UnknownNameError, first_line
 from .own import check_part, lifted
-from .table import ALLOCATIONS, METHODS, QUANTIZE, Method
-from .units import STRUCTURED
+from .table import ALLOCATIONS, METHODS, QUANTIZE, STRUCTURED, Method
 
 GROUP = "prunus.methods"
 T = TypeVar("T")

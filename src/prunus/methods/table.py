@@ -7,15 +7,12 @@ From outside of the package: ``prunus.register`` adds a row, and an object takes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Literal
 
 from ..base.errors import InputError, UnknownNameError
-from ..maths.contracts import BlockPruner, LayerPruner, Pattern, Permutation, Score, Update
-from ..maths.grids import Grid
+from ..maths.contracts import BlockPruner, Pattern, Permutation, Score, Update
 from ..maths.orders import Assignment, Greedy, Heuristic
-from ..maths.orders.ordering import Ordering
 from ..maths.patterns import NM, Unstructured
 from ..maths.pruners import (
     MRP,
@@ -23,18 +20,22 @@ from ..maths.pruners import (
     Compose,
     DaSS,
     EachLayer,
-    InOrder,
-    OnGrid,
     SparseGPT,
 )
 from ..maths.pruners.units import UnitPruner
-from ..maths.refinements import Swaps
-from ..maths.scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
+from ..maths.scores import RIA, Magnitude, RelativeImportance, Wanda
+from ..maths.scores.units import (
+    Flap,
+    Norm,
+    Random,
+    Redundancy,
+    SecondMoment,
+    Taylor,
+    UnitScore,
+    WandaSp,
+)
 from ..maths.shares import BESA, OWL, Allocation, Uniform
 from ..maths.updates import Keep, LeastSquares, SparseGPTSweep
-from .quantize import with_grid
-from .settings import set_field
-from .units import STRUCTURED, StructuredMethod, data_free
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,16 @@ class Method:
     Attributes:
         paper: authors, year, title.
         url: where to read it.
-        build: the composition; a pattern of None means the method's own comparison groups.
+        build: the composition; a pattern of None means the method's own comparison groups. One
+            that removes whole heads and neurons has no pattern.
         differs: what differs from the authors' code.
-        allocation: how much of each layer goes, unless another is asked for.
+        allocation: how much of each layer is removed, unless another is asked for.
         gated: whether it is about gated MLPs, and another method without one.
     """
 
     paper: str
     url: str
-    build: Callable[[Pattern | None], BlockPruner]
+    build: Callable[[Pattern | None], BlockPruner | UnitPruner]
     differs: str
     allocation: str = "uniform"
     gated: bool = False
@@ -65,7 +67,12 @@ class Method:
     @property
     def needs(self) -> str:
         """What it reads beside the weights."""
-        return ", ".join(kind.__name__ for kind in self.build(None).needs) or "nothing (data-free)"
+        built = self.build(None)
+        if isinstance(built, UnitPruner):
+            names = built.reads
+        else:
+            names = [kind.__name__ for kind in built.needs]
+        return ", ".join(names) or "nothing (data-free)"
 
 
 def _scored(score: Score, group: Unstructured) -> Callable[[Pattern | None], BlockPruner]:
@@ -167,6 +174,80 @@ METHODS: dict[str, Method] = {
     "mrp-mm": _mrp("M", "M"),
 }
 
+
+LLM_PRUNER = "Ma et al. 2023 (NeurIPS), LLM-Pruner"
+LLM_PRUNER_URL = "https://arxiv.org/abs/2305.11627"
+FLAP = "An et al. 2024 (AAAI), Fluctuation-based Adaptive Structured Pruning"
+FLAP_URL = "https://arxiv.org/abs/2312.11983"
+
+
+def _units(pruner: UnitPruner) -> Callable[[Pattern | None], UnitPruner]:
+    return lambda pattern: pruner
+
+
+def _alike(make: Callable[[], UnitScore]) -> Callable[[Pattern | None], UnitPruner]:
+    return _units(UnitPruner(make(), make()))
+
+
+STRUCTURED: Mapping[str, Method] = {
+    "goa": Method(
+        paper="Li et al. 2024, Greedy Output Approximation",
+        url="https://arxiv.org/abs/2407.19126",
+        build=_units(
+            UnitPruner(Redundancy(goes="weaker"), SecondMoment(moment="measured"), sequential=True)
+        ),
+        differs="True Jensen-Shannon distance (theirs is √KL(M‖P), and their thresholds belong to "
+        "it: heads.distance=authors); a number of heads as well as a threshold; the score of a "
+        "neuron is measured as eq. 3 defines it; neurons.moment=gaussian is the closed form that "
+        "the paper derives for a linear activation, and neurons.norm=1 neurons.gated=code "
+        "neurons.centred=true with that what the code computes. "
+        "Of two heads alike the weaker goes (theirs: the first, heads.goes=first). "
+        "Grouped-query attention: whole key/value groups.",
+    ),
+    "random": Method(
+        paper="Li et al. 2024, Greedy Output Approximation, its random baseline",
+        url="https://arxiv.org/abs/2407.19126",
+        build=_alike(Random),
+        differs="Units that go are drawn from the run's seed.",
+    ),
+    "l1": Method(
+        paper=f"{LLM_PRUNER}, its L1 baseline",
+        url=LLM_PRUNER_URL,
+        build=_alike(lambda: Norm(1.0)),
+        differs="Float32 sums.",
+    ),
+    "l2": Method(
+        paper=f"{LLM_PRUNER}, its L2 baseline",
+        url=LLM_PRUNER_URL,
+        build=_alike(lambda: Norm(2.0)),
+        differs="Float32 sums.",
+    ),
+    "wanda-sp": Method(
+        paper=f"{FLAP}, its Wanda-sp baseline",
+        url=FLAP_URL,
+        build=_units(UnitPruner(WandaSp(), WandaSp(), sequential=True)),
+        differs="Their loop feeds all-zero rows where there are more samples than it says; none "
+        "here.",
+    ),
+    "flap": Method(
+        paper=FLAP,
+        url=FLAP_URL,
+        build=_units(UnitPruner(Flap(), Flap(), allocation="adaptive", compensation=True)),
+        allocation="adaptive",
+        differs="The variance (theirs takes Welford's product with the new mean twice); attention "
+        "scores are not squared (heads.squared_attention=true squares them, as their code); the "
+        "cost of a head is counted, not 512/3 neurons; the compensation is added to a bias that "
+        "is there (theirs overwrites it); any head_dim, key/value groups.",
+    ),
+    "llm-pruner": Method(
+        paper=LLM_PRUNER,
+        url=LLM_PRUNER_URL,
+        build=_alike(Taylor),
+        differs="First order, element by element; --set heads.by=vector --set neurons.by=vector "
+        "is their other one. No second order, and no retraining.",
+    ),
+}
+
 QUANTIZE = "quantize"  # no method of pruning: what `prunus quantize` runs on a pruned model
 QUANTIZATION = Method(
     paper="Lin et al. 2024 (MLSys), AWQ: Activation-aware Weight Quantization",
@@ -177,7 +258,7 @@ QUANTIZATION = Method(
 )
 
 
-def all_rows() -> dict[str, Method | StructuredMethod]:
+def all_rows() -> dict[str, Method]:
     """The whole table: with what other packages registered, and with heads and neurons."""
     from .registry import load_plugins
 
@@ -214,183 +295,3 @@ def find_row(name: str) -> Method:
         if name not in METHODS:
             raise UnknownNameError("method", name, rows)
     return known_row(name) or METHODS[name]
-
-
-def build_method(
-    name: str,
-    pattern: Pattern | None = None,
-    settings: Mapping[str, Any] | None = None,
-    update: str | None = None,
-    refine: str | None = None,
-    permutation: str | None = None,
-    search: str | None = None,
-    grid: Grid | None = None,
-    quantize: Literal["before", "after"] | None = None,
-    pack: bool = False,
-    row: Method | None = None,
-) -> BlockPruner:
-    """The pruner of a row, with another update, a refinement, some fields set, orders, a grid.
-
-    >>> build_method("ria", settings={"score.power": 0.4})
-
-    ``row`` is that of an object from outside, which has a name but is not in the table.
-
-    Raises:
-        UnknownNameError: no such method.
-        InputError: a setting that names no field, or a value of another type.
-    """
-    pruner = (row or find_row(name)).build(pattern)
-    if update is not None:
-        pruner = _on_parts(name, pruner, partial(_updated, name, update))
-    if refine is not None:
-        pruner = _on_parts(name, pruner, partial(_refined, refine))
-    settings = dict(settings or {})
-    later = {path: settings.pop(path) for path in [*settings] if path.startswith("permutation.")}
-    pruner = _with_settings(pruner, settings)
-    ordered = _ordered(name, permutation or "none", search, pruner)
-    if later and permutation in (None, "none"):
-        raise InputError(f"--set {next(iter(later))} is for a run with --permutation.")
-    return with_grid(name, _with_settings(ordered, later), grid, quantize, pack)
-
-
-def build_allocation(
-    method: str,
-    pruner: BlockPruner,
-    name: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    grid: Grid | None = None,
-    row: Method | None = None,
-) -> Allocation:
-    """How much of each layer goes. BESA learns in the order of the method's own score, if any.
-
-    Args:
-        method: a row.
-        pruner: what ``build_method`` made of it.
-        name: uniform, owl or besa; None: the method's own.
-        settings: the allocation's fields, as ``allocation.steps``.
-        grid: on which weights are put before they are pruned; BESA learns how to clip for it.
-        row: of an object from outside.
-
-    Raises:
-        UnknownNameError: no such allocation.
-        InputError: a setting that names no field, or a value of another type.
-    """
-    name = name or (row or find_row(method)).allocation
-    if name not in ALLOCATIONS:
-        raise UnknownNameError("allocation", name, ALLOCATIONS)
-    found = ALLOCATIONS[name]
-    inner = pruner.pruner if isinstance(pruner, OnGrid) else pruner
-    part = inner.pruner if isinstance(inner, EachLayer) else None
-    if isinstance(found, BESA):
-        score = part.score if isinstance(part, Compose) else found.score
-        rows = part is not None and part.pattern == Unstructured("row")
-        found = replace(found, score=score, per="row" if rows else "layer", grid=grid)
-    for path, value in (settings or {}).items():
-        found = set_field(found, path, path.split(".")[1:], value)
-    return found
-
-
-def build_structured(
-    name: str,
-    settings: Mapping[str, Any] | None = None,
-    allocation: str | None = None,
-    recovery: str | None = None,
-    mlp_only: bool = False,
-    text: bool = True,
-) -> UnitPruner:
-    """The pruner of a structured row, with some fields set; without ``text`` the data-free one.
-
-    >>> build_structured("goa", {"heads.threshold": 0.2}, recovery="after")
-    """
-    pruner = STRUCTURED[name].pruner if text else data_free(STRUCTURED[name].pruner)
-    for path, value in (settings or {}).items():
-        pruner = set_field(pruner, path, path.split("."), value)
-    if mlp_only and pruner.target == "heads":
-        raise InputError("target=heads prunes heads alone, and --mlp-only leaves them. Drop one.")
-    if mlp_only:
-        pruner = replace(pruner, target="neurons")
-    allocation, recovery = allocation or pruner.allocation, recovery or pruner.recovery
-    return replace(pruner, allocation=allocation, recovery=recovery)
-
-
-def _with_settings(pruner: BlockPruner, settings: Mapping[str, Any]) -> BlockPruner:
-    for path, value in settings.items():
-        names = path.split(".")
-        if isinstance(pruner, EachLayer) and pruner.ordering and names[0] == "permutation":
-            part = "ordering" if names[1:] == ["rows"] else "permutation"
-            if part == "ordering" and pruner.ordering.realisation != "fold":
-                raise InputError(f"--set {path} is for --permutation fold, whose order it limits.")
-            at = names[1:] if part == "ordering" else names
-            pruner = replace(pruner, ordering=set_field(pruner.ordering, path, at, value))
-        elif isinstance(pruner, EachLayer):
-            pruner = replace(pruner, pruner=set_field(pruner.pruner, path, names, value))
-        else:
-            pruner = set_field(pruner, path, names, value)
-    return pruner
-
-
-def _on_parts(
-    name: str, pruner: BlockPruner, change: Callable[[LayerPruner], LayerPruner]
-) -> BlockPruner:
-    """Every LayerPruner that the pruner is made of, changed."""
-    if isinstance(pruner, EachLayer):
-        return replace(pruner, pruner=change(pruner.pruner))
-    if isinstance(pruner, DaSS):
-        return DaSS(cast(Compose, change(pruner.gate_up)), cast(Compose, change(pruner.rest)))
-    raise InputError(f"{name} prunes whole blocks by its own rule; no update or refinement fits.")
-
-
-def _updated(name: str, update: str, part: LayerPruner) -> LayerPruner:
-    if update not in UPDATES:
-        raise UnknownNameError("update", update, UPDATES)
-    if not isinstance(part, Compose):
-        raise InputError(
-            f"{name} chooses weights and updates them together, so --update does not apply. "
-            "Use it with magnitude, ri, wanda, ria, dass, or a Compose of your own."
-        )
-    return replace(part, update=UPDATES[update])
-
-
-def _refined(refine: str, part: LayerPruner) -> LayerPruner:
-    """Exchanges against the values that the kept weights will have."""
-    if refine not in REFINEMENTS:
-        raise UnknownNameError("refinement", refine, REFINEMENTS)
-    if refine == "none":
-        return part
-    stay = isinstance(part, Compose) and isinstance(part.update, Keep)
-    if not isinstance(part, Compose | SparseGPT | MRP):
-        raise InputError(
-            f"{type(part).__name__} chooses weights by its own rule, so --refine does not apply. "
-            "Leave it out, or compose a score: Compose(score, pattern)."
-        )
-    return replace(part, refinement=Swaps("dense" if stay else "compensated"))
-
-
-def _ordered(name: str, permutation: str, search: str | None, pruner: BlockPruner) -> BlockPruner:
-    """With the orders that keep the most of its own score; of OBS, where it has none."""
-    if permutation not in PERMUTATIONS:
-        raise UnknownNameError("permutation", permutation, PERMUTATIONS)
-    if search is not None and search not in SEARCHES:
-        raise UnknownNameError("search", search, SEARCHES)
-    if permutation == "none":
-        if search is not None:
-            raise InputError("--search is for a run with --permutation fold, gather or free.")
-        return pruner
-    if not isinstance(pruner, EachLayer):
-        raise InputError(f"{name} prunes some layers along outputs; no --permutation fits all.")
-    part, found = pruner.pruner, SEARCHES[search or "assignment"]
-    if not isinstance(part.pattern, NM) or part.pattern.along != "input":
-        raise InputError(
-            f"--permutation is for N:M along inputs, such as --pattern 2:4; {name} has the pattern "
-            f"{part.pattern}."
-        )
-    score = part.score if isinstance(part, Compose) else OBS()
-    for kind in (*part.needs, *score.needs):
-        if not hasattr(kind, "reordered"):
-            raise InputError(
-                f"{kind.__name__} has no reordered(order_I), which --permutation needs. Add it."
-            )
-    if permutation == "free":
-        return EachLayer(InOrder(part, score, found))
-    realisation = cast(Literal["fold", "gather"], permutation)
-    return EachLayer(part, Ordering(realisation, score, part.pattern, found))

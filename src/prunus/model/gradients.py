@@ -19,8 +19,12 @@ def loss_gradients(
     layers: Sequence[Layer],
     ids_ST: Tensor,
     seen: Callable[[int, int], None] = lambda done, total: None,
+    windows: int | None = None,
 ) -> dict[str, Tensor]:
     """``∂L/∂W`` (O, I) by layer name, L the mean next-token loss over all windows.
+
+    ``windows`` are how many there are in all, where other processes have more: theirs are to be
+    added.
 
     The model is in memory as a whole; beside it as many numbers again as the layers have weights,
     and the activations of one window. Nothing of it is left in the model.
@@ -35,7 +39,7 @@ def loss_gradients(
             ids = ids_T[None].to(model.device)
             with torch.enable_grad():
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-                loss = cross_entropy(logits.float(), ids[0, 1:]) / len(ids_ST)
+                loss = cross_entropy(logits.float(), ids[0, 1:]) / (windows or len(ids_ST))
             loss.backward()
             seen(done, len(ids_ST))
         found = {layer.name: _outputs_first(layer) for layer in layers}

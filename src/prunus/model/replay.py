@@ -97,12 +97,29 @@ class Recording:
         calls: per block and sample, the rest of the call; equal tensors are held once.
         min_tokens: an expert that is given fewer of them counts as given none; see ``routing``.
         first: the number of its first sample; other processes have those before it.
+        total: how many samples all processes have together; 0: those that are here.
     """
 
     hidden: Hidden
     calls: list[list[Call]]
     min_tokens: int | None = None
     first: int = 0
+    total: int = 0
+
+    @property
+    def samples(self) -> int:
+        """How many samples all processes have together."""
+        return self.total or len(self.hidden)
+
+    def beginning(self, samples: int) -> Recording:
+        """Those that are here of the first samples of all processes."""
+        own = max(min(samples - self.first, len(self.hidden)), 0)
+        return replace(
+            self,
+            hidden=[self.hidden[i] for i in range(own)],
+            calls=[block[:own] for block in self.calls],
+            total=min(samples, self.samples),
+        )
 
     def copy(self) -> Recording:
         """The same samples, to go their own way from here on.

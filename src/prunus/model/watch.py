@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,51 +25,58 @@ def watch(
     block: Block,
     call: Call,
     hidden: Tensor,
-    inputs: Mapping[nn.Module, Watcher] | None = None,
+    inputs: Sequence[tuple[nn.Module, Sequence[Watcher]]] = (),
     outputs: Mapping[nn.Module, Watcher] | None = None,
     module: nn.Module | None = None,
-) -> None:
-    """Run the block, hand over what these modules read and put out (T, ·), and stop after that.
+    stop: bool = True,
+) -> Tensor | None:
+    """Run the block and hand over what these modules read and put out, as (T, ·).
 
     Args:
         block: whose call it is.
         call: a recorded one.
         hidden: its hidden states.
-        inputs: whose inputs are wanted, by whom.
-        outputs: whose outputs.
+        inputs: modules whose inputs are wanted, each with those who want them.
+        outputs: modules whose outputs are wanted, by whom.
         module: runs in place of the block's own.
+        stop: leave the forward as soon as each of them has run once; what is handed over must be
+            finite then.
+
+    Returns:
+        What the block puts out; None if it was left before.
 
     Raises:
         NumericalError: NaN or inf in what is handed over.
     """
-    left = len(inputs or {}) + len(outputs or {})
+    left = len(inputs) + len(outputs or {})
 
-    def hand(see: Watcher, tensor: Tensor) -> None:
+    def hand(watchers: Sequence[Watcher], tensor: Tensor) -> None:
         nonlocal left
-        if not bool(tensor.isfinite().all()):
+        if stop and not bool(tensor.isfinite().all()):
             raise NumericalError(
                 f"{block.name}: NaN or inf in an activation. Use a wider dtype (--dtype float32)."
             )
-        see(tensor.flatten(0, -2))
+        for see in watchers:
+            see(tensor.flatten(0, -2))
         left -= 1
-        if not left:
+        if stop and not left:
             raise _Enough
 
-    def before(see: Watcher) -> Callable[..., None]:
-        return lambda _, args: hand(see, args[0])
+    def before(watchers: Sequence[Watcher]) -> Callable[..., None]:
+        return lambda _, args: hand(watchers, args[0])
 
     def after(see: Watcher) -> Callable[..., None]:
-        return lambda _, args, output: hand(see, output)
+        return lambda _, args, output: hand([see], output)
 
     with ExitStack() as stack:
-        for reader, see in (inputs or {}).items():
-            stack.callback(reader.register_forward_pre_hook(before(see)).remove)
+        for reader, watchers in inputs:
+            stack.callback(reader.register_forward_pre_hook(before(watchers)).remove)
         for writer, see in (outputs or {}).items():
             stack.callback(writer.register_forward_hook(after(see)).remove)
         try:
-            call(module or block.module, hidden)
+            return call(module or block.module, hidden)
         except _Enough:
-            pass
+            return None
 
 
 @contextmanager

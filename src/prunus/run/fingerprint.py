@@ -54,7 +54,7 @@ def choices(recipe: Recipe) -> dict[str, Any]:
     fields = {f"recipe {k}": v for k, v in recipe.model_dump().items() if k not in ELSEWHERE}
     if recipe.structured:
         return fields
-    pruner = recipe.build()[0]
+    pruner = recipe.build().weights
     return {**fields, "method": spelled(pruner), "method's code": code_of(pruner)}
 
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from transformers import PreTrainedModel
 
 from ..base.errors import CheckpointError, CheckpointWarning, NotVerifiedError
 from ..base.files import new_folder, no_new_parents
-from ..base.team import Team
 from ..judge.verify import Verification, verify
 from ..maths.orders.orders import FILE as ORDERS
 from ..maths.orders.orders import Orders
-from ..model.blocks import Block
-from ..model.weights import InMemory, Weights
+from ..model.weights import InMemory
 from ..recipe import Recipe
 from ..report import PruningReport, shown
 from ..report.card import model_card
@@ -34,27 +32,11 @@ from ..storage.widths import FILE as WIDTHS
 from ..storage.widths import to_json, widths_of
 from .cures import explained
 from .fingerprint import defaults
+from .job import Job
 from .observer import Observer
+from .prepare import Request, Run
 
 TITLE = "prunus.Result"
-
-
-class Journaled(Protocol):
-    """A run that can be taken up again."""
-
-    weights: Weights
-    recipe: Recipe
-    blocks: list[Block]
-    observer: Observer
-    team: Team
-
-    def prune(self, journal: Journal | None = None) -> tuple[PruningReport, Orders]:
-        """Do it; with a journal, from where an earlier run ended."""
-        ...
-
-    def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
-        """All that decides what comes out, flat, for a later run to compare."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -105,68 +87,53 @@ class Result:
         return shown.as_rows(self.report.layers)
 
 
-def carry_out(
-    run: Journaled,
-    model: str | Path | PreTrainedModel,
-    output: Path | None,
-    resume: bool,
-    tokenizer: Any,
-    trust_remote_code: bool,
-    allow_different: bool = False,
-) -> Result:
+def carry_out(run: Run, request: Request, tokenizer: Any) -> Result:
     """Prune: block by block onto the disk where a path becomes a checkpoint, else in memory."""
-    if output is not None and isinstance(model, str | Path):
-        opened = _journal(run, model, output, resume, allow_different)
-        return _prune_journaled(run, opened, output, tokenizer, trust_remote_code)
-    result = Result(*run.prune(), output, held=run.weights.model)
-    with run.team.agreed():
-        if output is not None and run.team.first:
-            proof = write(result, tokenizer, run.recipe, run.observer, trust_remote_code)
+    if request.output is not None and request.path is not None:
+        return _prune_journaled(run, request, request.output, tokenizer)
+    result = Result(*run.prune(), request.output, held=run.job.model)
+    with run.job.team.agreed():
+        if request.output is not None and run.job.team.first:
+            job, trust = run.job, request.trust_remote_code
+            proof = write(result, tokenizer, job.recipe, job.observer, trust)
             result = replace(result, verification=proof)
     return result
 
 
-def _prune_journaled(
-    run: Journaled,
-    opened: AbstractContextManager[Journal | None],
-    output: Path,
-    tokenizer: Any,
-    trust_remote_code: bool,
-) -> Result:
+def _prune_journaled(run: Run, request: Request, output: Path, tokenizer: Any) -> Result:
     """Prune block by block onto the disk; the checkpoint gets its name when it is verified.
 
     Under ``torchrun`` the first process has the journal, and the others wait for it at the end.
     """
-    with no_new_parents(output), opened as journal:
+    job, trust, verification = run.job, request.trust_remote_code, None
+    with no_new_parents(output), _journal(run, request, output) as journal:
         report, orders = run.prune(journal)
-        verification = None
-        with run.team.agreed():
+        with job.team.agreed():
             if journal is not None:
                 report = replace(report, different=journal.different)
                 with journal.finished(output) as folder:
-                    run.observer.say(f"writing {output}")
-                    report = _with_source(report, orders, run)
-                    texts = _texts(report, orders, run.recipe, run.weights.model)
-                    packed = run.recipe.grid() if run.recipe.pack else None
+                    job.observer.say(f"writing {output}")
+                    report = _with_source(report, orders, job)
+                    texts = _texts(report, orders, job.recipe, job.model)
+                    packed = job.recipe.grid() if job.recipe.pack else None
                     kept = report.source
                     assemble(
-                        folder, journal, run.weights, run.blocks, tokenizer, texts, packed, kept
+                        folder, journal, job.weights, job.blocks, tokenizer, texts, packed, kept
                     )
-                    where = journal.folder
-                    verification = _verified(folder, run.observer, trust_remote_code, where)
-    held = run.weights.model if isinstance(run.weights, InMemory) else None
-    return Result(report, orders, output, verification, held, trust_remote_code)
+                    verification = _verified(folder, job.observer, trust, journal.folder)
+    held = job.model if isinstance(job.weights, InMemory) else None
+    return Result(report, orders, output, verification, held, trust)
 
 
-def _with_source(report: PruningReport, orders: Orders, run: Journaled) -> PruningReport:
+def _with_source(report: PruningReport, orders: Orders, job: Job) -> PruningReport:
     """Note what the checkpoint has from the source's files, and say what it has not."""
-    origin = origin_of(run.weights)
+    origin = origin_of(job.weights)
     if origin is None:
         return report
     other = report.structured is not None or orders.residual is not None
     source = origin.taken_over(keeps_architecture=not other)
     if source.carried:
-        run.observer.say(
+        job.observer.say(
             f"{len(source.carried)} tensors that transformers ignores are copied unchanged: "
             f"{', '.join(source.carried[:3])}{' …' if len(source.carried) > 3 else ''}"
         )
@@ -180,20 +147,20 @@ def _with_source(report: PruningReport, orders: Orders, run: Journaled) -> Pruni
         )
     if source.left:
         names = ", ".join(f"{name} ({why})" for name, why in source.left.items())
-        run.observer.say(f"not copied: {names}")
+        job.observer.say(f"not copied: {names}")
     return replace(report, source=source)
 
 
 @contextmanager
-def _journal(
-    run: Journaled, checkpoint: str | Path, output: Path, resume: bool, allow_different: bool
-) -> Iterator[Journal | None]:
+def _journal(run: Run, request: Request, output: Path) -> Iterator[Journal | None]:
     """The first process's; what is done when the run ends early stays, if it is something."""
-    journal = None
-    with run.team.agreed():
-        if run.team.first:
-            now, say = run.fingerprint(checkpoint), run.observer.say
-            journal = Journal.open(output, now, resume, say, allow_different, defaults())
+    journal, job = None, run.job
+    with job.team.agreed():
+        if job.team.first and request.path is not None:
+            journal = Journal.open(
+                output, job.fingerprint(request.path), request.resume, job.observer.say,
+                request.allow_different, defaults(),
+            )  # fmt: skip
     if journal is None:
         yield None
         return
@@ -203,8 +170,8 @@ def _journal(
         raise  # which says what is kept
     except BaseException:
         if journal.blocks or journal.residual is not None:
-            done = f"{len(journal.blocks)} of {len(run.blocks)} blocks"
-            run.observer.say(f"{done} are done and kept; --resume goes on from there")
+            done = f"{len(journal.blocks)} of {len(job.blocks)} blocks"
+            job.observer.say(f"{done} are done and kept; --resume goes on from there")
         else:
             journal.remove()
         raise

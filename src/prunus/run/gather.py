@@ -1,33 +1,105 @@
-"""The statistics of a block's sites, from the recorded calls."""
+"""The statistics of what layers read, from the recorded calls of their block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from ..base.errors import NumericalError
 from ..base.team import ALONE, Team
 from ..maths.contracts import Needs
 from ..maths.stats import Statistics, TokenSample
-from ..model.blocks import Block
-from ..model.replay import Recording
+from ..model.blocks import Block, Layer
+from ..model.replay import Call, Recording
 from ..model.routing import fed
+from ..model.watch import watch
 from .observer import Observer
 
+Numbered = Callable[[int, Tensor], None]
+"""Given the number of a sample among those of all processes, and what a layer reads of it."""
 
-@contextmanager
-def on(device: torch.device, block: Block) -> Iterator[None]:
-    """The block's weights at hand and on the device; then back where they were."""
-    with block.at_hand():
-        home = next(block.module.parameters()).device
-        block.module.to(device)
-        try:
-            yield
-        finally:
-            block.module.to(home)
+
+def samples_at(
+    block: Block, recording: Recording, device: torch.device, observer: Observer
+) -> Iterator[tuple[int, Tensor, Call]]:
+    """Yield position, input and call of each of this process's samples, which have come so far."""
+    for position, call in enumerate(recording.calls[block.index]):
+        yield position, recording.hidden[position].to(device), call
+        observer.sample(position + 1, len(recording.hidden))
+
+
+def gather(
+    block: Block,
+    recording: Recording,
+    wanted: Mapping[str, tuple[Layer, Needs]],
+    device: torch.device,
+    observer: Observer,
+    team: Team = ALONE,
+    *,
+    then: Literal["stop", "check", "advance"] = "check",
+    also: Mapping[nn.Module, Numbered] | None = None,
+) -> dict[str, Statistics]:
+    """Run the recorded calls through the block and summarise what layers read.
+
+    Args:
+        block: at hand and on the device.
+        recording: this process's samples, at the block.
+        wanted: under a name each, a layer and the statistics of its input.
+        device: where the block is.
+        observer: told of every sample.
+        team: whose samples are summarised together.
+        then: ``stop`` leaves a forward as soon as all layers have read; ``check`` goes on to the
+            end, whose output must be finite; ``advance`` makes that the next block's input.
+        also: who else is to have the inputs of a module, sample by sample.
+
+    Raises:
+        NumericalError: NaN or inf, with the block and the sample.
+    """
+    stats = {n: Statistics(kinds, x.shape[1], device) for n, (x, kinds) in wanted.items()}
+    with team.agreed(), nullcontext() if then == "stop" else block.watched():
+        for position, hidden, call in samples_at(block, recording, device, observer):
+            number = recording.first + position
+            readers = {id(x.module): (x.module, [stats[n].update]) for n, (x, _) in wanted.items()}
+            for module, see in (also or {}).items():
+                readers[id(module)][1].append(partial(see, number))
+            output = watch(block, call, hidden, list(readers.values()), stop=then == "stop")
+            if output is None:
+                continue
+            if not bool(output.isfinite().all()):
+                raise NumericalError(
+                    f"{block.name} puts out NaN or inf on calibration sample {number}. "
+                    "Use a wider dtype (--dtype float32), or check the checkpoint."
+                )
+            if then == "advance":
+                recording.hidden[position] = output.to(recording.hidden[position].device)
+    for statistics in stats.values():
+        statistics.merge(team)
+    return stats
+
+
+def gathered(
+    block: Block,
+    recording: Recording,
+    needs: Needs,
+    device: torch.device,
+    observer: Observer,
+    advance: bool = False,
+    team: Team = ALONE,
+) -> Mapping[str, Statistics]:
+    """Return the statistics of every site, of all processes' samples.
+
+    With ``advance`` the outputs become the inputs of the next block.
+    """
+    kinds = tuple(dict.fromkeys((*needs, TokenSample)))
+    wanted = {site: (layer, kinds) for site, layer in block.sites.items()}
+    then: Literal["check", "advance"] = "advance" if advance else "check"
+    stats = gather(block, recording, wanted, device, observer, team, then=then)
+    return fed(block, stats, needs, recording.min_tokens)
 
 
 def recorded(
@@ -40,14 +112,14 @@ def recorded(
     team: Team,
     step: str = "record",
 ) -> Mapping[str, Statistics]:
-    """Of every site of the block; where there is no text, nothing for every site."""
+    """Return the statistics of every site; empty ones where there is no text."""
     observer.block(block.index, blocks, block.name, step)
     if recording is None:
-        return _Weightless(device)
+        return Weightless(device)
     return gathered(block, recording, needs, device, observer, step == "order", team)
 
 
-class _Weightless(dict[str, Statistics]):
+class Weightless(dict[str, Statistics]):
     """Empty statistics for every site: reading one says that this run had no text."""
 
     def __init__(self, device: torch.device) -> None:
@@ -56,57 +128,3 @@ class _Weightless(dict[str, Statistics]):
 
     def __missing__(self, site: str) -> Statistics:
         return Statistics((), 0, self.device)
-
-
-def gathered(
-    block: Block,
-    recording: Recording,
-    needs: Needs,
-    device: torch.device,
-    observer: Observer,
-    advance: bool = False,
-    team: Team = ALONE,
-) -> Mapping[str, Statistics]:
-    """The statistics of every site, of all processes' samples.
-
-    With ``advance`` the outputs become the inputs of the next block.
-    """
-    with team.agreed():
-        stats = _gather(block, recording, needs, device, observer, advance)
-    for statistics in stats.values():
-        statistics.merge(team)
-    return fed(block, stats, needs, recording.min_tokens)
-
-
-def _gather(
-    block: Block,
-    recording: Recording,
-    needs: Needs,
-    device: torch.device,
-    observer: Observer,
-    advance: bool,
-) -> Mapping[str, Statistics]:
-    """Run the recorded calls through the block; summarise each site's input once."""
-    kinds = tuple(dict.fromkeys((*needs, TokenSample)))
-    stats = {site: Statistics(kinds, layer.shape[1], device) for site, layer in block.sites.items()}
-
-    def into(statistics: Statistics) -> Any:
-        return lambda _, args: statistics.update(args[0])
-
-    with ExitStack() as stack:
-        for site, layer in block.sites.items():
-            handle = layer.module.register_forward_pre_hook(into(stats[site]))
-            stack.callback(handle.remove)
-        stack.enter_context(block.watched())
-        for sample, call in enumerate(recording.calls[block.index]):
-            output = call(block.module, recording.hidden[sample].to(device))
-            if not bool(output.isfinite().all()):
-                raise NumericalError(
-                    f"{block.name} puts out NaN or inf on calibration sample "
-                    f"{recording.first + sample}. "
-                    "Use a wider dtype (--dtype float32), or check the checkpoint."
-                )
-            if advance:
-                recording.hidden[sample] = output.to(recording.hidden[sample].device)
-            observer.sample(sample + 1, len(recording.hidden))
-    return stats

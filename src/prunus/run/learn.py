@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..base.errors import NumericalError
+from ..base.team import ALONE, Team
 from ..maths.contracts import BlockPruner, Plan, Share
 from ..maths.pruners import OnGrid
 from ..maths.shares.besa import BESA, WINDOW, Budget, Learned
@@ -26,8 +27,9 @@ from ..maths.stats import Statistics
 from ..model.blocks import Block, Layer
 from ..model.replay import Hidden, Recording
 from ..storage.journal import Journal
-from .gather import gathered, on
+from .gather import gathered
 from .observer import Observer
+from .walk import on
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Learner:
         device: where blocks are.
         observer: told of every step.
         journal: keeps what a later run cannot find again.
+        team: the processes that learn together, each with its own samples.
         curves: of the units so far, for the report.
         owed: weights that earlier units should have lost, where patterns allow no exact count.
     """
@@ -107,6 +110,7 @@ class Learner:
     device: torch.device
     observer: Observer
     journal: Journal | None = None
+    team: Team = ALONE
     curves: list[dict[str, Any]] = field(default_factory=list)
     owed: float = 0.0
     _found: dict[str, Share] = field(default_factory=dict)

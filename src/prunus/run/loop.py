@@ -1,6 +1,6 @@
 """The loop: record, prune, advance, one block after the other. All side effects are here.
 
-For each block, in order:
+For each block, in order (``walk``):
     record   the block, still dense, on the outputs of the pruned ones before it: statistics
     prune    BlockPruner → new weights, written layer by layer, with a report each
     write    the block to the journal, which is half a checkpoint already
@@ -28,10 +28,11 @@ from ..model.replay import Recording
 from ..model.routing import routed
 from ..report.layer import LayerReport
 from ..storage import packing
-from ..storage.journal import REPORTS, Journal
-from .gather import on, recorded
+from ..storage.journal import Journal
+from .gather import recorded
 from .learn import Learner
 from .observer import Observer
+from .walk import align, taken_up, walk
 
 
 @torch.no_grad()
@@ -75,50 +76,30 @@ def prune_blocks(
         pruner.check(block, plan)
     reports: list[LayerReport] = []
     last = max((block.index for block in blocks if block.planned(plan)), default=-1)
-    for block in blocks[: last + 1]:
-        with on(device, block):
-            shares, rule = learner(block) if learner is not None else (plan, pruner)
-            done = _restored(block, channels, journal, team)
-            if done is None:
-                done = []
-                packed: dict[str, Tensor] = {}
-                for stage in _stages(block, shares, true_sequential):
-                    stats = recorded(
-                        block, len(blocks), recording, pruner.needs, device, observer, team
-                    )
-                    observer.block(block.index, len(blocks), block.name, "prune")
-                    with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
-                        done += _prune(block, stats, rule, stage, observer, notes, packed)
-                    _align(block, team)
-                if journal is not None:
-                    journal.write(block, done, channels, packed)
-            reports += done
-            if recording is not None and block.index < last:
-                observer.block(block.index, len(blocks), block.name, "advance")
-                recording.advance(block.index, block.module, device, observer.sample)
+    for block in walk(blocks, last, recording, device, observer):
+        shares, rule = learner(block) if learner is not None else (plan, pruner)
+        before = taken_up(block, journal, team)
+        if before is not None:
+            done, noted = before
+            if channels is not None:
+                channels.take_up(noted)
+        else:
+            done = []
+            packed: dict[str, Tensor] = {}
+            for stage in _stages(block, shares, true_sequential):
+                stats = recorded(
+                    block, len(blocks), recording, pruner.needs, device, observer, team
+                )
+                observer.block(block.index, len(blocks), block.name, "prune")
+                with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
+                    done += _prune(block, stats, rule, stage, observer, notes, packed)
+                align(block, team)
+            if journal is not None:
+                orders = channels.noted(block) if channels is not None else {}
+                journal.write(block, done, packed, orders)
+        reports += done
     observer.done()
     return reports
-
-
-def _restored(
-    block: Block, channels: Channels | None, journal: Journal | None, team: Team
-) -> list[LayerReport] | None:
-    """An earlier run's reports, and its weights in the block; None where it is still to do."""
-    done = None
-    with team.agreed():
-        if journal is not None:
-            done = journal.restore(block, channels)
-    told = team.told(None if done is None else REPORTS.dump_python(done))
-    if told is None:
-        return None
-    _align(block, team)
-    return REPORTS.validate_python(told)
-
-
-def _align(block: Block, team: Team) -> None:
-    """The first process's weights, in every process."""
-    for tensor in block.module.state_dict().values():
-        team.broadcast_(tensor)
 
 
 @contextmanager

@@ -39,6 +39,33 @@ class Observer(Protocol):
         ...
 
 
+class Looking:
+    """Pass on what happens while the dense model is looked at as a whole, marked as that."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._to = observer
+
+    def say(self, message: str) -> None:
+        """Pass it on."""
+        self._to.say(message)
+
+    def block(self, index: int, total: int, name: str, step: str) -> None:
+        """Pass it on, marked."""
+        self._to.block(index, total, name, f"{LOOK}{step}")
+
+    def sample(self, done: int, total: int) -> None:
+        """Pass it on."""
+        self._to.sample(done, total)
+
+    def layer(self, report: LayerReport) -> None:
+        """Pass it on."""
+        self._to.layer(report)
+
+    def done(self) -> None:
+        """Pass it on."""
+        self._to.done()
+
+
 class Silent:
     """Watches nothing; a base for observers that want to hear a part of it."""
 

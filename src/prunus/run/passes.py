@@ -15,8 +15,9 @@ from ..maths.shares.owl import OWL
 from ..maths.stats import Statistics
 from ..model.blocks import Block
 from ..model.replay import Recording
-from .gather import on, recorded
+from .gather import recorded
 from .observer import Observer
+from .walk import walk
 
 
 @torch.no_grad()
@@ -34,12 +35,11 @@ def dense_pass(
 
     Consumes the recording.
     """
-    for block in blocks[: last + 1]:
-        with on(device, block):
-            yield (
-                block,
-                recorded(block, len(blocks), recording, needs, device, observer, team, "order"),
-            )
+    for block in walk(blocks, last, None, device, observer):  # the gathering advances the samples
+        yield (
+            block,
+            recorded(block, len(blocks), recording, needs, device, observer, team, "order"),
+        )
 
 
 @torch.no_grad()

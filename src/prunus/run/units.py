@@ -1,177 +1,396 @@
-"""The loop of structured runs: one module after the other, attention before the MLP that reads it.
-
-It is not the engine's. That one prunes weights within widths that stay; here a block has two
-steps, some methods see the dense model as a whole first, and recovery runs a dense stream beside
-the pruned one. The recording, the statistics, the layers and the journal are shared.
-"""
+"""A run that removes heads and neurons, from the look at the model to the report."""
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..maths.moments import ChannelMoments
-from ..maths.scores.units import Gathered, lowest
-from ..maths.shares.units import Key, Quota
-from ..maths.updates.ridge import joined
-from ..model.blocks import Block
-from ..model.replay import Recording
-from ..model.units import Depth2, moved
+from ..base.arguments import block_range
+from ..base.errors import InputError
+from ..maths.orders.orders import Orders
+from ..maths.pruners.units import UnitPruner
+from ..maths.scores.units import Redundancy
+from ..maths.shares.units import (
+    Counts,
+    Key,
+    Quota,
+    adaptive,
+    check,
+    costs,
+    removable,
+    removed,
+    share_of,
+    uniform,
+)
+from ..maths.views import Unit
+from ..methods.table import published
+from ..model.blocks import Block, Layer
+from ..model.cost import OneToken
+from ..model.gradients import loss_gradients
+from ..model.replay import Recording, Trace
+from ..model.samples import Processed, Samples
+from ..model.surgery import rehearse
+from ..model.units import Depth2, find_modules
+from ..model.watch import eager
+from ..recipe import Recipe
 from ..report.layer import LayerReport
+from ..report.report import PruningReport
+from ..report.units import BlockWidths, StructuredReport
 from ..storage.journal import Journal
-from .diary import noted, restored
-from .gather import on
-from .unit_gather import Context
-from .unit_step import DenseStream, Step
+from ..storage.kinds import auto_of
+from ..storage.widths import Widths, adopt, note_widths, stock_config, widths_of
+from .coverage import coverage_of
+from .job import Further, Job
+from .units_gather import Context
+from .units_loop import Seen, look, prune_units
+from .units_notes import counted
+
+
+@dataclass(frozen=True)
+class Before:
+    """Numbers of the dense model.
+
+    Attributes:
+        parameters: of all, tied ones once.
+        blocks: of each block.
+        removable: in the units of the modules.
+        costs: of one unit of each module.
+    """
+
+    parameters: int
+    blocks: list[int]
+    removable: int
+    costs: dict[Key, int]
+
+    @classmethod
+    def of(cls, run: UnitsRun) -> Before:
+        """As the model is now."""
+        blocks = [_count(block.module) for block in run.job.blocks]
+        return cls(_count(run.job.model), blocks, removable(run.modules), costs(run.modules))
 
 
 @dataclass
-class Seen:
-    """What a look at the model gave.
+class UnitsRun:
+    """A model that has been looked at, and what is to be removed from it.
 
     Attributes:
-        scores: (U, N) of every module.
-        means: of the second level's inputs, where a bias is to compensate.
-        divergences: between heads, by block.
-        numbers: what surgery changed beside tensors, by block: attributes by their path in it.
-        saved: multiply-adds of one token that went.
+        job: the model, its text, and where to compute.
+        pruner: what the recipe spells.
+        token: a forward of one token.
+        modules: what is to lose units.
+        rehearsal: whether this is a trial on a few samples, by which a threshold may take nothing.
     """
 
-    scores: dict[Key, Tensor] = field(default_factory=dict)
-    means: dict[Key, Tensor] = field(default_factory=dict)
-    divergences: dict[int, Tensor] = field(default_factory=dict)
-    numbers: dict[int, dict[str, int]] = field(default_factory=dict)
-    saved: int = 0
+    job: Job
+    pruner: UnitPruner
+    token: OneToken
+    modules: list[Depth2]
+    rehearsal: bool = False
 
-    def look(self, step: Step) -> None:
-        """Score the module as it is now."""
-        gathered = step.context.gather(step.block, step.module, step.recording)[0]
-        step.context.announce(step.block, "prune")
-        self.note(step, gathered)
+    @classmethod
+    def of(
+        cls, look: Callable[[Further | None], Job], recipe: Recipe, pruner: UnitPruner
+    ) -> UnitsRun:
+        """Look at the model; rehearse the surgery on every block. Nothing is changed.
 
-    def note(self, step: Step, gathered: Gathered) -> None:
-        """The same, of what was gathered."""
-        key = step.module.block, step.module.unit
-        self.scores[key] = step.context.scored(step.block, step.module, gathered)
-        if gathered.divergence_HH is not None:
-            self.divergences[step.module.block] = gathered.divergence_HH
-        if step.context.pruner.compensation:
-            self.means[key] = gathered.second[ChannelMoments].mean_I
+        Raises:
+            UnsupportedModelError: a block that cannot be made smaller, with the reason.
+            InputError: a range outside of the model.
+        """
+        modules: list[Depth2] = []
+        token = OneToken()
+        chosen: range | None = None
 
+        def further(block: Block, traced: Trace) -> None:
+            nonlocal chosen
+            if chosen is None:
+                chosen = _chosen(recipe, len(traced.calls))
+            token.through(block, traced)
+            if block.index in chosen:
+                modules.extend(_rehearsed(block, traced, pruner))
 
-@torch.no_grad()
-def look(
-    context: Context,
-    blocks: Sequence[Block],
-    modules: Sequence[Depth2],
-    recording: Recording | None,
-) -> Seen:
-    """Scores of every module of the dense model. Consumes the recording."""
-    seen, context = Seen(), replace(context, looking=True)
-    for block, mine in _through(context, blocks, modules, recording):
-        for module in mine:
-            seen.look(Step(context, block, module, recording))
-    return seen
+        job = look(further)
+        token.around(job.model, job.traced)
+        run = cls(job, pruner, token, modules)
+        run._check()
+        return run
 
+    def check_team(self) -> None:
+        """Raise InputError where several processes cannot do this together."""
+        self.job.check_same()
 
-@torch.no_grad()
-def prune_units(
-    context: Context,
-    blocks: Sequence[Block],
-    modules: Sequence[Depth2],
-    quota: Quota,
-    recording: Recording | None,
-    dense: Seen | None,
-    journal: Journal | None = None,
-) -> tuple[list[LayerReport], Seen]:
-    """Remove the least worthy units of each module, in place.
+    def _check(self) -> None:
+        """What can be refused before any look at text is."""
+        share = self.share
+        if self.pruner.allocation == "uniform" and not self.threshold:
+            check(self.modules, uniform(self.modules, share), share)
+        elif self.pruner.allocation == "adaptive" and self.threshold:
+            raise InputError(
+                "heads.threshold says how many heads go, and so does --allocation adaptive. "
+                "Leave one of them out."
+            )
 
-    Args:
-        context: of the run.
-        blocks: all blocks of the model.
-        modules: those to prune, in order; of no use afterwards.
-        quota: how many units of each go.
-        recording: the samples at the first block, consumed; None: nothing is to be measured.
-        dense: what a look at the dense model gave; None: scores are taken on the way.
-        journal: takes every block that became smaller, and gives those of an earlier run back.
+    @cached_property
+    def share(self) -> float:
+        """Of the parameters in the modules' units: what is to go."""
+        asked = self.job.recipe.parameters
+        if asked is not None:
+            return share_of(self.modules, asked)
+        return cast(float, self.job.recipe.sparsity)
 
-    Returns:
-        A report for each layer, and what was seen.
-    """
-    pruner = context.pruner
-    seen = Seen() if dense is None else dense
-    beside = DenseStream.beside(recording) if recording is not None and pruner.before else None
-    reports: list[LayerReport] = []
-    for block, mine in _through(context, blocks, modules, recording, beside):
-        if not mine:
-            continue
-        before = context.token.of(block, context.device)
-        done = restored(block, seen, quota, journal, context.device)
-        if done is None:
-            done = []
-            for module in mine:
-                aims = beside if reports or done else None
-                found = _prune(
-                    Step(context, block, module, recording), quota, seen, dense is None, aims
+    @property
+    def threshold(self) -> Redundancy | None:
+        """The score of heads, if it is that which says how many go."""
+        pruner = self.pruner
+        if isinstance(pruner.heads, Redundancy) and pruner.heads.threshold > 0:
+            return pruner.heads if "heads" in pruner.units else None
+        return None
+
+    def prune(self, journal: Journal | None = None) -> tuple[PruningReport, Orders]:
+        """Prune; with a journal, go on from where an earlier run ended."""
+        begun, job, pruner = time.perf_counter(), self.job, self.pruner
+        layers = [layer for module in self.modules for layer in module.layers]
+        coverage = coverage_of(job.model, job.blocks, {layer.name for layer in layers})
+        before = Before.of(self)
+        known = counted(journal) if journal is not None and journal.holds(self.touched) else None
+        known = _by_key(job.team.told(_by_name(known)))
+        done = known is not None
+        context = self._context([] if done else layers)  # whose gradients nothing would read
+        dense = None if done else self._look(context)
+        quota = self._quota(dense, known)
+        reads = not done and (pruner.sequential or pruner.recovery != "none")
+        recording = self._recording() if reads else None
+        seen = None if pruner.sequential else dense
+        reports, seen = prune_units(
+            context, job.blocks, self.modules, quota, recording, seen, journal
+        )
+        if not self.rehearsal:
+            self._check_removed(quota, journal)
+        units = self._smaller(before, quota, reports, seen)
+        paper, url = published(job.recipe.method)
+        report = PruningReport(
+            model=job.name,
+            method=job.recipe.method,
+            paper=paper,
+            url=url,
+            pruner=repr(pruner),
+            pattern=None,
+            requested=self.share,
+            sparsity=units.share,
+            coverage=coverage,
+            protocol=job.protocol,
+            seconds=time.perf_counter() - begun,
+            layers=reports,
+            structured=units,
+            processes=job.team.size,
+        )
+        return report, Orders()
+
+    def _check_removed(self, quota: Quota, journal: Journal | None) -> None:
+        """Raise InputError where a threshold took nothing, as no look before could say."""
+        with self.job.team.agreed():
+            if not any(quota.counts.values()):
+                if journal is not None:
+                    journal.remove()
+                raise InputError(
+                    "No two heads are closer than heads.threshold, so nothing was removed. Give a "
+                    "larger one; `prunus plot --show heads` of a run without it shows how close "
+                    "they are."
                 )
-                for report in found:
-                    context.observer.layer(report)
-                done += found
-            if journal is not None:
-                journal.write(block, done, None, {}, **noted(block, seen, quota))
-        reports += done
-        seen.saved += before - context.token.of(block, context.device)
-    context.observer.done()
-    return reports, seen
+
+    @property
+    def touched(self) -> list[int]:
+        """The blocks that become smaller: those that a journal has at the end."""
+        return sorted({module.block for module in self.modules})
+
+    def _smaller(
+        self, before: Before, quota: Quota, reports: Sequence[LayerReport], seen: Seen
+    ) -> StructuredReport:
+        """What came of it; the widths are with the model from here on."""
+        widths, dear = self._widths(quota.counts, seen), self.token.multiply_adds
+        return StructuredReport(
+            parameters=(before.parameters, _count(self.job.model)),
+            removable=before.removable,
+            removed=removed(before.costs, quota.counts),
+            multiply_adds=(dear, dear - seen.saved),
+            stock=self._note(widths),
+            auto=auto_of(self.job.model),
+            blocks=self._blocks(before.blocks, widths, reports, seen),
+        )
+
+    def _note(self, widths: Widths) -> bool:
+        """Leave the widths with the model: in its config, which then is a stock one, or beside."""
+        stock = stock_config(self.job.model, [block.name for block in self.job.blocks], widths)
+        if stock is not None:
+            adopt(self.job.model.config, stock)
+        note_widths(self.job.model, None if stock is not None else widths)
+        return stock is not None
+
+    def _context(self, layers: Sequence[Layer]) -> Context:
+        job, gradients = self.job, None
+        if layers and self.pruner.wants("gradients") and isinstance(job.ids_ST, Tensor):
+            weights = sum(layer.weight_OI.numel() for layer in layers)
+            job.observer.say(
+                f"gradients of the whole model in memory: {weights:,} numbers beside the weights"
+            )
+            job.model.to(job.device)  # type: ignore[arg-type]
+            job.observer.block(0, 1, "the model", "gradients")
+            own_ST = job.ids_ST[job.team.share(len(job.ids_ST))]
+            with job.team.agreed():
+                gradients = loss_gradients(
+                    job.model, layers, own_ST, job.observer.sample, windows=len(job.ids_ST)
+                )
+            for gradient_OI in gradients.values():
+                job.team.sum_(gradient_OI)
+        return Context(
+            job.model, len(job.blocks), self.pruner, job.device, job.observer, job.recipe.seed,
+            self.token, gradients, job.team,
+        )  # fmt: skip
+
+    def _recording(self) -> Recording | None:
+        """The samples at the first block; with explicit masks where attention is looked at."""
+        return self.job.recording(
+            within=eager(self.job.model) if self.pruner.wants("maps") else None
+        )
+
+    def _look(self, context: Context) -> Seen | None:
+        """At the dense model, where the method or the allocation wants that."""
+        pruner = self.pruner
+        if pruner.sequential and pruner.allocation == "uniform":
+            return None
+        scores = [pruner.score(unit) for unit in pruner.units]
+        reads = any(s.first or s.second or s.wants == "maps" for s in scores)
+        recording = self._recording() if reads or pruner.compensation else None
+        return look(context, self.job.blocks, self.modules, recording)
+
+    def _quota(self, dense: Seen | None, known: dict[Key, int] | None) -> Quota:
+        """How many units of each module go; if that is not ``known`` yet, the user is told."""
+        modules, threshold = self.modules, self.threshold
+        if known is not None:
+            return Quota(modules, self.share, known)
+        if self.pruner.allocation == "adaptive":
+            assert dense is not None
+            counts = adaptive(modules, dense.scores, self.share)
+            check(modules, counts, self.share)
+        else:
+            counts = uniform(modules, self.share)
+        if threshold is None:
+            gone, total = removed(costs(modules), counts), removable(modules)
+            self.job.observer.say(
+                f"removing {gone:,} of the {total:,} parameters in {len(modules)} modules of "
+                f"heads and neurons, {gone / total:.1%}"
+            )
+        return Quota(modules, self.share, counts, threshold.count if threshold else None)
+
+    def _widths(self, counts: Counts, seen: Seen) -> Widths:
+        config = self.job.model.config.get_text_config()
+        dense_heads = getattr(config, "num_attention_heads", None)
+        dense_kv = getattr(config, "num_key_value_heads", None) or dense_heads
+        left = {
+            module.block: module.left(module.units - counts[module.block, "heads"])
+            for module in self.modules
+            if module.unit == "heads"
+        }
+        dense: dict[str, Any] = {"heads": dense_heads, "kv_heads": dense_kv, "numbers": {}}
+        before = widths_of(self.job.model) or [dense] * len(self.job.blocks)
+        widths = []
+        for block, was in zip(self.job.blocks, before, strict=True):
+            heads, kv_heads = left.get(block.index, (was["heads"], was["kv_heads"]))
+            readers = {layer.role: layer for layer in block.layers}
+            o, down = readers.get("o"), readers.get("down")
+            if sum(layer.role == "down" for layer in block.layers) > 1:
+                down = None  # of experts: no one width
+            widths.append(
+                {
+                    "heads": heads,
+                    "kv_heads": kv_heads,
+                    "intermediate": down.shape[1] if down else None,
+                    "bias_o": o is not None and o.bias_O is not None,
+                    "bias_down": down is not None and down.bias_O is not None,
+                    "numbers": {**was.get("numbers", {}), **seen.numbers.get(block.index, {})},
+                }
+            )
+        return widths
+
+    def _blocks(
+        self, before: Sequence[int], widths: Widths, reports: Sequence[LayerReport], seen: Seen
+    ) -> list[BlockWidths]:
+        modules = {(module.block, module.unit): module for module in self.modules}
+        kept = {r.block: r.notes["kept"] for r in reports if r.pattern == "heads"}
+        found = []
+        for block, parameters, width in zip(self.job.blocks, before, widths, strict=True):
+            attention = modules.get((block.index, "heads"))
+            mlp = modules.get((block.index, "neurons"))
+            divergence_HH = seen.divergences.get(block.index)
+            rounded: Any = None
+            if divergence_HH is not None:
+                rounded = [[round(x, 4) for x in row] for row in divergence_HH.tolist()]
+            found.append(
+                BlockWidths(
+                    block=block.index,
+                    heads=(attention.heads, width["heads"]) if attention else None,
+                    kv_heads=(attention.kv_heads, width["kv_heads"]) if attention else None,
+                    neurons=(mlp.units, width["intermediate"]) if mlp else None,
+                    parameters=(parameters, _count(block.module)),
+                    kept_heads=kept.get(block.index),
+                    divergence=rounded,
+                )
+            )
+        return found
 
 
-def _prune(
-    step: Step, quota: Quota, seen: Seen, anew: bool, dense: DenseStream | None
-) -> list[LayerReport]:
-    """``dense`` is None before anything has been removed: there is nothing to recover then."""
-    begun, module, context = time.perf_counter(), step.module, step.context
-    key = module.block, module.unit
-    shapes = [layer.shape for layer in module.layers]
-    notes = {} if dense is None else {"recovery": step.recover(dense)}
-    old_OA = joined(module.reader.weight_OI, module.reader.bias_O)
-    gathered, halves = context.gather(step.block, module, step.recording)
-    context.announce(step.block, "prune")
-    if anew:
-        seen.note(step, gathered)
-    count = quota.of(module, seen.scores[key])
-    keep_U = lowest(seen.scores[key], count).to(context.device)
-    updated = count > 0 and (context.pruner.after or context.pruner.compensation)
-    if updated and context.pruner.after:
-        notes["repair"] = step.repair(keep_U, halves)
-    elif updated:
-        step.compensate(keep_U, seen.means[key].to(context.device))
-    error = step.error(gathered, keep_U, old_OA)
-    seen.numbers.setdefault(module.block, {}).update(step.remove(keep_U))
-    return step.reports(shapes, keep_U.cpu(), error, updated, begun, notes)
+def check_text(recipe: Recipe, pruner: UnitPruner, ids_ST: Samples | None) -> None:
+    """Raise InputError where a method cannot do with the text that there is."""
+    if pruner.recovery != "none" and (ids_ST is None or len(ids_ST) < 2):
+        raise InputError(
+            f"--recovery {pruner.recovery} holds a quarter of the calibration samples "
+            "out, so it needs at least two. Give more --samples."
+        )
+    if pruner.wants("gradients") and isinstance(ids_ST, Processed):
+        raise InputError(
+            f"{recipe.method} reads the loss of every token, and inputs has positions that are "
+            "no text. Give text, or tokens_ST."
+        )
 
 
-def _through(
-    context: Context,
-    blocks: Sequence[Block],
-    modules: Sequence[Depth2],
-    recording: Recording | None,
-    beside: DenseStream | None = None,
-) -> Iterator[tuple[Block, list[Depth2]]]:
-    """Every block up to the last with a module, at hand; then the samples go through it."""
-    last = max(module.block for module in modules)
-    for block in blocks[: last + 1]:
-        with on(context.device, block):
-            if beside is not None:
-                beside.block = copy.deepcopy(block.module)
-            yield block, [moved(m, context.device) for m in modules if m.block == block.index]
-            if recording is not None and block.index < last:
-                context.announce(block, "advance")
-                observed = context.observer.sample
-                recording.advance(block.index, block.module, context.device, observed)
-                if beside is not None:
-                    beside.recording.advance(block.index, beside.block, context.device)
+def _chosen(recipe: Recipe, blocks: int) -> range:
+    """The blocks that are to lose units."""
+    if recipe.blocks is None:
+        return range(blocks)
+    return block_range("--blocks", recipe.blocks, blocks)
+
+
+def _by_name(counts: Mapping[Key, int] | None) -> dict[str, int] | None:
+    """For other processes, in JSON: ``{"3 heads": 2}``."""
+    if counts is None:
+        return None
+    return {f"{block} {unit}": count for (block, unit), count in counts.items()}
+
+
+def _by_key(counts: Mapping[str, int] | None) -> dict[Key, int] | None:
+    if counts is None:
+        return None
+    found = {}
+    for name, count in counts.items():
+        block, unit = name.split()
+        found[int(block), cast(Unit, unit)] = count
+    return found
+
+
+def _rehearsed(block: Block, traced: Trace, pruner: UnitPruner) -> list[Depth2]:
+    """What can lose units in a block that is at hand, after a trial of that."""
+    call, hidden = traced.calls[block.index], traced.inputs[block.index]
+    modules = find_modules(block, call, hidden, pruner.units)
+    for module in modules:
+        rehearse(block, module, call, hidden)
+    return modules
+
+
+def _count(module: nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -27,9 +27,7 @@ from torch import Tensor
 
 from ..base.errors import CheckpointError
 from ..base.files import check_free, kept_safe, put, readable, reason, unfinished
-from ..maths.orders.orders import Orders
 from ..model.blocks import Block
-from ..model.channels import Channels
 from ..report.layer import LayerReport
 from .resuming import LINES, Differences, check_same, followed, told
 
@@ -153,25 +151,20 @@ class Journal:
         self,
         block: Block,
         reports: list[LayerReport],
-        channels: Channels | None,
         packed: Mapping[str, Tensor],
-        **notes: Any,
+        notes: Mapping[str, Any],
     ) -> None:
         """Put the block's tensors into its shard, packed ones beside it, then say so.
 
-        ``notes`` are whatever else a later run needs of it.
+        ``notes`` are whatever else a later run needs to know of the block.
         """
         if packed:
             write_shard(packed_beside(self.shard(block.index)), dict(packed))
         path = self.put(block)
-        sites = {layer.site for layer in block.layers}
-        orders = channels.orders if channels is not None else Orders()
         line = {
             "block": block.index,
             "sha256": sha256(path),
             "reports": [asdict(report) for report in reports],
-            "folded": _lists(orders.folded, sites),
-            "gathered": _lists(orders.gathered, sites),
             **notes,
         }
         self._append(line)
@@ -183,19 +176,6 @@ class Journal:
         state = block.module.state_dict()
         write_shard(path, {f"{block.name}.{key}": tensor for key, tensor in state.items()})
         return path
-
-    def restore(self, block: Block, channels: Channels | None) -> list[LayerReport] | None:
-        """Put an earlier run's weights into the block; None where the block is still to do."""
-        with self.found(block) as found:
-            if found is None:
-                return None
-            line, tensors = found
-            fill(block, tensors)
-            if channels is not None:
-                for kind in ("folded", "gathered"):
-                    known = {site: torch.tensor(order) for site, order in line[kind].items()}
-                    getattr(channels.orders, kind).update(known)
-            return REPORTS.validate_python(line["reports"])
 
     @contextmanager
     def found(self, block: Block) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]] | None]:
@@ -346,7 +326,3 @@ def _read(path: Path) -> list[dict[str, Any]]:
         with _explained(path):
             os.truncate(path, len(text[: text.rfind("\n") + 1].encode()))
     return lines
-
-
-def _lists(orders: Mapping[str, Tensor], sites: set[str]) -> dict[str, list[int]]:
-    return {site: order_I.tolist() for site, order_I in orders.items() if site in sites}

@@ -38,8 +38,13 @@ class Scratch:
         weakref.finalize(self, _remove, self.path, lock)
 
 
-def check_spill(folder: Path) -> None:
-    """Raise CheckpointError if activations cannot be put there; nothing is left of the trial."""
+def check_spill(spill: str | Path) -> Path:
+    """Return the folder for activations, after a trial of which nothing is left.
+
+    Raises:
+        CheckpointError: nothing can be put there.
+    """
+    folder = Path(spill).expanduser()
     try:
         try_folder(folder.absolute())
     except OSError as error:
@@ -47,6 +52,7 @@ def check_spill(folder: Path) -> None:
         raise CheckpointError(
             f"--spill {folder} cannot be used: {why}. Give a folder that can be written to."
         ) from None
+    return folder
 
 
 def _remove(folder: Path, lock: IO[bytes] | None) -> None:

@@ -81,6 +81,16 @@ class UnitPruner:
         return self.recovery in ("after", "both")
 
     @property
+    def reads(self) -> list[str]:
+        """Names of what it reads beside the weights, each once."""
+        names = []
+        for score in (self.heads, self.neurons):
+            names += [kind.__name__ for kind in (*score.first, *score.second)]
+            if score.wants != "nothing":
+                names.append({"maps": "attention maps", "gradients": "gradients"}[score.wants])
+        return list(dict.fromkeys(names))
+
+    @property
     def reads_text(self) -> bool:
         """Whether it needs calibration."""
         scores = [self.score(unit) for unit in self.units]

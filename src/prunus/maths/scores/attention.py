@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...base.errors import CalibrationError
+from ...base.team import Team
 
 Kind = Literal["jensen-shannon", "authors"]
 
@@ -44,6 +45,11 @@ class HeadDivergence:
             maps_HTS = maps_HTT[:, chosen].double()
             self.sum_HH += distances(maps_HTS, self.kind).sum(-1).cpu()
             self.tokens += count
+
+    def merge(self, team: Team) -> None:
+        """Sums of all processes' tokens."""
+        team.sum_(self.sum_HH)
+        self.tokens = int(team.total(self.tokens)[0])
 
     @property
     def matrix_HH(self) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...base.team import Team
 from ..views import LayerView
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -47,6 +48,13 @@ class Regression:
             self.gram_AA += inputs_TA.T @ inputs_TA
         self.cross_OA += targets_TO.T @ inputs_TA
         self.energy += float(targets_TO.double().square().sum())
+
+    def merge(self, team: Team, gram: bool = True) -> None:
+        """Sums of all processes' tokens; of the Gram, which layers share, only if asked to."""
+        if gram:
+            team.sum_(self.gram_AA)
+        team.sum_(self.cross_OA)
+        self.energy = team.total(self.energy)[0]
 
     @classmethod
     def onto_itself(cls, sum_AA: Tensor, weight_OA: Tensor) -> Regression:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..base.errors import NumericalError
+from ..base.team import ALONE, Team
 from ..maths.moments import ChannelMoments, Moments
 from ..maths.pruners.units import UnitPruner
 from ..maths.scores.attention import HeadDivergence
 from ..maths.scores.units import Gathered, Redundancy
-from ..maths.stats import Statistics, TokenSample
+from ..maths.stats import TokenSample
 from ..model.blocks import Block
 from ..model.cost import OneToken
-from ..model.replay import Call, Recording
+from ..model.replay import Recording
 from ..model.units import Depth2
-from ..model.watch import Watcher, attention_maps, eager, watch
-from .observer import LOOK, Observer
+from ..model.watch import attention_maps, eager
+from .gather import gather, samples_at
+from .observer import Observer
 
 MAPS = 16  # samples whose attention is compared: the paper's number
 
@@ -34,12 +35,12 @@ class Context:
         model: the whole structure.
         blocks: how many it has.
         pruner: what to do.
-        device: where a block is pruned.
+        device: where a block is while it is pruned.
         observer: told of every step.
         seed: of the run.
         token: a forward of one token.
         gradients: of the loss, where a score reads them.
-        looking: at the dense model as a whole, before anything goes.
+        team: the processes that do this together.
     """
 
     model: PreTrainedModel
@@ -50,53 +51,56 @@ class Context:
     seed: int
     token: OneToken
     gradients: Mapping[str, Tensor] | None = None
-    looking: bool = False
+    team: Team = ALONE
 
     def announce(self, block: Block, step: str) -> None:
         """Tell that a step begins."""
-        step = f"{LOOK}{step}" if self.looking else step
         self.observer.block(block.index, self.blocks, block.name, step)
-
-    def samples(self, block: Block, recording: Recording) -> Iterator[tuple[int, Tensor, Call]]:
-        """Number, input and call of every sample at the block that the recording has reached."""
-        for sample, call in enumerate(recording.calls[block.index]):
-            yield sample, recording.hidden[sample].to(self.device), call
 
     def gather(
         self, block: Block, module: Depth2, recording: Recording | None
     ) -> tuple[Gathered, tuple[Moments, Moments]]:
-        """Statistics of the module as it is, and the second level's moments: trained on, held."""
+        """Return the module's statistics, and the second level's moments: to train on, held out."""
         score, width = self.pruner.score(module.unit), module.reader.shape[1]
-        halves = [Moments(width if self.pruner.after else 0, self.device) for _ in range(2)]
+        train, held = (Moments(width if self.pruner.after else 0, self.device) for _ in range(2))
         if recording is None:
-            return Gathered(gradients=self.gradients, seed=self.seed), (halves[0], halves[1])
+            return Gathered(gradients=self.gradients, seed=self.seed), (train, held)
         extra = (ChannelMoments,) if self.pruner.compensation else ()
         kinds = tuple(dict.fromkeys((*score.second, *extra, TokenSample)))
-        first = Statistics(score.first, module.sources[0][0].shape[1], self.device)
-        second = Statistics(kinds, width, self.device)
-        self.announce(block, "record")
-        for sample, hidden, call in self.samples(block, recording):
-            moments = halves[held_out(sample, len(recording.hidden))]
+        wanted = {"second": (module.reader, kinds)}
+        if score.first:
+            wanted["first"] = (module.sources[0][0], score.first)
 
-            reads: dict[nn.Module, Watcher] = {module.reader.module: _both(second, moments)}
-            if score.first:
-                reads[module.sources[0][0].module] = first.update
-            watch(block, call, hidden, reads)
-            self.observer.sample(sample + 1, len(recording.hidden))
+        def split(number: int, inputs_TI: Tensor) -> None:
+            (held if held_out(number, recording.samples) else train).update(inputs_TI)
+
+        self.announce(block, "record")
+        stats = gather(
+            block, recording, wanted, self.device, self.observer, self.team, then="stop",
+            also={module.reader.module: split} if self.pruner.after else None,
+        )  # fmt: skip
+        if self.pruner.after:
+            train.merge(self.team)
+            held.merge(self.team)
         maps = self.divergence(block, module, recording) if score.wants == "maps" else None
-        return Gathered(first, second, maps, self.gradients, self.seed), (halves[0], halves[1])
+        first = {"first": stats["first"]} if score.first else {}
+        found = Gathered(
+            **first, second=stats["second"], divergence_HH=maps, gradients=self.gradients,
+            seed=self.seed,
+        )  # fmt: skip
+        return found, (train, held)
 
     def divergence(self, block: Block, module: Depth2, recording: Recording) -> Tensor:
-        """Between the heads, on the first samples; the maps of one sample at a time."""
+        """Compare the heads on the first samples, holding the maps of one sample at a time."""
         score = self.pruner.score(module.unit)
         kind = score.kind if isinstance(score, Redundancy) else "jensen-shannon"
         divergence = HeadDivergence(module.heads, kind)
         self.announce(block, "compare")
-        with eager(self.model):
-            for sample, hidden, call in islice(self.samples(block, recording), MAPS):
-                maps = attention_maps(block, module.reader, call, hidden, module.heads)
-                divergence.update(maps)
-                self.observer.sample(sample + 1, min(len(recording.hidden), MAPS))
+        few = recording.beginning(MAPS)
+        with self.team.agreed(), eager(self.model):
+            for _, hidden, call in samples_at(block, few, self.device, self.observer):
+                divergence.update(attention_maps(block, module.reader, call, hidden, module.heads))
+        divergence.merge(self.team)
         return divergence.matrix_HH
 
     def scored(self, block: Block, module: Depth2, gathered: Gathered) -> Tensor:
@@ -109,17 +113,6 @@ class Context:
         if bool(score_UN.isnan().any()):
             raise NumericalError(f"{module.reader.name}: the score of a unit is NaN.")
         return score_UN
-
-
-def _both(second: Statistics, moments: Moments) -> Watcher:
-    """Fold into the statistics, and into the moments where those are wanted."""
-
-    def read(inputs_TI: Tensor) -> None:
-        second.update(inputs_TI)
-        if len(moments.sum_AA) > 1:
-            moments.update(inputs_TI)
-
-    return read
 
 
 def held_out(sample: int, samples: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from ..model.surgery import put, shrink
 from ..model.units import Depth2
 from ..model.watch import watch
 from ..report.layer import LayerReport
-from .unit_gather import Context, held_out
+from .gather import samples_at
+from .units_gather import Context, held_out
 
 
 @dataclass
@@ -34,6 +36,14 @@ class DenseStream:
     def beside(cls, recording: Recording) -> DenseStream:
         """At the block where ``recording`` is."""
         return cls(recording.copy(), nn.Module())
+
+    def come_to(self, block: Block) -> None:
+        """Keep a copy of the block as it is: dense, at hand."""
+        self.block = copy.deepcopy(block.module)
+
+    def go_through(self, block: Block, device: torch.device) -> None:
+        """Replace the inputs of the block by the outputs of its dense copy."""
+        self.recording.advance(block.index, self.block, device)
 
 
 @dataclass(frozen=True)
@@ -61,31 +71,43 @@ class Step:
     def _aim(self, layers: list[Layer], dense: DenseStream) -> list[Solved]:
         """The layers' weights at the dense stream's outputs, on the pruned stream's inputs."""
         assert self.recording is not None
-        device, samples = self.context.device, len(self.recording.hidden)
-        halves = [Regression.several(layers, device) for _ in range(2)]
+        halves = [Regression.several(layers, self.context.device) for _ in range(2)]
         self.context.announce(self.block, "recover")
-        twins = {dense.block.get_submodule(self._inside(layer)): layer for layer in layers}
-        for sample, hidden, call in self.context.samples(self.block, self.recording):
-            inputs: list[Tensor] = []
-            targets: dict[Layer, Tensor] = {}
-
-            def hit(layer: Layer, targets: dict[Layer, Tensor] = targets) -> Any:
-                return lambda output: targets.update({layer: output})
-
-            watch(self.block, call, hidden, {layers[0].module: inputs.append})
-            beside = dense.recording.hidden[sample].to(device)
-            aims = {module: hit(layer) for module, layer in twins.items()}
-            watch(self.block, call, beside, outputs=aims, module=dense.block)
-            half = halves[held_out(sample, samples)]
-            for layer, part in zip(layers, half, strict=True):
-                part.update(inputs[0], targets[layer], gram=part is half[0])
-            self.context.observer.sample(sample + 1, samples)
+        with self.context.team.agreed():
+            self._compare(layers, dense, halves)
+        for half in halves:
+            for part in half:
+                part.merge(self.context.team, gram=part is half[0])
         self.context.announce(self.block, "prune")
         weights = [joined(layer.weight_OI, layer.bias_O) for layer in layers]
         solved = solve(weights, *halves)
         for layer, new in zip(layers, solved, strict=True):
             _write(layer, new.weight_OA)
         return solved
+
+    def _compare(
+        self, layers: list[Layer], dense: DenseStream, halves: Sequence[Sequence[Regression]]
+    ) -> None:
+        """Add this process's samples to the sums: pruned inputs against dense outputs."""
+        assert self.recording is not None
+        recording, context = self.recording, self.context
+        twins = {dense.block.get_submodule(self._inside(layer)): layer for layer in layers}
+        for position, hidden, call in samples_at(
+            self.block, recording, context.device, context.observer
+        ):
+            inputs: list[Tensor] = []
+            targets: dict[Layer, Tensor] = {}
+
+            def hit(layer: Layer, targets: dict[Layer, Tensor] = targets) -> Any:
+                return lambda output: targets.update({layer: output})
+
+            watch(self.block, call, hidden, [(layers[0].module, [inputs.append])])
+            beside = dense.recording.hidden[position].to(context.device)
+            aims = {module: hit(layer) for module, layer in twins.items()}
+            watch(self.block, call, beside, outputs=aims, module=dense.block)
+            half = halves[held_out(recording.first + position, recording.samples)]
+            for layer, part in zip(layers, half, strict=True):
+                part.update(inputs[0], targets[layer], gram=part is half[0])
 
     def repair(self, keep_U: Tensor, halves: tuple[Moments, Moments]) -> dict[str, Any]:
         """The second level's weights on its remaining inputs, at what it puts out with all."""

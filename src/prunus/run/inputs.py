@@ -1,0 +1,204 @@
+"""What a run starts from: a model, calibration tokens, a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..base.errors import InputError
+from ..base.team import ALONE, Team
+from ..model.samples import Samples
+from ..model.weights import InMemory, Weights
+from ..recipe import Recipe
+from ..storage.checkpoint import find, load_tokenizer, load_weights, tokenizer_to_copy
+from ..storage.hub import commit_of
+from ..storage.kinds import check_model
+from ..text import Documents, Protocol, read_documents
+from ..text.bos import first_token
+from ..text.given import IDS, Given, Texts
+from ..text.tokens import calibration_tokens, given_samples, needed, window_length
+from .observer import Observer
+from .room import Need, fit
+from .whole import check_whole
+
+
+def inputs(
+    model: str | Path | PreTrainedModel,
+    recipe: Recipe,
+    written: bool,
+    tokenizer: Any,
+    given: Given | None,
+    trust_remote_code: bool,
+    observer: Observer,
+    whole: bool = False,
+    spill: str | Path | None = None,
+    team: Team = ALONE,
+) -> tuple[Weights, tuple[Samples | None, Protocol | None], Any]:
+    """Return the weights, the calibration tokens, and the tokenizer that is to be saved.
+
+    None is saved where the source's own files are copied.
+
+    A path is read block by block if a checkpoint is to be ``written``, unless the method wants the
+    ``whole`` model in memory. Text is read first: a file that cannot be used costs no loading.
+
+    Raises:
+        RoomError: a model, or text, that takes more memory than there is.
+    """
+    weights: Weights
+    saved = tokenizer
+    if isinstance(model, str | Path):
+        observer.say(f"loading {model}")
+        carried = find(model).is_folder  # with all other files
+        if tokenizer is None and recipe.calibration not in ("none", IDS):
+            tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+            saved = None if carried else tokenizer
+        elif tokenizer is None and written:
+            found = tokenizer_to_copy(model, trust_remote_code, observer.say)
+            saved = None if carried else found
+        documents = _documents(recipe, tokenizer, given, observer)
+        # Text that the model writes takes hundreds of forwards: not from disk.
+        stream = written and recipe.calibration != "self" and not whole
+        check_whole(model, recipe.dtype, stream, team.beside)
+        weights = load_weights(
+            model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
+        )
+    else:
+        in_memory(model, recipe.dtype)
+        documents = _documents(recipe, tokenizer, given, observer)
+        model.eval()
+        weights = InMemory(model)
+    if recipe.calibration not in ("none", IDS):
+        _check_text(weights.model, recipe, None if spill is None else Path(spill), team)
+    tokens = _tokens(weights.model, tokenizer, recipe, documents, given, observer)
+    return weights, tokens, saved
+
+
+def named(model: Any, loaded: PreTrainedModel) -> str:
+    """What the report calls the model.
+
+    A path from the root, a hub id with its commit, or that the model was in memory.
+    """
+    given = isinstance(model, str | Path)
+    name = str(model if given else loaded.config.name_or_path or "")
+    path = Path(name).expanduser()
+    if name and path.exists():
+        return commit_of(path) or str(path.absolute())
+    return (find(name).hub if given else None) or name or "in memory"
+
+
+def in_memory(model: Any, dtype: str) -> None:
+    """Raise InputError if this is no model in memory that can be worked on as it is."""
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(
+            "A model in memory is a transformers PreTrainedModel, unwrapped; got "
+            f"{type(model).__name__}. Or give a folder, a hub id or a GGUF."
+        )
+    check_model(model)
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "Tensors of torch.inference_mode() have no gradients, which the look at a model needs. "
+            "Call prunus outside of it."
+        )
+    if any(hasattr(module, "input_order") for module in model.modules()):
+        raise InputError(
+            "This model reads some inputs through indices (prunus.load of a gathered checkpoint); "
+            "they would be lost. Give the checkpoint's folder instead."
+        )
+    if dtype != "auto":
+        raise InputError(f"dtype={dtype} is for models that are loaded; convert this one first.")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    check_place({name: x.device for name, x in tensors}, getattr(model, "hf_device_map", {}))
+
+
+def check_place(devices: Mapping[str, torch.device], device_map: Mapping[str, Any]) -> None:
+    """Raise InputError unless all of a model is there, and on one device.
+
+    Args:
+        devices: of its parameters and buffers.
+        device_map: where accelerate has put its modules, by their names.
+    """
+    cure = (
+        "Give the folder, which prunus reads block by block, or load the model without device_map"
+    )
+    first = next(iter(devices.values()), torch.device("cpu"))
+    for name, device in devices.items():
+        if device.type == "meta":
+            owners = [x for x in device_map if not x or f"{name}.".startswith(f"{x}.")]
+            home = device_map[max(owners, key=len)] if owners else None
+            kept = {"disk": "on disk", "cpu": "in the CPU's memory"}.get(str(home), "")
+            where = f"accelerate keeps it {kept} (device_map)" if kept else "it has no values"
+            raise InputError(f"{name} is on the meta device: {where}. {cure}.")
+        if device != first:
+            other = next(iter(devices))
+            raise InputError(
+                f"{name} is on {device}, {other} on {first}: prunus works on one device. {cure}."
+            )
+
+
+def _check_text(model: PreTrainedModel, recipe: Recipe, spill: Path | None, team: Team) -> None:
+    """Raise RoomError for text that cannot fit, before it is drawn: by what is known by now."""
+    length = window_length(model, recipe.length)
+    features = getattr(model.config.get_text_config(), "hidden_size", 0)
+    own = team.share(recipe.samples)
+    need = Need(
+        samples=recipe.samples,
+        length=length,
+        activations=(own.stop - own.start) * length * features * model.dtype.itemsize,
+        ids=8 * recipe.samples * length,
+        wide=model.dtype.itemsize > 2,
+        beside=team.beside,
+    )
+    fit(need, spill, None)
+
+
+def _documents(
+    recipe: Recipe, tokenizer: Any, given: Given | None, observer: Observer
+) -> Documents | None:
+    """The calibration text; None where there is none, or none yet."""
+    source = recipe.calibration or "none"
+    if source in ("none", IDS):
+        if source == IDS and (recipe.bos, recipe.field) != ("auto", None):
+            raise InputError("bos and field are for text; token ids are taken as they are.")
+        return None
+    first_token(needed(tokenizer), recipe.bos)  # raises where there is none
+    if source == "self":
+        return None
+    documents = (
+        given.documents("calibration", recipe.field, tokenizer)
+        if isinstance(given, Texts)
+        else read_documents(
+            source, "calibration", recipe.data_dir, field=recipe.field, tokenizer=tokenizer
+        )
+    )
+    for line in documents.lines():
+        observer.say(line)
+    return documents
+
+
+def _tokens(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    documents: Documents | None,
+    given: Given | None,
+    observer: Observer,
+) -> tuple[Samples | None, Protocol | None]:
+    """Calibration token ids and what they are; None where weights alone decide."""
+    if recipe.calibration in (None, "none"):
+        return None, None
+    if recipe.calibration == IDS:
+        return given_samples(given, model)
+    return calibration_tokens(
+        model,
+        tokenizer,
+        documents,
+        samples=recipe.samples,
+        length=recipe.length,
+        seed=recipe.seed,
+        bos=recipe.bos,
+        say=observer.say,
+    )

@@ -1,0 +1,136 @@
+"""What every run has: a model that was looked at, calibration samples, and a place to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..base.errors import InputError
+from ..base.team import Team
+from ..model.blocks import Block
+from ..model.inspect import first_of, inspect, start
+from ..model.replay import Recording, Trace
+from ..model.samples import Samples
+from ..model.weights import Weights
+from ..recipe import Recipe
+from ..storage.scratch import Spilled
+from ..text import Protocol
+from .fingerprint import choices, fingerprint
+from .observer import Observer
+
+Further = Callable[[Block, Trace], None]
+"""Called with each block while it is at hand during the look at the model."""
+
+
+@dataclass
+class Job:
+    """The part of a run that is the same whether it removes weights or heads and neurons.
+
+    Attributes:
+        weights: the model and the means to have its blocks at hand.
+        name: what the report calls the model.
+        recipe: every choice, with defaults filled in.
+        ids_ST: calibration tokens, or processed samples; None: the method needs none.
+        protocol: where the samples came from.
+        device: where a block is while it is pruned.
+        observer: told of every step.
+        spill: a folder for activations; None keeps them in memory.
+        team: the processes that do it together.
+        blocks: the model's blocks, in order.
+        traced: a short forward pass of the model.
+    """
+
+    weights: Weights
+    name: str
+    recipe: Recipe
+    ids_ST: Samples | None
+    protocol: Protocol | None
+    device: torch.device
+    observer: Observer
+    spill: Path | None
+    team: Team
+    blocks: list[Block]
+    traced: Trace
+
+    @classmethod
+    def of(
+        cls,
+        weights: Weights,
+        name: str,
+        recipe: Recipe,
+        tokens: tuple[Samples | None, Protocol | None],
+        device: torch.device,
+        observer: Observer,
+        spill: Path | None,
+        team: Team,
+        further: Further | None = None,
+    ) -> Job:
+        """Look at the model; change nothing.
+
+        Raises:
+            UnsupportedModelError: a structure that prunus cannot handle yet.
+        """
+        ids_ST, protocol = tokens
+        sample = first_of(ids_ST, weights.model)
+        blocks, traced = inspect(weights.model, sample, weights, further or _nothing)
+        return cls(
+            weights, name, recipe, ids_ST, protocol, team.device(device), observer, spill, team,
+            blocks, traced,
+        )  # fmt: skip
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The whole structure."""
+        return self.weights.model
+
+    def check_same(self) -> None:
+        """Raise InputError unless all processes have the same to do, and a sample each."""
+        todo = {
+            **choices(self.recipe),
+            "calibration sha256": self.protocol.sha256 if self.protocol else None,
+        }
+        told = self.team.told(todo)
+        with self.team.agreed():
+            for key in todo:
+                if todo[key] != told[key]:
+                    raise InputError(
+                        f"{key} is {todo[key]!r} here and {told[key]!r} in process 0. Give all "
+                        "processes the same arguments and files."
+                    )
+            if self.ids_ST is not None and len(self.ids_ST) < self.team.size:
+                raise InputError(
+                    f"{self.team.size} processes need a calibration sample each, at least; "
+                    f"--samples is {len(self.ids_ST)}. Give more, or start fewer processes."
+                )
+
+    def recording(
+        self, samples: int | None = None, within: AbstractContextManager[Any] | None = None
+    ) -> Recording | None:
+        """This process's calibration samples, or the first of them, at the first block.
+
+        ``within`` is entered while the model's calls are recorded.
+        """
+        if self.ids_ST is None:
+            return None
+        hidden = Spilled(self.spill) if self.spill is not None else None
+        chosen = self.ids_ST[:samples]
+        own = self.team.share(len(chosen))
+        with within or nullcontext():
+            recording = start(self.model, self.blocks, self.traced, self.ids_ST[own], hidden)
+        recording.first, recording.total = own.start, len(chosen)
+        recording.min_tokens = self.recipe.min_tokens
+        return recording
+
+    def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
+        """All that decides what comes out, flat, for a later run to compare."""
+        return fingerprint(checkpoint, self.recipe, self.protocol, self.device, self.team.size)
+
+
+def _nothing(block: Block, traced: Trace) -> None:
+    pass

@@ -1,0 +1,138 @@
+"""What a run surely holds at once, in memory and on disk, by the shapes of its model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ..maths.moments import Moments
+from ..maths.shares import BESA
+from ..maths.shares.units import removable
+from ..model.blocks import Block
+from ..model.units import Depth2
+from ..model.weights import Weights
+from ..storage.assembly import SMALL
+from ..storage.resuming import blocks_done
+from ..storage.streamed import Streamed
+from .job import Job
+from .prepare import Request, Run
+from .room import Need, bytes_of, fit, statistics_bytes
+from .units import UnitsRun
+from .weights import WeightsRun
+
+
+def make_room(run: Run, request: Request) -> None:
+    """Have the run's activations where there is room for them.
+
+    Raises:
+        RoomError: there is none.
+    """
+    job, needed = run.job, need(run)
+    if request.resume and request.output is not None:
+        if set(run.touched) <= blocks_done(request.output):
+            needed = replace(needed, activations=0)
+    with job.team.agreed():
+        writes = request.output if job.team.first else None
+        job.spill = fit(needed, job.spill, writes, job.observer.say)
+
+
+def need(run: Run, samples: int | None = None) -> Need:
+    """What the run holds. With ``samples`` there will be that many, where it was given fewer."""
+    if isinstance(run, UnitsRun):
+        return _of_units(run, samples)
+    return _of_weights(run, samples)
+
+
+def _of_weights(run: WeightsRun, samples: int | None) -> Need:
+    job, kinds = run.job, run.pruner.needs
+    statistics = max(
+        sum(statistics_bytes(kinds, layer.shape[1]) for layer in block.sites.values())
+        for block in run.planned
+    )
+    found = _of(job, statistics, 2 if isinstance(run.allocation, BESA) else 1, samples)
+    total = bytes_of(job.model.parameters())
+    twice = not job.recipe.pack and _journaled_twice(job.weights, job.blocks)
+    return replace(found, journal=total, written=total * (2 if twice else 1))
+
+
+def _of_units(run: UnitsRun, samples: int | None) -> Need:
+    job, pruner = run.job, run.pruner
+    statistics = max(_module_bytes(module, run) for module in run.modules)
+    if pruner.before:
+        statistics += max(map(block_bytes, job.blocks))  # the dense one beside
+    if pruner.wants("gradients"):
+        statistics += bytes_of(x.weight_OI for module in run.modules for x in module.layers)
+    found = _of(job, statistics, 2 if pruner.before else 1, samples)
+    total = bytes_of(job.model.parameters())
+    left = int(total - run.share * removable(run.modules) * job.model.dtype.itemsize)
+    twice = _journaled_twice(job.weights, job.blocks)
+    return replace(found, journal=left, written=left * (1 + twice))
+
+
+def _of(job: Job, statistics: int, streams: int, samples: int | None) -> Need:
+    """The same of any run, whose ``statistics`` of a block are known."""
+    ids_ST, hidden, team = job.ids_ST, job.traced.inputs[0], job.team
+    count = 0 if ids_ST is None else len(ids_ST) if samples is None else samples
+    length = 0 if ids_ST is None else -(-ids_ST.numel() // len(ids_ST))  # in the mean
+    own = team.share(count)
+    block, elsewhere = max(map(block_bytes, job.blocks)), job.device.type != "cpu"
+    read = block if isinstance(job.weights, Streamed) or elsewhere else 0
+    return Need(
+        samples=count,
+        length=length,
+        activations=streams * (own.stop - own.start) * length * hidden.shape[-1] * hidden.itemsize,
+        held=read + (0 if elsewhere else statistics),
+        ids=0 if samples is None or ids_ST is None else 8 * (count - len(ids_ST)) * length,
+        on_device=block + statistics if elsewhere else 0,
+        home=hidden.device,
+        device=job.device,
+        wide=hidden.itemsize > 2,
+        beside=team.beside,
+    )
+
+
+def _module_bytes(module: Depth2, run: UnitsRun) -> int:
+    """The sums over tokens of one module."""
+    if run.job.ids_ST is None:
+        return 0
+    pruner, score, meta = run.pruner, run.pruner.score(module.unit), torch.device("meta")
+    width = module.reader.shape[1]
+    found = statistics_bytes(score.second, width)
+    found += statistics_bytes(score.first, module.sources[0][0].shape[1])
+    if pruner.after:
+        found += 2 * bytes_of([Moments(width, meta).sum_AA])
+    return found
+
+
+def block_bytes(block: Block) -> int:
+    """Size of the block's tensors in bytes."""
+    return bytes_of(block.module.parameters())
+
+
+def checkpoint_bytes(weights: Weights, blocks: Sequence[Block], packed: bool = False) -> int:
+    """Disk that a checkpoint takes while it is put together from the blocks' shards."""
+    total, converted = bytes_of(weights.model.parameters()), _converted(weights)
+    return total * (2 if packed or _copied(weights, blocks) else 1) + 2 * converted
+
+
+def writing_bytes(weights: Weights, blocks: Sequence[Block], packed: bool = False) -> int:
+    """Memory that writing takes at the end: a shard, or those that become one file."""
+    largest = max(map(block_bytes, blocks))
+    joined = packed or _copied(weights, blocks)
+    return max(largest, min(SMALL, bytes_of(weights.model.parameters()))) if joined else largest
+
+
+def _journaled_twice(weights: Weights, blocks: Sequence[Block]) -> bool:
+    """Whether a model that is read block by block is on disk twice at the end."""
+    return isinstance(weights, Streamed) and _copied(weights, blocks)
+
+
+def _converted(weights: Weights) -> int:
+    return weights.converted_bytes if isinstance(weights, Streamed) else 0
+
+
+def _copied(weights: Weights, blocks: Sequence[Block]) -> bool:
+    """Whether shards are copied: into larger ones, or because their names on disk are others."""
+    return _converted(weights) > 0 or min(map(block_bytes, blocks)) * 2 <= SMALL

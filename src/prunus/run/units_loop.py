@@ -1,0 +1,192 @@
+"""The loop of structured runs: one module after the other, attention before the MLP that reads it.
+
+It is not the engine's. That one prunes weights within widths that stay; here a block has two
+steps, some methods see the dense model as a whole first, and recovery runs a dense stream beside
+the pruned one. The recording, the statistics, the layers and the journal are shared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..maths.moments import ChannelMoments
+from ..maths.scores.units import Gathered, lowest
+from ..maths.shares.units import Key, Quota
+from ..maths.updates.ridge import joined
+from ..model.blocks import Block
+from ..model.replay import Recording
+from ..model.units import Depth2, moved
+from ..report.layer import LayerReport
+from ..storage.journal import Journal
+from ..storage.widths import renumbered, resize
+from .observer import Looking
+from .units_gather import Context
+from .units_notes import noted, take_up
+from .units_step import DenseStream, Step
+from .walk import align, taken_up, walk
+
+
+@dataclass
+class Seen:
+    """What a look at the model gave.
+
+    Attributes:
+        scores: (U, N) of every module.
+        means: of the second level's inputs, where a bias is to compensate.
+        divergences: between heads, by block.
+        numbers: what surgery changed beside tensors, by block: attributes by their path in it.
+        saved: multiply-adds of one token that went.
+    """
+
+    scores: dict[Key, Tensor] = field(default_factory=dict)
+    means: dict[Key, Tensor] = field(default_factory=dict)
+    divergences: dict[int, Tensor] = field(default_factory=dict)
+    numbers: dict[int, dict[str, int]] = field(default_factory=dict)
+    saved: int = 0
+
+    def look(self, step: Step) -> None:
+        """Score the module as it is now."""
+        gathered = step.context.gather(step.block, step.module, step.recording)[0]
+        step.context.announce(step.block, "prune")
+        self.note(step, gathered)
+
+    def note(self, step: Step, gathered: Gathered) -> None:
+        """The same, of what was gathered."""
+        key = step.module.block, step.module.unit
+        self.scores[key] = step.context.scored(step.block, step.module, gathered)
+        if gathered.divergence_HH is not None:
+            self.divergences[step.module.block] = gathered.divergence_HH
+        if step.context.pruner.compensation:
+            self.means[key] = gathered.second[ChannelMoments].mean_I
+
+
+@torch.no_grad()
+def look(
+    context: Context,
+    blocks: Sequence[Block],
+    modules: Sequence[Depth2],
+    recording: Recording | None,
+) -> Seen:
+    """Scores of every module of the dense model. Consumes the recording."""
+    seen, context = Seen(), replace(context, observer=Looking(context.observer))
+    for block in walk(blocks, _last(modules), recording, context.device, context.observer):
+        for module in _of(block, modules, context):
+            seen.look(Step(context, block, module, recording))
+    return seen
+
+
+@torch.no_grad()
+def prune_units(
+    context: Context,
+    blocks: Sequence[Block],
+    modules: Sequence[Depth2],
+    quota: Quota,
+    recording: Recording | None,
+    dense: Seen | None,
+    journal: Journal | None = None,
+) -> tuple[list[LayerReport], Seen]:
+    """Remove the least worthy units of each module, in place.
+
+    Args:
+        context: of the run.
+        blocks: all blocks of the model.
+        modules: those to prune, in order; of no use afterwards.
+        quota: how many units of each go.
+        recording: the samples at the first block, consumed; None: nothing is to be measured.
+        dense: what a look at the dense model gave; None: scores are taken on the way.
+        journal: takes every block that became smaller, and gives those of an earlier run back.
+
+    Returns:
+        A report for each layer, and what was seen.
+    """
+    pruner = context.pruner
+    seen = Seen() if dense is None else dense
+    beside = DenseStream.beside(recording) if recording is not None and pruner.before else None
+    reports: list[LayerReport] = []
+    last = _last(modules)
+    for block in walk(blocks, last, recording, context.device, context.observer):
+        if beside is not None:
+            beside.come_to(block)
+        mine = _of(block, modules, context)
+        if mine:
+            dear = context.token.of(block, context.device)
+            taken = _taken_up(block, seen, quota, journal, context)
+            reports += taken or []
+            for module in mine if taken is None else ():
+                step, aims = Step(context, block, module, recording), beside if reports else None
+                found = _prune(step, quota, seen, dense is None, aims)
+                for report in found:
+                    context.observer.layer(report)
+                reports += found
+            if taken is None:
+                align(block, context.team)
+            if journal is not None and taken is None:
+                done = [report for report in reports if report.block == block.index]
+                journal.write(block, done, {}, noted(block, seen, quota))
+            seen.saved += dear - context.token.of(block, context.device)
+        if beside is not None and block.index < last:
+            beside.go_through(block, context.device)
+    context.observer.done()
+    return reports, seen
+
+
+def _last(modules: Sequence[Depth2]) -> int:
+    return max(module.block for module in modules)
+
+
+def _of(block: Block, modules: Sequence[Depth2], context: Context) -> list[Depth2]:
+    """The block's modules, with their indices on the device."""
+    return [moved(module, context.device) for module in modules if module.block == block.index]
+
+
+def _taken_up(
+    block: Block, seen: Seen, quota: Quota, journal: Journal | None, context: Context
+) -> list[LayerReport] | None:
+    """An earlier run's reports, its tensors in the block; None where it is still to do."""
+
+    def fit(block: Block, noted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        resize(block.name, block.module, tensors)
+        renumbered(block.module, noted["numbers"])
+        block.module.to(context.device)
+
+    found = taken_up(block, journal, context.team, fit)
+    if found is None:
+        return None
+    reports, noted = found
+    take_up(block, noted, seen, quota)
+    return reports
+
+
+def _prune(
+    step: Step, quota: Quota, seen: Seen, anew: bool, dense: DenseStream | None
+) -> list[LayerReport]:
+    """Remove units of one module.
+
+    ``dense`` is None before anything has been removed: there is nothing to recover then.
+    """
+    begun, module, context = time.perf_counter(), step.module, step.context
+    key = module.block, module.unit
+    shapes = [layer.shape for layer in module.layers]
+    notes = {} if dense is None else {"recovery": step.recover(dense)}
+    old_OA = joined(module.reader.weight_OI, module.reader.bias_O)
+    gathered, halves = context.gather(step.block, module, step.recording)
+    context.announce(step.block, "prune")
+    if anew:
+        seen.note(step, gathered)
+    count = quota.of(module, seen.scores[key])
+    keep_U = lowest(seen.scores[key], count).to(context.device)
+    context.team.broadcast_(keep_U)
+    updated = count > 0 and (context.pruner.after or context.pruner.compensation)
+    if updated and context.pruner.after:
+        notes["repair"] = step.repair(keep_U, halves)
+    elif updated:
+        step.compensate(keep_U, seen.means[key].to(context.device))
+    error = step.error(gathered, keep_U, old_OA)
+    seen.numbers.setdefault(module.block, {}).update(step.remove(keep_U))
+    return step.reports(shapes, keep_U.cpu(), error, updated, begun, notes)

@@ -1,0 +1,43 @@
+"""What a journal says of a block that has lost units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..maths.shares.units import Key, Quota
+from ..model.blocks import Block
+from ..storage.journal import Journal
+
+if TYPE_CHECKING:
+    from .units_loop import Seen
+
+
+def noted(block: Block, seen: Seen, quota: Quota) -> dict[str, Any]:
+    """Beside its tensors and reports: what the rest of the run has to know."""
+    divergence_HH = seen.divergences.get(block.index)
+    return {
+        "numbers": seen.numbers.get(block.index, {}),
+        "counts": {unit: n for (index, unit), n in quota.counts.items() if index == block.index},
+        "divergence": None if divergence_HH is None else divergence_HH.tolist(),
+    }
+
+
+def take_up(block: Block, noted: Mapping[str, Any], seen: Seen, quota: Quota) -> None:
+    """Go on from what an earlier run noted of the block."""
+    seen.numbers[block.index] = noted["numbers"]
+    if noted["divergence"] is not None:
+        divergence_HH = torch.tensor(noted["divergence"], dtype=torch.float64)
+        seen.divergences[block.index] = divergence_HH
+    quota.counts |= {(block.index, unit): count for unit, count in noted["counts"].items()}
+
+
+def counted(journal: Journal) -> dict[Key, int]:
+    """How many units went of each module in all the blocks that are done."""
+    return {
+        (index, unit): count
+        for index, line in journal.blocks.items()
+        for unit, count in line["counts"].items()
+    }
