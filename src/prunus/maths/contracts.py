@@ -173,7 +173,11 @@ class Replay(Protocol):
 
     @property
     def samples(self) -> int:
-        """How many calls there are."""
+        """How many calls there are, in all processes."""
+        ...
+
+    def has(self, sample: int) -> bool:
+        """Whether this process can replay that one."""
         ...
 
     def forward(self, sample: int, weights: Mapping[str, Tensor]) -> Tensor:

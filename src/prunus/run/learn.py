@@ -50,19 +50,24 @@ class Unit:
 
     @property
     def samples(self) -> int:
-        """How many calls were recorded."""
-        return len(self.recording.hidden)
+        """How many calls were recorded, in all processes."""
+        return self.recording.samples
+
+    def has(self, sample: int) -> bool:
+        """Whether this process has that one."""
+        return 0 <= sample - self.recording.first < len(self.recording.hidden)
 
     def forward(self, sample: int, weights: Mapping[str, Tensor]) -> Tensor:
         """Run the calls one behind the other, with these weights in place of the blocks' own."""
-        hidden = self.recording.hidden[sample].to(self.device)
+        here = sample - self.recording.first
+        hidden = self.recording.hidden[here].to(self.device)
         for block in self.blocks:
-            hidden = self.recording.calls[block.index][sample](_with(block, weights), hidden)
+            hidden = self.recording.calls[block.index][here](_with(block, weights), hidden)
         return hidden
 
     def target(self, sample: int) -> Tensor:
         """The reference."""
-        return self.targets[sample].to(self.device)
+        return self.targets[sample - self.recording.first].to(self.device)
 
 
 def _with(block: Block, weights: Mapping[str, Tensor]) -> Any:
@@ -136,10 +141,9 @@ class Learner:
 
     def _pass(self, unit: Sequence[Block]) -> None:
         """Learn the unit's shares, unless an earlier run has pruned it; advance the reference."""
-        known = self.journal.learned.get(unit[0].index) if self.journal is not None else None
+        known, open_ = self._known(unit)
         layers = [layer for block in unit for layer in block.planned(self.plan)]
         self.observer.block(unit[0].index, len(self.blocks), unit[0].name, "learn")
-        open_ = self.journal is None or any(b.index not in self.journal.blocks for b in unit)
         if self.reference is not None:
             for block in unit:
                 self.reference.advance(block.index, block.module, self.device)
@@ -149,6 +153,15 @@ class Learner:
         elif known is not None:
             self.curves.append(known["curve"])
             self.owed = known["owed"]
+
+    def _known(self, unit: Sequence[Block]) -> tuple[Any, bool]:
+        """What an earlier run learned of the unit, and whether a block of it is still to do."""
+        journal, known, open_ = self.journal, None, True
+        if journal is not None:
+            known = journal.learned.get(unit[0].index)
+            open_ = any(block.index not in journal.blocks for block in unit)
+        known, open_ = self.team.told([known, open_])
+        return known, open_
 
     def _learn(
         self, unit: Sequence[Block], layers: Sequence[Layer], budgets: Sequence[Budget]
@@ -162,6 +175,7 @@ class Learner:
                 budgets,
                 Unit(unit, self.recording, targets, self.device),
                 self.observer.sample,
+                self.team,
             )
         if not all(map(math.isfinite, learned.losses)):
             raise NumericalError(
@@ -190,7 +204,7 @@ class Learner:
         for block in unit:
             further = block is not unit[-1] or self.reference is None
             where = (self.device, self.observer, further)
-            stats |= gathered(block, ahead, self.allocation.needs, *where)
+            stats |= gathered(block, ahead, self.allocation.needs, *where, self.team)
         scores, grid = {}, self.allocation.grid
         for layer in layers:
             weight_OI = layer.weight_OI

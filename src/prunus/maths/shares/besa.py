@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...base.errors import InputError
+from ...base.team import ALONE, Team
 from ..contracts import Needs, Replay, Score
 from ..grids import Grid
 from ..scores import Wanda
@@ -130,8 +131,12 @@ class BESA:
         budgets: Sequence[Budget],
         replay: Replay,
         stepped: Callable[[int, int], None] = lambda done, total: None,
+        team: Team = ALONE,
     ) -> Learned:
         """Descend.
+
+        Each step reads one sample. Of several processes the one that has it makes the step, and
+        gives its gradient to the others.
 
         Args:
             weights: of the layers that are to be pruned, (O, I), by name.
@@ -139,17 +144,22 @@ class BESA:
             budgets: every layer in one of them.
             replay: what comes out with other weights, and what should.
             stepped: called after each step with (done, at most).
+            team: the processes that learn together, each with its own samples.
         """
         state = _State(self, weights, scores, budgets)
         with torch.no_grad():
             first, uniform = range(min(replay.samples, WINDOW)), state.masked()
-            unit = sum(float(self._error(replay, i, uniform)) for i in first) / len(first)
+            own = [float(self._error(replay, i, uniform)) if replay.has(i) else 0.0 for i in first]
+            unit = sum(team.total(*own)) / len(first)
         losses: list[float] = [] if math.isfinite(unit) else [unit]
         before = state.shares()
         for step in range(self.steps if unit > 0 and not losses else 0):
-            error = self._error(replay, step % replay.samples, state.masked()) / unit
-            state.descend(error + self.penalty * state.deviation(), 1 - step / self.steps)
-            losses.append(float(error.detach()))
+            sample, error, loss = step % replay.samples, 0.0, None
+            if replay.has(sample):
+                found = self._error(replay, sample, state.masked()) / unit
+                error, loss = float(found.detach()), found + self.penalty * state.deviation()
+            state.descend(loss, 1 - step / self.steps, team)
+            losses.append(team.total(error)[0])
             stepped(step + 1, self.steps)
             if (step + 1) % WINDOW == 0:
                 now = state.shares()
@@ -221,13 +231,18 @@ class _State:
             total = total + (torch.stack(gone).sum() / (sum(sizes) * budget.share) - 1).square()
         return total
 
-    def descend(self, loss: Tensor, slowed: float) -> None:
-        """One step of Adam, at this part of its rates."""
+    def descend(self, loss: Tensor | None, slowed: float, team: Team) -> None:
+        """Make one step of Adam, at this part of its rates; ``loss`` is None but in one process."""
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * slowed
         leaves = [leaf for group in self.optimiser.param_groups for leaf in group["params"]]
-        for leaf, grad in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
-            leaf.grad = grad  # backward() would leave gradients on the model's norms
+        if loss is None:
+            grads = [torch.zeros_like(leaf) for leaf in leaves]
+        else:  # backward() would leave gradients on the model's norms
+            grads = [grad.contiguous() for grad in torch.autograd.grad(loss, leaves)]
+        for leaf, grad in zip(leaves, grads, strict=True):
+            team.sum_(grad)
+            leaf.grad = grad
         self.optimiser.step()
 
     @torch.no_grad()
