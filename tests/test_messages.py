@@ -104,6 +104,7 @@ class Press:
             os.kill(os.getpid(), signal.SIGINT)
 module = sys.argv.pop(1)
 sys.meta_path.insert(0, Press())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 from prunus.__main__ import main
 main()
 """

@@ -26,7 +26,17 @@ from prunus.maths.stats import ColumnNorm, TokenSample, gather
 from prunus.report.report import read_report
 from prunus.storage.journal import unfinished
 from test_resume import same, tensors
-from two_processes import FAST, PRUNERS, ROWS, RUNS, layer, numbers, run_statistics
+from two_processes import (
+    FAST,
+    PRUNERS,
+    RESUMED,
+    ROWS,
+    RUNS,
+    UNITS,
+    layer,
+    numbers,
+    run_statistics,
+)  # fmt: skip
 
 LLAMA = MODELS / "llama"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -61,6 +71,8 @@ def one(tmp_path_factory):
             prunus.prune(LLAMA, output=folder / name, **run, **FAST)
             names = {f"{i} {k}": x for i, site in enumerate(stats) for k, x in site.items()}
             found[name] = names
+        for name, run in UNITS.items():
+            prunus.prune(LLAMA, output=folder / name, **run, **FAST)
     return folder, found
 
 
@@ -207,7 +219,29 @@ def test_the_model_in_memory_is_the_same_in_both(two):
         assert torch.equal(tensor, written[f"model.layers.{name}"])
 
 
-@pytest.mark.parametrize("name", ["folded", "sparsegpt"])
+@pytest.mark.parametrize("name", UNITS)
+def test_two_make_the_model_as_small_as_one(name, two, one):
+    """The same units stay; weights that were solved again differ by less than a millionth."""
+    reports = [read_report(x / name) for x in (one[0], two)]
+    assert [report.processes for report in reports] == [1, 2]
+    first, second = (report.structured for report in reports)
+    assert first.parameters == second.parameters
+    assert first.multiply_adds == second.multiply_adds
+    for before, after in zip(first.blocks, second.blocks, strict=True):
+        assert (before.heads, before.kv_heads, before.neurons, before.kept_heads) == (
+            after.heads, after.kv_heads, after.neurons, after.kept_heads,
+        )  # fmt: skip
+        assert (before.divergence is None) == (after.divergence is None)
+        if before.divergence is not None:
+            assert torch.tensor(before.divergence) == pytest.approx(torch.tensor(after.divergence))
+    first, second = tensors(one[0] / name), tensors(two / name)
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        assert tensor.shape == second[key].shape, key
+        assert (tensor - second[key]).norm() <= 1e-6 * tensor.norm(), key
+
+
+@pytest.mark.parametrize("name", RESUMED)
 def test_two_resume(name, two):
     same(two / name, two / f"{name}-again")
     assert not unfinished(two / f"{name}-again").exists()
@@ -221,15 +255,17 @@ def test_one_process_under_torchrun_is_no_torchrun(tmp_path):
     same(tmp_path / "one", tmp_path / "none")
 
 
-LONG = ["--method", "sparsegpt", "--samples", "32", "--length", "256"]
+LONG = {
+    "sparsegpt": ["--method", "sparsegpt", "--samples", "32", "--length", "256"],
+    "besa": ["--method", "besa", "--set", "allocation.steps=16", "--samples", "32"],
+    "goa": ["--method", "goa", "--recovery", "both", "--samples", "32", "--length", "256"],
+}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
-    command = torchrun(2, "-m", "prunus", "prune", LLAMA, *LONG, "--output", output)
+def undisturbed(folder, method):
+    command = torchrun(2, "-m", "prunus", "prune", LLAMA, *LONG[method], "--output", folder)
     subprocess.run(command, env=ENV, check=True, capture_output=True)
-    return output
+    return folder
 
 
 def kill(run, work, victim):
@@ -242,12 +278,12 @@ def kill(run, work, victim):
             child.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("victim", "method"), [(0, "besa"), (1, "goa")])
 def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
-    victim, tmp_path, undisturbed
+    victim, method, tmp_path, tmp_path_factory
 ):
     output = tmp_path / "out"
-    command = torchrun(2, "-m", "prunus", "prune", LLAMA, *LONG, "--json", "--output")
+    command = torchrun(2, "-m", "prunus", "prune", LLAMA, *LONG[method], "--json", "--output")
     spilled = ["--spill", str(tmp_path / "spill")]
     run = subprocess.Popen(
         [*command, str(output), *spilled], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -263,26 +299,27 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
     assert "another process of" in sentence.lower()
     assert sentence.endswith("start all processes again with --resume.")
     assert len(os.listdir(tmp_path / "spill")) == 1  # the killed one's
-    alone = ["prune", str(LLAMA), *LONG, "--output", str(output), "--resume"]
+    alone = ["prune", str(LLAMA), *LONG[method], "--output", str(output), "--resume"]
     refused = CliRunner().invoke(app, alone)
     assert refused.exit_code == 2
     assert "its number of processes was 2, now it is 1" in refused.stderr
     shutil.copytree(unfinished(output), unfinished(tmp_path / "alone"))
-    alone = ["prune", str(LLAMA), *LONG, "--output", str(tmp_path / "alone"), "--resume"]
+    alone = [*alone[:-2], str(tmp_path / "alone"), "--resume"]
     allowed = CliRunner().invoke(app, [*alone, "--allow-different"])
     assert allowed.exit_code == 0, allowed.stderr
     assert read_report(tmp_path / "alone").different == {"number of processes": [2, 1]}
     again = subprocess.run([*command, str(output), *spilled, "--resume"], env=ENV, capture_output=1)
     assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["sparsity"] == 0.5
+    assert json.loads(again.stdout)["sparsity"] == read_report(output).sparsity
     assert b"resuming: " in again.stderr
     assert os.listdir(tmp_path / "spill") == []
-    same(undisturbed, output)
+    same(undisturbed(tmp_path_factory.mktemp("whole") / "out", method), output)
 
 
-def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path, undisturbed):
+def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path):
     output = tmp_path / "out"
-    arguments = ["-m", "prunus", "prune", LLAMA, *LONG, "--resume", "--output", output]
+    arguments = ["-m", "prunus", "prune", LLAMA, *LONG["sparsegpt"], "--resume"]
+    arguments += ["--output", output]
     command = torchrun(2, *arguments)
     run = subprocess.Popen(
         [*command[:3], "--max-restarts=1", *command[3:]], env=ENV, stderr=subprocess.PIPE
@@ -291,7 +328,7 @@ def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path, undisturbed):
     errors = run.communicate()[1].decode()
     assert run.returncode == 0, errors
     assert "start all processes again with --resume" in errors
-    same(undisturbed, output)
+    same(undisturbed(tmp_path / "whole", "sparsegpt"), output)
 
 
 def test_a_bad_argument_is_said_once(tmp_path):

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import prunus
 from conftest import MODELS, load_tiny
 from prunus.base.errors import InputError
-from prunus.run.prepare import check_place
+from prunus.run.inputs import check_place
 
 IDS = torch.randint(0, 500, (2, 16), generator=torch.Generator().manual_seed(0))
 CALLS = {

@@ -15,9 +15,7 @@ from conftest import MODELS, load_tiny
 from prunus.base.errors import CheckpointError
 from prunus.cli.main import app
 from prunus.model.replay import Recording
-from prunus.run import forecast as planning
-from prunus.run import gather as gathering
-from prunus.run import loop as engine
+from prunus.run import rehearse, walk
 
 FAST = {"samples": 4, "length": 48}
 
@@ -69,7 +67,7 @@ def test_a_block_runs_only_where_it_was_put(monkeypatch):
     there = []
 
     @contextmanager
-    def watched(device, block, enter=gathering.on):
+    def watched(device, block, enter=walk.on):
         with enter(device, block):
             there.append(block.name)
             yield
@@ -79,7 +77,7 @@ def test_a_block_runs_only_where_it_was_put(monkeypatch):
         assert len(there) == 1
         return old(self, index, module, *args)
 
-    for module in (engine, planning):
+    for module in (walk, rehearse):
         monkeypatch.setattr(module, "on", watched)
     monkeypatch.setattr(Recording, "advance", advance)
     prunus.plan(MODELS / "llama", method="wanda", **FAST)
@@ -201,7 +199,7 @@ def test_only_what_grows_with_samples_is_scaled(monkeypatch):
     """The solves, and the heads' comparison on 16 samples, are as long with more of them."""
     watched = []
 
-    class Watch(planning.Stopwatch):
+    class Watch(rehearse.Stopwatch):
         def __init__(self):
             super().__init__()
             watched.append(self)
@@ -209,7 +207,7 @@ def test_only_what_grows_with_samples_is_scaled(monkeypatch):
         def seconds(self, *steps):
             return float(len([1 for step, _ in self._steps if step in steps]))
 
-    monkeypatch.setattr("prunus.run.smaller_forecast.Stopwatch", Watch)
+    monkeypatch.setattr("prunus.run.rehearse.Stopwatch", Watch)
     model, tokenizer = load_tiny("llama")
     few = {"tokenizer": tokenizer, "length": 48, "method": "goa", "recovery": "before"}
     plan = prunus.plan(model, samples=200, **few)

@@ -386,9 +386,7 @@ def test_a_finished_run_asks_for_no_memory_for_activations(tmp_path, monkeypatch
         with pytest.raises(NotVerifiedError, match="Mend what that names"):
             prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
     judged = []
-    monkeypatch.setattr(
-        "prunus.run.forecast.fit", lambda need, *rest: judged.append(need.activations)
-    )
+    monkeypatch.setattr("prunus.run.need.fit", lambda need, *rest: judged.append(need.activations))
     prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
     assert judged == [0]
 

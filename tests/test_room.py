@@ -19,7 +19,7 @@ from prunus.maths.gram import Gram
 from prunus.maths.moments import ChannelMoments, Moments
 from prunus.maths.stats import ColumnNorm
 from prunus.run import room
-from prunus.run.forecast import block_bytes, need
+from prunus.run.need import block_bytes, need
 from prunus.run.room import Need, fit, statistics_bytes
 from prunus.text.sampling import DIGESTED, digest
 from test_resume import Ends, tensors
@@ -179,9 +179,8 @@ def prepared(monkeypatch, **run):
     """What a run needs, by its shapes."""
     found = []
     with monkeypatch.context() as patched:
-        for where in ("prunus.api", "prunus.run.smaller_entry"):
-            patched.setattr(f"{where}.make_room", lambda run, need, *_: found.append((run, need)))
-            patched.setattr(f"{where}.carry_out", lambda *args: None)
+        patched.setattr("prunus.api.make_room", lambda run, _: found.append((run, need(run))))
+        patched.setattr("prunus.api.carry_out", lambda *args: None)
         prunus.prune(MODELS / "llama", **run)
     return found[0]
 
@@ -189,7 +188,7 @@ def prepared(monkeypatch, **run):
 def test_needs_are_those_of_the_shapes(monkeypatch, tmp_path):
     where = {"output": tmp_path / "out", "samples": 4, "length": 32}
     run, gram = prepared(monkeypatch, method="sparsegpt", **where)
-    block = run.blocks[0]
+    block = run.job.blocks[0]
     sites = [layer.shape[1] for layer in block.sites.values()]
     assert gram.activations == 4 * 32 * 64 * 4
     assert gram.held == block_bytes(block) + 4 * sum(i * i for i in sites)
@@ -197,7 +196,7 @@ def test_needs_are_those_of_the_shapes(monkeypatch, tmp_path):
     many = need(run, 4000)
     assert many.activations == 1000 * gram.activations
     assert (gram.ids, many.ids) == (0, 3996 * 32 * 8)
-    total = sum(p.numel() * 4 for p in run.weights.model.parameters())
+    total = sum(p.numel() * 4 for p in run.job.model.parameters())
     assert (gram.journal, gram.written) == (total, 2 * total)
     learned = prepared(monkeypatch, method="besa", **where)[1]
     assert learned.activations == 2 * gram.activations

@@ -135,7 +135,13 @@ def test_recovery_without_pruning_gives_the_dense_outputs_back(family):
     dense.block = copy.deepcopy(block.module)
     expected = forward(block, call, hidden)
     context = Context(
-        model, len(blocks), STRUCTURED["goa"].pruner, torch.device("cpu"), Silent(), 0, OneToken()
+        model,
+        len(blocks),
+        STRUCTURED["goa"].build(None),
+        torch.device("cpu"),
+        Silent(),
+        0,
+        OneToken(),
     )
     modules = find_modules(block, call, hidden)
     for module in modules:  # nothing was changed: nothing is

@@ -9,11 +9,13 @@ import torch
 import prunus
 from conftest import MODELS, load_tiny
 from prunus.base.errors import CheckpointError, InputError
+from prunus.base.team import ALONE
 from prunus.maths.shares.units import Quota
 from prunus.model.inspect import inspect
 from prunus.run.observer import Silent
 from prunus.run.units_loop import Seen, prune_units
-from prunus.run.units_notes import noted, restored
+from prunus.run.units_notes import noted, take_up
+from prunus.run.walk import taken_up
 from prunus.storage.journal import Journal, unfinished
 from test_resume import FAST, Ends, end, same, tensors
 
@@ -115,12 +117,14 @@ def test_what_the_diary_says_of_a_block_comes_back_to_the_last_digit(tmp_path):
     seen = Seen(numbers={0: {"self_attn.num_heads": 2}})
     seen.divergences[0] = torch.rand(4, 4, dtype=torch.float64)
     journal = Journal.open(tmp_path / "out", {"a": 1}, False, print)
-    journal.write(block[0], [], None, {}, **noted(block[0], seen, quota))
+    journal.write(block[0], [], {}, noted(block[0], seen, quota))
     journal.close()
     again = Journal.open(tmp_path / "out", {"a": 1}, True, print)
     found, counts = Seen(), Quota((), 0.4, {})
-    assert restored(block[0], found, counts, again, torch.device("cpu")) == []
-    assert restored(block[1], found, counts, again, torch.device("cpu")) is None
+    reports, line = taken_up(block[0], again, ALONE)
+    take_up(block[0], line, found, counts)
+    assert reports == []
+    assert taken_up(block[1], again, ALONE) is None
     again.close()
     assert torch.equal(found.divergences[0], seen.divergences[0])
     assert found.numbers == seen.numbers

@@ -41,6 +41,18 @@ RUNS = {
     "magnitude": {"method": "magnitude"},
     "owl by row": {"method": "sparsegpt", "pattern": "row", "allocation": "owl"},
     "swapped": {"method": "mrp-sm", "pattern": "column", "refine": "swaps"},
+    "besa": {"method": "besa", "settings": {"allocation.steps": 12}},
+    "joint": {
+        "method": "besa", "bits": 4, "group": 16, "quantize": "before",
+        "settings": {"allocation.steps": 6, "allocation.granularity": "two-blocks"},
+    },
+}  # fmt: skip
+UNITS = {
+    "goa": {"method": "goa", "sparsity": 0.4, "recovery": "both"},
+    "threshold": {"method": "goa", "settings": {"heads.threshold": 0.6}},
+    "flap": {"method": "flap", "sparsity": 0.4},
+    "llm-pruner": {"method": "llm-pruner", "sparsity": 0.4},
+    "random": {"method": "random", "settings": {"target": "neurons"}},
 }
 PRUNERS = {
     "sparsegpt layer": SparseGPT(Unstructured("layer"), block_size=8),
@@ -53,6 +65,7 @@ PRUNERS = {
     "swept": Compose(Wanda(), Unstructured("row"), update=SparseGPTSweep(block_size=8)),
 }
 ROWS = (1, 2, 3, 10)
+RESUMED = ("folded", "sparsegpt", "besa", "joint", "goa", "flap")
 
 
 def layer(rows):
@@ -97,7 +110,7 @@ def run_statistics():
 
     def watched(block, *args):
         stats = own(block, *args)
-        if isinstance(stats, dict) and not isinstance(stats, gathering._Weightless):
+        if isinstance(stats, dict) and not isinstance(stats, gathering.Weightless):
             kinds = (ColumnNorm, Gram, TokenSample)
             found.append(
                 {
@@ -207,13 +220,15 @@ def main(folder):
             save_file(named or {"none": torch.zeros(1)}, own / f"{name}.safetensors")
         held = prunus.prune(LLAMA, team=team, method="mrp-sm", **FAST)
         save_file(dict(held.model.model.layers.state_dict()), own / "held.safetensors")
-        for name in ("folded", "sparsegpt"):
-            output = folder / f"{name}-again"
+        for name, run in UNITS.items():
+            prunus.prune(LLAMA, output=folder / name, team=team, **run, **FAST)
+        for name in RESUMED:
+            output, run = folder / f"{name}-again", {**RUNS, **UNITS}[name]
             try:
-                prunus.prune(LLAMA, output=output, team=team, observer=Ends(), **RUNS[name], **FAST)
+                prunus.prune(LLAMA, output=output, team=team, observer=Ends(), **run, **FAST)
             except KeyboardInterrupt:
                 again = {"output": output, "team": team, "resume": True}
-                prunus.prune(LLAMA, **again, **RUNS[name], **FAST)
+                prunus.prune(LLAMA, **again, **run, **FAST)
         other = {"output": folder / "deep" / "none", "team": team, "method": "wanda"}
         said["few"] = error_of(prunus.prune, LLAMA, samples=1, length=64, **other)
         seed = {"seed": team.rank}
