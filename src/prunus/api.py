@@ -131,7 +131,7 @@ def plan(
     observer: Observer | None = None,
     **fields: Any,
 ) -> Plan:
-    """What ``prune`` with the same arguments will cover and cost. Nothing is written.
+    """Forecast what ``prune`` with the same arguments will cover and cost. Write nothing.
 
     >>> prunus.plan("path/to/model", method="mrp-sm", pattern="2:4", output="pruned").peak_bytes
 
@@ -155,7 +155,7 @@ def plan(
 
 @contextmanager
 def _modes_kept(model: Any, always: bool = True) -> Iterator[None]:
-    """A model in memory is in training mode again where it was; or only if this is refused."""
+    """Restore the training mode of a model in memory; or only if an error ends this."""
     modules = list(model.modules()) if isinstance(model, PreTrainedModel) else []
     before = [(module, module.training) for module in modules]
     refused = True
@@ -272,7 +272,7 @@ def _asked(
     tokens_ST: Any,
     inputs: Sequence[Sample] | None,
 ) -> tuple[Recipe, Any]:
-    """The recipe, and the text or the samples that stand beside it instead of in it."""
+    """Return the recipe, and the text or samples that were given beside it."""
     given, samples = fields.get("calibration"), either(tokens_ST, inputs)
     if is_source(given):
         return _recipe(recipe, fields), samples

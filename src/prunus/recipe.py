@@ -110,7 +110,7 @@ class Recipe(BaseModel):
 
     @classmethod
     def of(cls, **fields: Any) -> Recipe:
-        """A recipe from keyword arguments; the method may be an object (see ``own``).
+        """Make a recipe from keyword arguments; the method may be an object (see ``own``).
 
         Raises:
             InputError: an unknown field, or a value of the wrong kind.
@@ -133,7 +133,7 @@ class Recipe(BaseModel):
 
     @classmethod
     def read(cls, path: str | Path, **overrides: Any) -> Recipe:
-        """A recipe from a YAML file, some of its fields replaced."""
+        """Read a recipe from a YAML file, and replace some of its fields."""
         try:
             content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
         except OSError as error:
@@ -147,7 +147,7 @@ class Recipe(BaseModel):
         return cls.of(**content).replaced(**overrides)
 
     def replaced(self, **fields: Any) -> Recipe:
-        """The same with some fields replaced.
+        """Return the same recipe with some fields replaced.
 
         Settings are merged. What a new field leaves without a meaning goes: a sparsity beside a new
         N:M or a new number of parameters, settings of a part that another takes the place of, and
@@ -179,7 +179,7 @@ class Recipe(BaseModel):
         return new
 
     def to_yaml(self, model: str) -> str:
-        """The file that is written beside the checkpoint."""
+        """Return the text of the file that is written beside the checkpoint."""
         fields = {"model": model, **self.model_dump(exclude_none=True)}
         if _alone(self.pattern):
             fields.pop("sparsity", None)  # N:M says it
@@ -187,7 +187,7 @@ class Recipe(BaseModel):
         return text if self._row is None else OWN.format(spelled(self.build().weights)) + text
 
     def build(self) -> Composition:
-        """The pruner, how much of each layer is removed, and of all of it.
+        """Return the pruner, its allocation, and how much is removed in all.
 
         An N:M pattern brings its own sparsity, otherwise it is one half. (``quantize`` removes
         nothing unless a pattern says what is 0 already.) Heads and neurons lose a fifth.
@@ -228,7 +228,7 @@ class Recipe(BaseModel):
         return Composition(pruner, allocation, sparsity)
 
     def grid(self) -> Grid | None:
-        """The integer grid of the kept weights, where there is one."""
+        """Return the integer grid of the kept weights, where there is one."""
         if self.bits is None:
             given = {"group": self.group, "quantize": self.quantize, "pack": self.pack or None}
             for name, value in given.items():

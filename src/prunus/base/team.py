@@ -113,6 +113,11 @@ class Team:
         """Sum over the processes, in place and in their order: the same bits on each."""
         if self.size == 1:
             return
+        if not tensor.is_contiguous():
+            whole = tensor.contiguous()
+            self.sum_(whole)
+            tensor.copy_(whole)
+            return
         for part in tensor.view(-1).split(PIECE):
             total = torch.zeros_like(part)
             for rank in range(self.size):

@@ -102,7 +102,7 @@ def _fail(message: str, kind: str, json: bool) -> NoReturn:
 
 
 def print_error(kind: str, message: str) -> None:
-    """The JSON object to stdout in place of a result."""
+    """Print a JSON object to stdout in place of a result."""
     print_json({"error": {"type": kind, "message": message}})
     sys.stdout.flush()
 
@@ -133,12 +133,12 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def print_line(text: str = "") -> None:
-    """A line of the result, to stdout."""
+    """Print a line of the result to stdout."""
     typer.echo(text)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A part of the result, to stdout."""
+    """Print a part of the result to stdout."""
     table = Table(*columns, box=None)
     for row in rows:
         table.add_row(*row)

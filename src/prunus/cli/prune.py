@@ -271,7 +271,7 @@ def run(
 
 
 def print_stored(report: PruningReport, output: Path) -> None:
-    """What the checkpoint holds, and what to do next."""
+    """Print what the checkpoint holds, and what to do next."""
     if report.packed:
         print_line(f"  Stored as integers: {report.grid}; needs compressed-tensors to be loaded.")
         print_line("  transformers unpacks them as it loads: small on disk alone.")
@@ -311,7 +311,7 @@ def together(
 
 
 def request(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``prunus.prune``: options by their names, those that were given."""
+    """Return the arguments of ``prunus.prune``: the options that were given, by name."""
     from ..base.errors import InputError
 
     given = {name: value for name, value in given.items() if value is not None and name != "json"}

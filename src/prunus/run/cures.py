@@ -22,7 +22,7 @@ CURES = (
 
 
 def explained(verification: Verification, kept: Path | None) -> str:
-    """A failed verification in words: what is wrong, what is ``kept``, and how to go on.
+    """Put a failed verification into words: what is wrong, what is ``kept``, and how to go on.
 
     ``kept`` is the folder of the journal; None: the model is in memory.
     """

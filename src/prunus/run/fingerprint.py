@@ -42,7 +42,7 @@ def fingerprint(
 
 
 def defaults() -> dict[str, Any]:
-    """What stands for fields of a recipe that an earlier version did not know."""
+    """Return what stands for fields of a recipe that an earlier version did not know."""
     return {
         f"recipe {name}": field.get_default(call_default_factory=True)
         for name, field in Recipe.model_fields.items()
@@ -50,7 +50,7 @@ def defaults() -> dict[str, Any]:
 
 
 def choices(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's fields, but for those that stand there in other words; and what they spell."""
+    """Return the recipe's fields, without those that are hashed elsewhere, and the method's code."""
     fields = {f"recipe {k}": v for k, v in recipe.model_dump().items() if k not in ELSEWHERE}
     if recipe.structured:
         return fields
@@ -59,7 +59,7 @@ def choices(recipe: Recipe) -> dict[str, Any]:
 
 
 def _files(checkpoint: str | Path) -> dict[str, str]:
-    """A hash of every file that decides what the model is; a hub id's commit."""
+    """Hash every file that decides what the model is; of a hub id, return the commit."""
     source = find(checkpoint)
     if source.hub is not None:
         model, _, commit = source.hub.rpartition("@")

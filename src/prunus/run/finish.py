@@ -67,11 +67,11 @@ class Result:
         return load_model(cast(Path, self.output), trust_remote_code=self.trust_remote_code)
 
     def __repr__(self) -> str:
-        """A few lines."""
+        """Show a few lines."""
         return shown.as_text(self._facts(), TITLE)
 
     def _repr_html_(self) -> str:
-        """The same in a notebook, with a table of the layers."""
+        """Show the same in a notebook, with a table of the layers."""
         return shown.as_html(self.report, self._facts(), TITLE)
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -80,7 +80,7 @@ class Result:
         )
 
     def to_pandas(self) -> Any:
-        """A ``pandas.DataFrame`` with a row for each layer; pandas must be installed.
+        """Return a ``pandas.DataFrame`` with a row for each layer; pandas must be installed.
 
         >>> result.to_pandas().sort_values("relative_output_error").tail()
         """
@@ -153,7 +153,7 @@ def _with_source(report: PruningReport, orders: Orders, job: Job) -> PruningRepo
 
 @contextmanager
 def _journal(run: Run, request: Request, output: Path) -> Iterator[Journal | None]:
-    """The first process's; what is done when the run ends early stays, if it is something."""
+    """Open the first process's journal; keep finished blocks if the run ends early."""
     journal, job = None, run.job
     with job.team.agreed():
         if job.team.first and request.path is not None:
@@ -211,7 +211,7 @@ def _texts(
 def _verified(
     folder: Path, observer: Observer, trust_remote_code: bool, kept: Path | None = None
 ) -> Verification:
-    """What ``verify`` found in a checkpoint that is about to get its name.
+    """Verify a checkpoint that is about to get its name.
 
     Raises:
         NotVerifiedError: it must not have that name; says what to change, and what is ``kept``.

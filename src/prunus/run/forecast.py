@@ -194,7 +194,7 @@ class Room:
             return cls(spill, available, str(error))
 
     def beside(self, needed: Need, peak: int) -> dict[str, Any]:
-        """What there is beside what is needed, for the fields of a plan."""
+        """Compare what is needed with what there is, for the fields of a plan."""
         problem, spills = self.problem, self.spill is None and needed.activations > 0
         if problem is None and peak > self.available:
             cure = levers(needed, self.available, spills, peak)

@@ -78,7 +78,7 @@ def inputs(
 
 
 def named(model: Any, loaded: PreTrainedModel) -> str:
-    """What the report calls the model.
+    """Return the name that the report gives the model.
 
     A path from the root, a hub id with its commit, or that the model was in memory.
     """
@@ -158,7 +158,7 @@ def _check_text(model: PreTrainedModel, recipe: Recipe, spill: Path | None, team
 def _documents(
     recipe: Recipe, tokenizer: Any, given: Given | None, observer: Observer
 ) -> Documents | None:
-    """The calibration text; None where there is none, or none yet."""
+    """Return the calibration text; None where there is none, or none yet."""
     source = recipe.calibration or "none"
     if source in ("none", IDS):
         if source == IDS and (recipe.bos, recipe.field) != ("auto", None):

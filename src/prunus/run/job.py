@@ -112,7 +112,7 @@ class Job:
     def recording(
         self, samples: int | None = None, within: AbstractContextManager[Any] | None = None
     ) -> Recording | None:
-        """This process's calibration samples, or the first of them, at the first block.
+        """Record this process's calibration samples, or the first of them, at the first block.
 
         ``within`` is entered while the model's calls are recorded.
         """

@@ -66,12 +66,12 @@ class Unit:
         return hidden
 
     def target(self, sample: int) -> Tensor:
-        """The reference."""
+        """Return what should come out."""
         return self.targets[sample - self.recording.first].to(self.device)
 
 
 def _with(block: Block, weights: Mapping[str, Tensor]) -> Any:
-    """The block with some of its layers' weights replaced for a call."""
+    """Return a call of the block with some of its layers' weights replaced."""
     own: dict[str, Tensor] = {}
     experts: dict[str, list[Tensor]] = {}  # in order, and all of them: they are planned together
     for layer in block.layers:
@@ -122,7 +122,7 @@ class Learner:
     _clipping: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, block: Block) -> tuple[Plan, BlockPruner]:
-        """The block's plan; and the pruner, with clipping strengths where those were learned too.
+        """Return the block's plan, and the pruner with any clipping strengths that were learned.
 
         The block is at hand and dense.
         """
@@ -155,7 +155,7 @@ class Learner:
             self.owed = known["owed"]
 
     def _known(self, unit: Sequence[Block]) -> tuple[Any, bool]:
-        """What an earlier run learned of the unit, and whether a block of it is still to do."""
+        """Return what an earlier run learned for the unit, and whether a block is still to do."""
         journal, known, open_ = self.journal, None, True
         if journal is not None:
             known = journal.learned.get(unit[0].index)
@@ -197,7 +197,7 @@ class Learner:
     def _look(
         self, unit: Sequence[Block], layers: Sequence[Layer]
     ) -> tuple[dict[str, Tensor], Hidden]:
-        """The scores of the unit's layers, dense, on the pruned stream; and the targets."""
+        """Score the unit's dense layers on the pruned stream, and find the targets."""
         still = self.reference is not None and len(unit) == 1
         ahead = self.recording if still else self.recording.copy()
         stats: dict[str, Statistics] = {}
@@ -214,7 +214,7 @@ class Learner:
         return scores, (self.reference or ahead).hidden
 
     def _budgets(self, layers: Sequence[Layer]) -> list[Budget]:
-        """The layers that meet a target together."""
+        """Group the layers that meet a target together."""
         halves: dict[Any, list[Layer]] = {}
         apart = self.allocation.granularity == "attention-mlp"
         for layer in layers:

@@ -110,7 +110,7 @@ def _arranged(
     plan: Plan,
     pruner: BlockPruner,
 ) -> Iterator[tuple[Mapping[str, Statistics], Mapping[str, Mapping[str, Any]]]]:
-    """The block's channels in the orders that the pruner wants, if it wants any."""
+    """Put the block's channels into the orders that the pruner wants, if any."""
     if channels is None or pruner.ordering is None:
         yield stats, {}
         return
@@ -119,7 +119,7 @@ def _arranged(
 
 
 def _stages(block: Block, plan: Plan, true_sequential: bool) -> list[Plan]:
-    """The plan of the block's layers, whole or site by site: one gathering of statistics each.
+    """Split the block's plan into stages, each with a gathering of statistics of its own.
 
     The sites of all experts that read alike count as one.
     """
@@ -176,7 +176,7 @@ def _prune(
 def _named(
     pruning: Iterator[tuple[LayerView, Pruned]], block: Block, plan: Plan
 ) -> Iterator[tuple[Layer, Pruned]]:
-    """The same, with the layer's name in the message when its numbers go wrong."""
+    """Pass the layers on, with their names in the message when numbers go wrong."""
     layers = {layer.name: layer for layer in block.planned(plan)}
     left = dict(layers)
     try:

@@ -39,7 +39,7 @@ def make_room(run: Run, request: Request) -> None:
 
 
 def need(run: Run, samples: int | None = None) -> Need:
-    """What the run holds. With ``samples`` there will be that many, where it was given fewer."""
+    """Reckon what the run holds; ``samples`` is how many there will be, if it was given fewer."""
     if isinstance(run, UnitsRun):
         return _of_units(run, samples)
     return _of_weights(run, samples)
@@ -72,7 +72,7 @@ def _of_units(run: UnitsRun, samples: int | None) -> Need:
 
 
 def _of(job: Job, statistics: int, streams: int, samples: int | None) -> Need:
-    """The same of any run, whose ``statistics`` of a block are known."""
+    """Reckon the same for any run whose ``statistics`` of a block are known."""
     ids_ST, hidden, team = job.ids_ST, job.traced.inputs[0], job.team
     count = 0 if ids_ST is None else len(ids_ST) if samples is None else samples
     length = 0 if ids_ST is None else -(-ids_ST.numel() // len(ids_ST))  # in the mean
@@ -94,7 +94,7 @@ def _of(job: Job, statistics: int, streams: int, samples: int | None) -> Need:
 
 
 def _module_bytes(module: Depth2, run: UnitsRun) -> int:
-    """The sums over tokens of one module."""
+    """Return the size of one module's sums over tokens."""
     if run.job.ids_ST is None:
         return 0
     pruner, score, meta = run.pruner, run.pruner.score(module.unit), torch.device("meta")

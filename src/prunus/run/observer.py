@@ -18,7 +18,7 @@ class Observer(Protocol):
         ...
 
     def block(self, index: int, total: int, name: str, step: str) -> None:
-        """A step of a block begins.
+        """Hear that a step of a block begins.
 
         "order", "learn", "record", "prune" or "advance"; where heads and neurons go, also
         "gradients" (of the whole model), "recover", "compare" (heads), and "look record" … while
@@ -27,15 +27,15 @@ class Observer(Protocol):
         ...
 
     def sample(self, done: int, total: int) -> None:
-        """A calibration sample went through the block, in the step that runs."""
+        """Hear that a calibration sample went through the block, in the step that runs."""
         ...
 
     def layer(self, report: LayerReport) -> None:
-        """A layer has been pruned and written."""
+        """Hear that a layer has been pruned and written."""
         ...
 
     def done(self) -> None:
-        """The last block is done."""
+        """Hear that the last block is done."""
         ...
 
 

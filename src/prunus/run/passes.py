@@ -50,7 +50,7 @@ def outliers(
     plan: Plan,
     **where: Any,
 ) -> dict[int, float]:
-    """The share of outliers in each block that has a plan, by index. Consumes the recording.
+    """Count the share of outliers in each block that has a plan. Consume the recording.
 
     ``where``: device, observer and team, as for ``dense_pass``.
     """
@@ -75,7 +75,7 @@ def residual_order(
     observer: Observer,
     team: Team = ALONE,
 ) -> Tensor:
-    """The one order of the residual stream, from a pass over the dense blocks.
+    """Find the one order of the residual stream, in a pass over the dense blocks.
 
     Of the scores of all planned layers that read the stream ``ordering.rows`` rows are held.
     Consumes the recording.

@@ -71,7 +71,7 @@ class Request:
         return how_many(self.given, self.recipe.samples)
 
     def few(self, samples: int) -> Request:
-        """The same with no more samples than that."""
+        """Return the same request with at most that many samples."""
         least = min(self.samples, samples)
         return replace(self, recipe=self.recipe.model_copy(update={"samples": least}))
 
@@ -115,7 +115,7 @@ def _prepared(request: Request) -> tuple[Run, Any]:
 
 
 def _filled(recipe: Recipe, given: Given | None) -> tuple[Recipe, Composition]:
-    """The recipe with its defaults filled in, and what it spells."""
+    """Fill in the recipe's defaults, and build what it spells."""
     built = recipe.build()
     source = source_name(recipe.calibration, "builtin" if built.reads_text else "none", given)
     if built.reads_text and source == "none":

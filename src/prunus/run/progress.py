@@ -68,11 +68,11 @@ class PruningBar:
             self._cell.show(last=True)
 
     def say(self, message: str) -> None:
-        """A sentence above the bar."""
+        """Print a sentence above the bar."""
         console.print(escape(message), soft_wrap=True)
 
     def block(self, index: int, total: int, name: str, step: str) -> None:
-        """A step of a block begins; each pass over the model has a bar of its own."""
+        """Begin a step of a block; each pass over the model has a bar of its own."""
         step, asked = step.removeprefix(LOOK), step
         what = "looking" if asked != step else PASSES.get(step, self._verb)
         if self._where != (what, index):
@@ -88,7 +88,7 @@ class PruningBar:
         self._move(self._at)
 
     def sample(self, done: int, total: int) -> None:
-        """A sample is through; it has its share of the block's time."""
+        """Advance by a sample's share of the block's time."""
         self._move(self._at + self._share * done / total)
 
     def _move(self, completed: float) -> None:
@@ -98,7 +98,7 @@ class PruningBar:
         self._cell.show()
 
     def layer(self, report: LayerReport) -> None:
-        """A layer is done."""
+        """Advance by a layer."""
         self._last = report
         if self._task is not None:
             # the count before it says which block
@@ -115,7 +115,7 @@ class PruningBar:
             self._bars.update(self._task, completed=total, now="done")
 
     def _log(self) -> None:
-        """A line for the block that is done, where no bar is drawn."""
+        """Print a line for a finished block where no bar is drawn."""
         if self._last is None or drawn():
             return
         seconds = time.perf_counter() - self._begun
@@ -131,7 +131,7 @@ def _state(report: LayerReport) -> str:
 
 
 def bars(now: str) -> Bars:
-    """A progress bar on stderr: number done, time left, and what is going on."""
+    """Make a progress bar on stderr: number done, time left, and what is going on."""
     return Bars(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=12),
@@ -208,7 +208,7 @@ def watching(
 
 
 def hearing(observer: Observer | None) -> Observer:
-    """The same for sentences alone: no bar begins."""
+    """Choose an observer for sentences alone, which begins no bar."""
     if observer is not None:
         _check(observer)
         return observer

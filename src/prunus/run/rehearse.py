@@ -150,7 +150,7 @@ def _one_block(run: WeightsRun, block: Block) -> dict[str, float]:
 
 @contextmanager
 def _kept(run: WeightsRun, block: Block) -> Iterator[None]:
-    """A model in memory gets its weights back; a streamed one's are read anew anyway."""
+    """Give a model in memory its weights back; a streamed one's are read anew anyway."""
     held = isinstance(run.job.weights, InMemory)
     before = copy.deepcopy(block.module.state_dict()) if held else None
     try:

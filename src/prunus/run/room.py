@@ -73,7 +73,7 @@ def fit(
     output: Path | None,
     say: Callable[[str], None] = lambda message: None,
 ) -> Path | None:
-    """The folder for activations: ``spill``, or one that is chosen here for want of memory.
+    """Return the folder for activations: ``spill``, or one chosen here for want of memory.
 
     ``output`` is where the checkpoint shall be; None: nothing is written. The user is told of what
     is chosen here.
@@ -99,7 +99,7 @@ def fit(
 
 
 def gib(size: float) -> str:
-    """A size in words."""
+    """Put a size into words."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 
@@ -115,7 +115,7 @@ def statistics_bytes(kinds: Iterable[type[Statistic]], features: int) -> int:
 
 
 def _memory(need: Need, device: torch.device) -> int:
-    """What one process may take there: CUDA devices are not shared."""
+    """Return the bytes that one process may take there; CUDA devices are not shared."""
     return available_on(device) // (1 if device.type == "cuda" else need.beside)
 
 
@@ -129,7 +129,7 @@ def _check_fixed(need: Need) -> None:
 
 
 def _said(need: Need, there: int) -> str:
-    """What the run holds where its activations are, and what is there."""
+    """Say what the run holds where its activations are, and what is there."""
     cuda = need.home.type == "cuda"
     parts = {
         f"the activations of {need.samples:,} samples of {need.length:,} tokens": need.activations,
@@ -148,7 +148,7 @@ def _each(need: Need) -> str:
 
 
 def levers(need: Need, there: int, spilling: bool, total: int | None = None) -> str:
-    """What to change.
+    """Say what to change.
 
     Args:
         need: of the run.
@@ -187,7 +187,7 @@ def _why_not(folder: Path) -> str:
 
 
 def _elsewhere(need: Need) -> Path | None:
-    """The system's temporary folder, if it is a disk that takes the activations."""
+    """Return the system's temporary folder, if it is a disk with room for the activations."""
     folder = Path(tempfile.gettempdir())
     if is_in_memory(folder) or need.activations * need.beside > FULL * free_disk(folder):
         return None
@@ -195,7 +195,7 @@ def _elsewhere(need: Need) -> Path | None:
 
 
 def _check_disks(need: Need, spill: Path | None, output: Path | None) -> None:
-    """The disks of the activations and of the output, which may be one."""
+    """Raise RoomError if a disk is too small for activations or output; they may share one."""
     spilled = need.activations * need.beside if spill is not None else 0
     if spill is not None and spilled > free_disk(spill):
         raise RoomError(

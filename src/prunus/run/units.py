@@ -125,7 +125,7 @@ class UnitsRun:
         self.job.check_same()
 
     def _check(self) -> None:
-        """What can be refused before any look at text is."""
+        """Reject what can be rejected before any text is read."""
         share = self.share
         if self.pruner.allocation == "uniform" and not self.threshold:
             check(self.modules, uniform(self.modules, share), share)
@@ -211,7 +211,7 @@ class UnitsRun:
     def _smaller(
         self, before: Before, quota: Quota, reports: Sequence[LayerReport], seen: Seen
     ) -> StructuredReport:
-        """What came of it; the widths are with the model from here on."""
+        """Report what is left, and leave the widths with the model."""
         widths, dear = self._widths(quota.counts, seen), self.token.multiply_adds
         return StructuredReport(
             parameters=(before.parameters, _count(self.job.model)),
@@ -253,7 +253,7 @@ class UnitsRun:
         )  # fmt: skip
 
     def _recording(self) -> Recording | None:
-        """The samples at the first block; with explicit masks where attention is looked at."""
+        """Record the samples at the first block, with explicit masks where attention is compared."""
         return self.job.recording(
             within=eager(self.job.model) if self.pruner.wants("maps") else None
         )
@@ -359,7 +359,7 @@ def check_text(recipe: Recipe, pruner: UnitPruner, ids_ST: Samples | None) -> No
 
 
 def _chosen(recipe: Recipe, blocks: int) -> range:
-    """The blocks that are to lose units."""
+    """Return the indices of the blocks that are to lose units."""
     if recipe.blocks is None:
         return range(blocks)
     return block_range("--blocks", recipe.blocks, blocks)
@@ -383,7 +383,7 @@ def _by_key(counts: Mapping[str, int] | None) -> dict[Key, int] | None:
 
 
 def _rehearsed(block: Block, traced: Trace, pruner: UnitPruner) -> list[Depth2]:
-    """What can lose units in a block that is at hand, after a trial of that."""
+    """Find the modules of a block that can lose units, and try it on each."""
     call, hidden = traced.calls[block.index], traced.inputs[block.index]
     modules = find_modules(block, call, hidden, pruner.units)
     for module in modules:

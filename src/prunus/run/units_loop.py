@@ -57,7 +57,7 @@ class Seen:
         self.note(step, gathered)
 
     def note(self, step: Step, gathered: Gathered) -> None:
-        """The same, of what was gathered."""
+        """Score the module from what was gathered."""
         key = step.module.block, step.module.unit
         self.scores[key] = step.context.scored(step.block, step.module, gathered)
         if gathered.divergence_HH is not None:
@@ -141,14 +141,14 @@ def _last(modules: Sequence[Depth2]) -> int:
 
 
 def _of(block: Block, modules: Sequence[Depth2], context: Context) -> list[Depth2]:
-    """The block's modules, with their indices on the device."""
+    """Return the block's modules, with their indices on the device."""
     return [moved(module, context.device) for module in modules if module.block == block.index]
 
 
 def _taken_up(
     block: Block, seen: Seen, quota: Quota, journal: Journal | None, context: Context
 ) -> list[LayerReport] | None:
-    """An earlier run's reports, its tensors in the block; None where it is still to do."""
+    """Put an earlier run's tensors into the block and return its reports; None: still to do."""
 
     def fit(block: Block, noted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         resize(block.name, block.module, tensors)

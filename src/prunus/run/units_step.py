@@ -69,7 +69,7 @@ class Step:
         return facts
 
     def _aim(self, layers: list[Layer], dense: DenseStream) -> list[Solved]:
-        """The layers' weights at the dense stream's outputs, on the pruned stream's inputs."""
+        """Fit the layers' weights to the dense stream's outputs on the pruned stream's inputs."""
         assert self.recording is not None
         halves = [Regression.several(layers, self.context.device) for _ in range(2)]
         self.context.announce(self.block, "recover")
@@ -110,7 +110,7 @@ class Step:
                 part.update(inputs[0], targets[layer], gram=part is half[0])
 
     def repair(self, keep_U: Tensor, halves: tuple[Moments, Moments]) -> dict[str, Any]:
-        """The second level's weights on its remaining inputs, at what it puts out with all."""
+        """Fit the second level's remaining weights to what it puts out with all its inputs."""
         reader = self.module.reader
         old_OA = joined(reader.weight_OI, reader.bias_O)
         columns = self.module.columns_UN[keep_U].flatten().sort().values
@@ -196,7 +196,7 @@ class Step:
         ]
 
     def _inside(self, layer: Layer) -> str:
-        """The layer's name within the block."""
+        """Return the layer's name within the block."""
         return layer.name.removeprefix(f"{self.block.name}.")
 
 

@@ -153,7 +153,7 @@ class WeightsRun:
         return Channels.of(job.weights, job.blocks, job.traced, sample, fold)
 
     def _ordered(self, journal: Journal | None) -> Channels | None:
-        """The residual stream is in its order already, if it is to have one."""
+        """Put the residual stream into its order, if it is to have one."""
         channels, ordering, job = self.channels(), self.pruner.ordering, self.job
         if channels is not None and ordering is not None and channels.residual is not None:
             order_I = journal.residual if journal is not None else None
@@ -185,7 +185,7 @@ class WeightsRun:
         )  # fmt: skip
 
     def alike(self, layers: Sequence[Layer]) -> Plan:
-        """A plan for these layers without any look at text, for a rehearsal."""
+        """Plan these layers without any text, for a rehearsal."""
         if isinstance(self.allocation, Uniform):
             return {layer.name: self.plan[layer.name] for layer in layers}
         return self._settled(layers, [torch.zeros(1)] * len(layers))
@@ -195,7 +195,7 @@ class WeightsRun:
         return settle(layers, shares, patterns, total(layers, self.plan)[0])[0]
 
     def _allocated(self, journal: Journal | None) -> Plan:
-        """The plan; with OWL after a dense pass, unless an earlier run has made it."""
+        """Return the plan; with OWL after a dense pass, unless an earlier run has made it."""
         if not isinstance(self.allocation, OWL):
             return self.plan
         job = self.job
@@ -212,13 +212,13 @@ class WeightsRun:
 
 
 def _curves(journal: Journal | None) -> list[dict[str, Any]]:
-    """What earlier runs learned, unit after unit."""
+    """Return what earlier runs learned, unit by unit."""
     learned = journal.learned if journal is not None else {}
     return [learned[index]["curve"] for index in sorted(learned)]
 
 
 def _check_gated(method: str, blocks: Sequence[Block]) -> None:
-    """A method for gated MLPs must have one in front of it."""
+    """Raise UnsupportedModelError for a method about gated MLPs on a model without one."""
     if method in METHODS and METHODS[method].gated and not any(block.gated for block in blocks):
         raise UnsupportedModelError(
             f"{method} needs a gated MLP (gate, up and down projections), and none of the blocks "

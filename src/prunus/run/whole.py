@@ -76,7 +76,7 @@ def _size(source: Source, dtype: str) -> int:
 
 
 def _declared(folder: Path) -> str:
-    """The dtype of config.json, which transformers reads weights in; empty: as they are."""
+    """Return the dtype in config.json, in which transformers reads weights; empty: as stored."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return str(config.get("dtype") or config.get("torch_dtype") or "")

@@ -26,7 +26,7 @@ def load(
     sparse: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A model in eval mode from a folder, a hub id or a GGUF.
+    """Load a model in eval mode from a folder, a hub id or a GGUF.
 
     Layers that were pruned with ``--permutation gather`` get their weights in the order of the
     pattern, and an index before them.

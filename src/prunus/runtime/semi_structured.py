@@ -61,7 +61,7 @@ def to_semi_structured(model: PreTrainedModel, layers: Sequence[LayerReport]) ->
 
 
 def check_layout(name: str, weight_OI: Tensor) -> None:
-    """What ``to_sparse_semi_structured`` asks of a weight, looked at on any device.
+    """Check on any device what ``to_sparse_semi_structured`` asks of a weight.
 
     Two nonzero values at most in every four consecutive inputs, float16 or bfloat16 (in float32 the
     hardware's pattern is 1:2), and sides that are multiples of 32 and 64.
