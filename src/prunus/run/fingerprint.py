@@ -50,7 +50,7 @@ def defaults() -> dict[str, Any]:
 
 
 def choices(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe's fields, without those that are hashed elsewhere, and the method's code."""
+    """Return the recipe's fields, without those hashed elsewhere, and the method's code."""
     fields = {f"recipe {k}": v for k, v in recipe.model_dump().items() if k not in ELSEWHERE}
     if recipe.structured:
         return fields

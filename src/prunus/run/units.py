@@ -253,7 +253,7 @@ class UnitsRun:
         )  # fmt: skip
 
     def _recording(self) -> Recording | None:
-        """Record the samples at the first block, with explicit masks where attention is compared."""
+        """Record the samples at the first block, with explicit masks if heads are compared."""
         return self.job.recording(
             within=eager(self.job.model) if self.pruner.wants("maps") else None
         )
