@@ -163,10 +163,11 @@ class Watched:
     def accept(self, rows_R, better_R): ...
 
 
-def test_a_bundle_has_a_twentieth_of_a_rows_weights_at_first_then_twice_or_half_as_many():
+@pytest.mark.parametrize("pattern", [Unstructured("row"), NM(2, 4)], ids=str)
+def test_a_bundle_has_a_twentieth_of_a_rows_weights_at_first_then_twice_or_half_as_many(pattern):
     mask_OI = torch.arange(200) % 2 == 0
     values = Watched(2, helps=1)
-    cells = Cells.of(Unstructured("row"), (2, 200))
+    cells = Cells.of(pattern, (2, 200))
     exchange(mask_OI.expand(2, -1), values, cells, rounds=20)
     expected = [10, 20, 10, 5, 2, 1]
     assert values.exchanged == [[n, n] for n in expected]
