@@ -60,6 +60,24 @@ def test_the_scale_is_the_best_of_all_that_are_tried(layer, bits, group):
         assert exponent > 0  # two of the inputs are twenty times as large as the others
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_layers_that_share_a_scale_count_alike_whatever_their_size(seed):
+    """One wants small exponents, the other large ones; a hundred times as large neither decides."""
+    generator = torch.Generator().manual_seed(seed)
+    size_I = torch.tensor([20.0, 8.0] + 14 * [1.0])
+    gram_II = gram_of(torch.randn(200, 16, generator=generator) * size_I)
+    one_OI, other_OI = (torch.randn(4, 16, generator=generator) for _ in range(2))
+    other_OI[:, :2] *= 0.02
+
+    def exponent(*weights):
+        return input_scale(weights, gram_II, Grid(3, None), steps=10)[1]
+
+    assert exponent(one_OI) < exponent(other_OI)
+    expected = exponent(one_OI, other_OI)
+    assert exponent(100 * one_OI, other_OI) == expected
+    assert exponent(one_OI, 100 * other_OI) == expected
+
+
 @pytest.mark.parametrize("group", [None, 16, 20, 100])
 def test_clipping_is_the_best_of_each_group_and_never_worse_for_a_row(layer, group):
     weight_OI, inputs_TI, _ = layer

@@ -188,6 +188,15 @@ def test_greedy_is_for_two_four():
         Greedy()(scores(), NM(4, 8), 0.5)
 
 
+def test_the_greedy_search_returns_the_best_order_seen_not_the_last():
+    """One seed: a longer search begins with the shorter one, and an escape may lose."""
+    for seed in range(3):
+        score_OI = scores(outputs=8, inputs=24, seed=seed)
+        orders = [Greedy(escapes=n)(score_OI, TWO_FOUR, 0.5).tolist() for n in range(9)]
+        kept = [literal_retained(score_OI, order, 2, 4) for order in orders]
+        assert kept == sorted(kept)
+
+
 def test_composed_masks_have_the_pattern_in_the_order_and_keep_what_it_promises():
     weight_OI = scores() - 0.5
     pruner = InOrder(Compose(Magnitude(), TWO_FOUR), Magnitude())

@@ -6,14 +6,16 @@ import torch
 
 from conftest import GATED, load_tiny
 from prunus.base.errors import UnsupportedModelError
-from prunus.maths.patterns import NM, Unstructured
-from prunus.maths.pruners import Compose, DaSS, EachLayer, InOrder
+from prunus.maths.patterns import NM, Unstructured, removed
+from prunus.maths.pruners import MRP, Compose, DaSS, EachLayer, InOrder
+from prunus.maths.pruners.sparsegpt import block_sparsity
 from prunus.maths.scores import DaSS as DaSSScore
 from prunus.maths.scores import Magnitude, Wanda
 from prunus.maths.stats import ColumnNorm, TokenSample, gather
 from prunus.model.inspect import inspect, start
 from prunus.run.loop import prune_blocks
 from prunus.run.observer import Silent
+from test_updates import optimum, problem
 
 
 @dataclass(frozen=True)
@@ -141,3 +143,42 @@ def test_each_layer_uses_the_statistics_of_its_own_site():
         Wanda()(dense[down.name], gather(activations_TI, (ColumnNorm,))), 0.5
     )
     assert torch.equal(down.weight_OI != 0, expected_OI)
+
+
+@pytest.mark.parametrize("group", ["layer", "row"])
+def test_mrp_masks_what_algorithm_1_does_block_by_block(group):
+    """Before each block every weight takes its best value for the mask so far: a direct solve."""
+    weight_OI, stats, matrix_II = problem()
+    pruner = MRP(Unstructured(group), block_size=8, between=1e-10)
+    mask_OI = torch.ones(12, 32, dtype=torch.bool)
+    diagonal_I = torch.linalg.inv(matrix_II).diagonal()
+    for lo in range(0, 32, 8):
+        now_OI = optimum(weight_OI, mask_OI, matrix_II)
+        score_OB = (now_OI.square() / (2 * diagonal_I))[:, lo : lo + 8]
+        score_GN = score_OB.reshape(1, -1) if group == "layer" else score_OB
+        keep_GN = torch.ones_like(score_GN, dtype=torch.bool)
+        keep_GN.scatter_(1, score_GN.argsort(1)[:, : score_GN.shape[1] // 2], False)
+        mask_OI[:, lo : lo + 8] = keep_GN.view(12, 8)
+    assert torch.equal(pruner(weight_OI, stats, 0.5).mask_OI, mask_OI)
+    assert not torch.equal(
+        MRP(Unstructured(group), block_size=0)(weight_OI, stats, 0.5).mask_OI, mask_OI
+    )
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.51, 0.99])
+@pytest.mark.parametrize("block", [1, 3, 7])
+def test_after_every_block_as_many_are_gone_as_the_share_of_all_so_far(sparsity, block):
+    """Nothing is lost to the rounding of single blocks; per layer, per row, rows of their own."""
+    each_O = torch.tensor([0.0, sparsity, 0.29, 1.0, 0.5])
+    gone_layer, gone_row, gone_O = 0, 0, torch.zeros(5, dtype=torch.int64)
+    for lo in range(0, 21, block):
+        hi = lo + block
+        of_layer = block_sparsity(Unstructured("layer"), sparsity, 5, lo, hi)
+        of_row = block_sparsity(Unstructured("row"), sparsity, 5, lo, hi)
+        gone_layer += removed(of_layer, 5 * block)
+        gone_row += removed(of_row, block)
+        gone_O += removed(block_sparsity(Unstructured("row"), each_O, 5, lo, hi), block)
+        percent = round(100 * sparsity)
+        assert gone_layer == percent * 5 * hi // 100
+        assert gone_row == percent * hi // 100
+        assert gone_O.tolist() == [p * hi // 100 for p in (0, percent, 29, 100, 50)]

@@ -10,8 +10,10 @@ from prunus.maths.gram import Gram
 from prunus.maths.patterns import NM, Unstructured
 from prunus.maths.pruners import MRP, Compose, SparseGPT
 from prunus.maths.refinements import Swaps
+from prunus.maths.refinements.bundles import exchange
 from prunus.maths.refinements.cells import Cells
-from prunus.maths.refinements.dense import one_by_one
+from prunus.maths.refinements.compensated import _OptimalValues
+from prunus.maths.refinements.dense import _DenseValues, one_by_one
 from prunus.maths.scores import OBS, Wanda
 from prunus.maths.stats import ColumnNorm, gather
 from prunus.maths.updates import LeastSquares
@@ -113,6 +115,75 @@ def test_compensated_swaps_come_near_the_best_mask_of_all():
     )
     assert best <= after < before
     assert after - best < 0.5 * (before - best)
+
+
+@pytest.mark.parametrize("against", ["dense", "compensated"])
+def test_prices_are_what_one_weight_changes(monkeypatch, against):
+    """Of dense values exactly; of optimal ones, with e = 1 / H_ii, while all others stay."""
+    monkeypatch.setattr("prunus.maths.refinements.compensated.FIRST_TOLERANCE", 1e-9)
+    weight_OI, stats, matrix_II = problem(outputs=3, inputs=12)
+    system = stats[Gram].damped(0.01)
+    mask_OI = Unstructured("row").mask(weight_OI.abs(), 0.5)
+    if against == "dense":
+        values, now_OI = _DenseValues(weight_OI, mask_OI, system), weight_OI * mask_OI
+    else:
+        values = _OptimalValues(weight_OI, mask_OI, system)
+        values.e_I, now_OI = 1 / system.matrix_II.diagonal(), values.new_OI
+    gain_OI, cost_OI = values.prices(torch.arange(3), mask_OI)
+    for o, i in product(range(3), range(12)):
+        row_I, dense_I = now_OI[o].double(), weight_OI[o].double()
+        before = loss(row_I[None], dense_I[None], matrix_II)
+        assert float(values.loss_O[o]) == pytest.approx(before, rel=1e-4)
+        tried_I = row_I.clone()
+        if mask_OI[o, i]:
+            tried_I[i] = 0
+        elif against == "dense":
+            tried_I[i] = dense_I[i]
+        else:  # the minimum over this weight alone
+            tried_I[i] += ((dense_I - row_I) @ matrix_II[:, i]) / matrix_II[i, i]
+        change = loss(tried_I[None], dense_I[None], matrix_II) - before
+        found = float(cost_OI[o, i]) if mask_OI[o, i] else -float(gain_OI[o, i])
+        assert found == pytest.approx(change, rel=1e-3, abs=1e-3 * before)
+
+
+class Watched:
+    """Values of which every exchange gains 1 and helps only as often as is said."""
+
+    def __init__(self, rows, helps):
+        self.loss_O, self.helps, self.exchanged = torch.zeros(rows), helps, []
+
+    def prices(self, rows_R, kept_RI):
+        self.kept_RI = kept_RI
+        return torch.ones(kept_RI.shape), torch.zeros(kept_RI.shape)
+
+    def attempt(self, rows_R, tried_RI):
+        self.exchanged.append((tried_RI & ~self.kept_RI).sum(1).tolist())
+        return torch.full((len(rows_R),), -1.0 if len(self.exchanged) <= self.helps else 1.0)
+
+    def accept(self, rows_R, better_R): ...
+
+
+@pytest.mark.parametrize("pattern", [Unstructured("row"), NM(2, 4)], ids=str)
+def test_a_bundle_has_a_twentieth_of_a_rows_weights_at_first_then_twice_or_half_as_many(pattern):
+    mask_OI = torch.arange(200) % 2 == 0
+    values = Watched(2, helps=1)
+    cells = Cells.of(pattern, (2, 200))
+    exchange(mask_OI.expand(2, -1), values, cells, rounds=20)
+    expected = [10, 20, 10, 5, 2, 1]
+    assert values.exchanged == [[n, n] for n in expected]
+
+
+def test_units_that_an_exchange_made_worse_are_put_back(monkeypatch):
+    weight_OI, stats, _ = problem(outputs=3, inputs=8)
+    mask_OI = Unstructured("row").mask(weight_OI.abs(), 0.5)
+
+    def flipped(weight_RI, mask_RI, *_):
+        return ~mask_RI, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 2.5, 3.0])
+
+    monkeypatch.setattr("prunus.maths.refinements.swaps.exchange_dense", flipped)
+    new_OI, notes = Swaps("dense")(weight_OI, mask_OI, stats, Unstructured("row"))
+    assert torch.equal(new_OI, torch.stack([~mask_OI[0], mask_OI[1], ~mask_OI[2]]))
+    assert notes == {"swaps": 8, "loss_after_swaps": pytest.approx(5.5 / 6)}
 
 
 @pytest.mark.parametrize("against", ["dense", "compensated"])

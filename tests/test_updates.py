@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from prunus.base.errors import InputError
-from prunus.maths.gram import Gram
+from prunus.maths.gram import Damped, Gram
 from prunus.maths.patterns import NM, Unstructured
 from prunus.maths.pruners import MRP, SparseGPT
 from prunus.maths.scores import OBS
 from prunus.maths.stats import gather
 from prunus.maths.updates import LeastSquares, SparseGPTSweep
 from prunus.maths.updates.deflation import Deflation
-from prunus.maths.updates.least_squares import certificate, conjugate_gradients, direct
+from prunus.maths.updates.least_squares import certificate, conjugate_gradients, descend, direct
+from prunus.maths.updates.multipliers import Multipliers
 
 EXACT = LeastSquares(tolerance=1e-13)
 
@@ -164,6 +165,43 @@ def test_deflation_inverts_one_strong_direction_on_every_kept_set():
         assert torch.linalg.cond(matrix_II[mask_I][:, mask_I]) > 500
 
 
+def test_deflation_is_the_inverse_of_what_it_takes_the_matrix_for():
+    """Eight directions above one level, after any scaling: no approximation is left."""
+    walsh_II = torch.ones(1, 1, dtype=torch.float64)
+    while len(walsh_II) < 64:
+        walsh_II = torch.cat(
+            [torch.cat([walsh_II, walsh_II], 1), torch.cat([walsh_II, -walsh_II], 1)]
+        )
+    above_K = torch.tensor([3.0, 3, 4, 4, 5, 5, 6, 6]).double()
+    columns_IK = walsh_II[:, 5:13] / 8
+    scaled_II = torch.eye(64).double() + columns_IK * above_K @ columns_IK.T
+    generator = torch.Generator().manual_seed(0)
+    size_I = torch.rand(64, generator=generator).double() + 0.5
+    matrix_II = scaled_II * size_I[:, None] * size_I
+    system = Damped.of(matrix_II.float(), 0.0)
+    for mask_I in torch.rand(4, 64, generator=generator) < 0.5:
+        rows_KI = torch.eye(64)[mask_I]
+        found_KK = Deflation(system, mask_I.expand(len(rows_KI), -1))(rows_KI)[:, mask_I]
+        expected_KK = torch.linalg.inv(matrix_II[mask_I][:, mask_I])
+        assert (found_KK.double() - expected_KK).abs().max() < 0.01 * expected_KK.abs().max()
+
+
+def test_the_certificate_is_the_gap_itself_where_inputs_do_not_correlate():
+    """Then (H⁻¹)_KK = H_KK⁻¹, so the bound is tight however far the iterate is."""
+    matrix_I = torch.tensor([1.0, 2.0, 0.5, 4.0, 3.0])
+    weight_OI = torch.tensor([[2.0, -1.0, 3.0, 0.5, 1.0], [0.1, 1.0, -2.0, 1.5, -0.7]])
+    mask_OI = torch.tensor([[1, 0, 1, 0, 1], [0, 1, 1, 0, 0]]).bool()
+    new_OI = (weight_OI + 0.3) * mask_OI
+    least = far = 0.0
+    for h, *column in zip(matrix_I.tolist(), *weight_OI.tolist(), *mask_OI.tolist(), strict=True):
+        for dense, kept in zip(column[:2], column[2:], strict=True):
+            least += 0.5 * h * (0 if kept else dense) ** 2
+            far += 0.5 * h * (0.3 if kept else dense) ** 2
+    system = Damped.of(matrix_I.diag(), 0.0)
+    found = certificate(new_OI, weight_OI, mask_OI, system)
+    assert found == pytest.approx(far / least - 1, rel=1e-5)
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("tokens", [200, 10])
 def test_the_certificate_is_never_below_the_true_gap(tokens, sparsity):
@@ -180,6 +218,71 @@ def test_the_certificate_is_never_below_the_true_gap(tokens, sparsity):
             assert gap == certificate(new_OI, weight_OI, mask_OI, system)
     if best > 1e-9:
         assert gap < 1e-4
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+def test_a_descent_knows_its_loss_gradient_and_certificate(iterations):
+    """½ δᵀHδ and −Hδ are carried along, the bound is its formula: all in float64 from the end."""
+    weight_OI, stats, matrix_II = problem()
+    mask_OI = Unstructured("row").mask(weight_OI.abs(), 0.5)
+    system, new_OI = stats[Gram].damped(0.01), weight_OI * mask_OI
+    precondition = Deflation(system, mask_OI)
+    found = descend(new_OI, weight_OI, mask_OI, system, precondition, 0.0, iterations)
+    assert found.iterations == iterations
+    moved_OI = (new_OI - weight_OI).double()
+    gradient_OI = moved_OI @ matrix_II
+    loss_O = (moved_OI * gradient_OI).sum(1) / 2
+    assert torch.allclose(found.pull_OI.double(), -gradient_OI, atol=1e-4)
+    assert torch.allclose(found.loss_O.double(), loss_O, rtol=1e-4)
+    kept_OI = gradient_OI * mask_OI
+    excess = float((kept_OI @ torch.linalg.inv(matrix_II) * kept_OI).sum()) / 2
+    total = float(loss_O.sum())
+    expected = excess / (total - excess) if total > excess else float("inf")
+    assert certificate(new_OI, weight_OI, mask_OI, system) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_multipliers_leave_no_more_than_asked_whatever_the_inputs_unit(size):
+    """For a pruned set that grows; against the optimum of each set, over all columns."""
+    weight_OI, stats, matrix_II = problem()
+    mask_OI = Unstructured("row").mask(weight_OI.abs(), 0.5)
+    system = Damped.of(stats[Gram].matrix_II * size, 0.01)
+    diagonal_I = torch.linalg.inv(matrix_II * size).diagonal()
+    for tolerance in (0.1, 1e-9):
+        multipliers = Multipliers(weight_OI, system, tolerance)
+        for hi in (8, 20):
+            multipliers.solve(mask_OI[:, :hi])
+            so_far_OI = mask_OI.clone()
+            so_far_OI[:, hi:] = True
+            found_OI = multipliers.weights(0, 32).double()
+            weighed_OI = (~so_far_OI) / diagonal_I
+            left = float((found_OI.square() * weighed_OI).sum())
+            assert left <= 1.01 * tolerance * float((weight_OI.square() * weighed_OI).sum())
+            if tolerance < 1e-6:
+                expected_OI = optimum(weight_OI, so_far_OI, matrix_II)
+                assert torch.allclose(found_OI, expected_OI, atol=1e-3)
+            assert torch.equal(multipliers.weights(hi, 32), multipliers.weights(0, 32)[:, hi:])
+
+
+def test_inputs_that_are_always_0_change_nothing_for_the_others():
+    """The damp is a fraction of the live inputs' mean: 8 dead ones of 40 leave H as it was."""
+    weight_OI, stats, matrix_II = problem()
+    live_I = torch.arange(40) % 5 != 2
+    gram_II, wide_OI = torch.zeros(40, 40), torch.ones(12, 40)
+    gram_II[live_I.nonzero(), live_I.nonzero().T] = stats[Gram].matrix_II
+    wide_OI[:, live_I] = weight_OI
+    system = Damped.of(gram_II, 0.01)
+    assert torch.equal(system.dead_I, ~live_I)
+    assert torch.allclose(system.matrix_II[live_I][:, live_I].double(), matrix_II, atol=1e-5)
+    mean = sum(gram_II.diagonal().double().tolist()) / 32
+    dead_II = system.matrix_II[~live_I]
+    assert torch.allclose(dead_II[:, ~live_I], 1.01 * mean * torch.eye(8), rtol=1e-5)
+    assert not dead_II[:, live_I].any()
+    mask_OI = Unstructured("row").mask(weight_OI.abs(), 0.5)
+    wide_mask_OI = torch.ones(12, 40, dtype=torch.bool)
+    wide_mask_OI[:, live_I] = mask_OI
+    new_OI = direct(wide_OI, wide_mask_OI, system)[:, live_I]
+    assert torch.allclose(new_OI.double(), optimum(weight_OI, mask_OI, matrix_II), atol=1e-5)
 
 
 def test_mask_m_takes_weights_of_dead_inputs_first():

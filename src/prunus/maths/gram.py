@@ -72,9 +72,11 @@ class Gram:
 class Damped:
     """``H = G + damp · mean(diag G) · I`` with its factor.
 
-    An input that is always 0 ("dead") gets the mean as its diagonal, so that H is invertible; its
-    weights cannot matter, whatever they are. Where a Cholesky in float32 fails it is done in
-    float64; where that fails too the damp is raised tenfold until it succeeds.
+    An input that is always 0 ("dead") first gets the mean diagonal of the others as its own, so
+    that H is invertible and the damp is the one of the layer without that input; its weights cannot
+    matter, whatever they are. (The authors' code of SparseGPT puts a 1 there, which enters the
+    mean.) Where a Cholesky in float32 fails it is done in float64; where that fails too the damp is
+    raised tenfold until it succeeds.
 
     Attributes:
         matrix_II: H.
