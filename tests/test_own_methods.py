@@ -26,8 +26,9 @@ from prunus.maths.contracts import Pruned
 from prunus.maths.patterns import NM, Unstructured
 from prunus.maths.pruners import Compose, EachLayer
 from prunus.maths.scores import OBS, RIA, Wanda
-from prunus.methods import METHODS, registry
+from prunus.methods import registry
 from prunus.methods.own import check_merges, code_of, natural, spelled
+from prunus.methods.table import METHODS
 from prunus.recipe import Recipe
 from prunus.run.observer import Silent
 

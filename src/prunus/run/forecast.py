@@ -72,7 +72,10 @@ class Plan:
 
     @property
     def speed(self) -> str:
-        """What the zeros are worth."""
+        """What the zeros, or the smaller widths, are worth."""
+        if self.structured is not None:
+            faster = self.structured.predicted_speedup
+            return f"{faster:.2f} times the dense model's speed by its multiply-adds."
         if self.patterns == ["2:4"]:
             return f"{ZEROS} {TWO_OF_FOUR}"
         others = [name for name in self.patterns if ":" in name and name != "2:4"]
