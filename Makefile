@@ -5,8 +5,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 # Against other versions of the libraries: the tests that meet them most, without the long ones.
-FAST   := $(patsubst %,tests/test_%.py,private_attributes checkpoint verification \
-          experts exports)
+FAST   := $(addprefix tests/,laws/test_private_attributes.py laws/test_exports.py \
+          storage/test_checkpoint.py judge/test_verification.py families/test_experts.py)
 # The newest torch on PyPI can be several gigabytes of CUDA: the one of constraints.txt, or another.
 NEWEST_TORCH ?= $(shell grep ^torch== constraints.txt)
 # Warnings are errors with the pinned versions alone.

@@ -11,14 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.models import FAMILIES, load_tiny
 from prunus.maths.stats import ColumnNorm, Statistics, TokenSample, gather
 from prunus.storage.hub import downloaded
-
-MODELS = Path(__file__).parent / "models"
-FAMILIES = ("bloom", "gemma", "gpt2", "gpt_neox", "llama", "opt", "phi3")
-GATED = ("gemma", "llama", "phi3")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -51,13 +47,6 @@ def layer() -> tuple[torch.Tensor, torch.Tensor, Statistics]:
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def load_tiny(family: str):
-    folder = MODELS / family
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(
-        folder
-    )
 
 
 @pytest.fixture

@@ -1,0 +1,65 @@
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prunus
+from prunus.base import errors
+from prunus.maths import orders as permutation
+from prunus.maths import pruners, refinements, scores, updates
+
+
+def test_the_public_names():
+    assert prunus.__all__ == sorted(prunus.__all__, key=lambda n: (not n[0].isupper(), n))
+    assert {"prune", "evaluate", "load", "verify", "Recipe", "PrunusError"} < set(prunus.__all__)
+    assert {"register", "Silent", "Result", "quantize", "plan"} < set(prunus.__all__)
+    assert {*prunus.__all__, "patterns", "scores"} < set(dir(prunus))
+    assert not {"Any", "TYPE_CHECKING", "import_module"} & set(dir(prunus))
+    for name in prunus.__all__:
+        assert getattr(prunus, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'prun'"):
+        _ = prunus.prun
+
+
+def test_names_that_users_rely_on():
+    assert set(scores.__all__) == {"OBS", "DaSS", "Magnitude", "RIA", "RelativeImportance", "Wanda"}
+    layerwise = {"MRP", "Compose", "DaSS", "EachLayer", "InOrder", "SparseGPT"}
+    assert set(pruners.__all__) == layerwise | {"OnGrid", "ActivationAware"}
+    assert set(updates.__all__) == {"Keep", "LeastSquares", "SparseGPTSweep"}
+    assert set(permutation.__all__) == {"Assignment", "Greedy", "Heuristic", "Retained"}
+    assert refinements.__all__ == ["Swaps"]
+    assert prunus.maths.patterns.NM(2, 4).group_size == 4
+    assert callable(prunus.maths.stats.gather)
+
+
+def test_parts_are_there_without_another_import():
+    names = "allocation errors patterns permutation pruners refinements scores stats updates"
+    said = f"import prunus; [getattr(prunus, n) for n in '{names}'.split()]"
+    subprocess.run([sys.executable, "-c", said], check=True)
+
+
+def test_every_module_imports_and_says_what_it_is():
+    for module in pkgutil.walk_packages(prunus.__path__, "prunus."):
+        assert importlib.import_module(module.name).__doc__, module.name
+
+
+def test_every_module_is_in_the_map_of_the_code():
+    text = (Path(__file__).parent.parent.parent / "docs" / "code.md").read_text(encoding="utf-8")
+    for path in Path(prunus.__file__).parent.rglob("*.py"):
+        if path.parent.name != "cli" and not path.name.startswith("_"):
+            assert path.name in text, path
+
+
+def test_one_error_tree_drawn_at_its_top():
+    found = [
+        c for c in vars(errors).values() if isinstance(c, type) and c.__module__ == errors.__name__
+    ]
+    for error in found:
+        if issubclass(error, Warning):
+            continue
+        assert issubclass(error, errors.PrunusError)
+        assert error.__name__ in errors.__doc__
+    assert issubclass(errors.InputError, ValueError)

@@ -1,0 +1,349 @@
+"""Two processes under torchrun, on gloo, against one; and what happens when one of them dies."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import prunus
+from helpers.models import MODELS
+from helpers.runs import same, tensors
+from helpers.two_processes import (
+    FAST,
+    PRUNERS,
+    RESUMED,
+    ROWS,
+    RUNS,
+    UNITS,
+    layer,
+    numbers,
+    run_statistics,
+)  # fmt: skip
+from prunus.base.errors import InputError
+from prunus.base.team import ALONE, Team
+from prunus.cli.main import app
+from prunus.maths.gram import Gram
+from prunus.maths.orders.orders import Orders
+from prunus.maths.stats import ColumnNorm, TokenSample, gather
+from prunus.report.report import read_report
+from prunus.storage.journal import unfinished
+
+LLAMA = MODELS / "llama"
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+TESTS = Path(__file__).parent.parent
+SEES_HELPERS = {
+    **ENV,
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), ENV.get("PYTHONPATH")])),
+}
+
+
+def torchrun(processes, *arguments):
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    return [*launcher, *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    command = torchrun(2, "-m", "helpers.two_processes", folder)
+    done = subprocess.run(command, env=SEES_HELPERS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The same runs in this process: statistics by run."""
+    folder = tmp_path_factory.mktemp("one")
+    found, names = {}, {}
+    torch.set_num_threads(1)  # as the two have, whatever the test before left
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+        patched.setattr("prunus.run.loop.recorded", prunus.run.loop.recorded)  # and back at the end
+        stats = run_statistics()
+        for name, run in RUNS.items():
+            stats.clear()
+            prunus.prune(LLAMA, output=folder / name, **run, **FAST)
+            names = {f"{i} {k}": x for i, site in enumerate(stats) for k, x in site.items()}
+            found[name] = names
+        for name, run in UNITS.items():
+            prunus.prune(LLAMA, output=folder / name, **run, **FAST)
+    return folder, found
+
+
+def said(folder):
+    return [json.loads((folder / f"rank-{rank}" / "said.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize(("count", "unit"), [(0, 1), (1, 1), (6, 1), (50, 1), (12, 4), (14, 4)])
+def test_shares_are_all_of_it_in_order_in_whole_units(size, count, unit):
+    shares = [Team(rank, size).share(count, unit) for rank in range(size)]
+    taken = [i for share in shares for i in range(count)[share]]
+    assert taken == list(range(count))
+    assert all(share.start % unit == 0 for share in shares)
+    lengths = [share.stop - share.start for share in shares]
+    assert max(lengths) - min(lengths) < 2 * unit
+
+
+def test_fewer_rows_than_processes_are_not_split():
+    team = Team(1, 3)
+    assert team.splitting(3) is team
+    assert team.splitting(2) is ALONE
+    assert team.splitting(12, 4) is team
+    assert team.splitting(11, 4) is ALONE
+
+
+def test_one_alone_talks_to_nobody(monkeypatch):
+    monkeypatch.setattr("torch.distributed.broadcast", None)
+    rows = torch.ones(3, 2)
+    ALONE.sum_(rows)
+    ALONE.broadcast_(rows)
+    assert ALONE.gather(rows) is rows
+    assert ALONE.total(1.5, 2) == (1.5, 2)
+    assert ALONE.told(rows) is rows
+    assert ALONE.share(5) == slice(0, 5)
+    with pytest.raises(InputError), ALONE.agreed():
+        raise InputError("as it is")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with Team.join() as team:
+        assert team is ALONE
+
+
+def test_what_processes_tell_one_another(two):
+    first, second = said(two)
+    for heard in (first, second):
+        assert heard["gathered"] == [[0, 1], [10, 11], [12, 13]]
+        assert heard["none"] == [[10, 11], [12, 13]]
+        assert heard["bools"] == [[False, False], [True, True], [True, True]]
+        assert heard["summed"] == [3, 6]
+        assert heard["half"] == [[1, 1, 1], [1, 1, 1]]
+        assert heard["total"] == [1, 1]
+        assert heard["told"] == {"rank": 0, "words": ["a\u00e4", None]}
+        assert heard["nobody"] is None
+    assert [heard["device"] for heard in (first, second)] == [
+        ["cpu", "cuda:0", "cuda:5"],
+        ["cpu", "cuda:1", "cuda:5"],
+    ]
+
+
+def test_where_one_fails_that_one_says_why(two):
+    first, second = said(two)
+    assert second["second"] == ["InputError", "process 1 cannot", None]
+    assert first["second"] == ["TeamError", "Process 1 of 2: process 1 cannot", True]
+    assert first["both"][0] == "InputError"
+    assert second["both"] == ["TeamError", "Process 0 of 2: process 0 cannot", True]
+    assert "2 processes need a calibration sample each, at least; --samples is 1" in first["few"][1]
+    assert second["few"][0] == "TeamError"
+    assert second["seed"][1].startswith("recipe seed is 1 here and 0 in process 0")
+    assert first["exists"][0] == "CheckpointError"
+    assert not (two / "deep").exists()
+    nan = "model.layers.0 puts out NaN or inf on calibration sample 4."
+    assert second["nan"][0] == "NumericalError"
+    assert second["nan"][1].startswith(nan)
+    assert first["nan"][1].startswith(f"Process 1 of 2: {nan}")
+
+
+def test_statistics_of_two_are_those_of_one(two):
+    """Of uneven shares: 200 and 110 tokens."""
+    found = [load_file(two / f"rank-{rank}" / "layers.safetensors") for rank in (0, 1)]
+    for name in found[0]:
+        assert torch.equal(found[0][name], found[1][name]), name
+    for rows in ROWS:
+        inputs_TI = layer(rows)[1]
+        expected = numbers(gather(inputs_TI, (ColumnNorm, Gram, TokenSample)))
+        for name in ("rms", "gram"):
+            torch.testing.assert_close(
+                found[0][f"{rows} {name}"], expected[name], rtol=1e-5, atol=1e-5
+            )
+        assert torch.equal(found[0][f"{rows} sample"], expected["sample"])
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+@pytest.mark.parametrize("rows", ROWS)
+def test_layers_of_two_are_those_of_one(name, rows, two):
+    """One row, fewer and more rows than processes; every pattern that compares rows or does not."""
+    found_OI = load_file(two / "rank-1" / "layers.safetensors")[f"{rows} {name}"]
+    weight_OI, inputs_TI = layer(rows)
+    stats = gather(inputs_TI, (ColumnNorm, Gram))
+    expected_OI = PRUNERS[name](weight_OI, stats, 0.5).weight_OI
+    assert torch.equal(found_OI == 0, expected_OI == 0)
+    torch.testing.assert_close(found_OI, expected_OI, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_are_one(name, two, one):
+    """Sparsity equal; masks equal but for ties; statistics to 1e-5 relative; the file verifies."""
+    folder, statistics = one
+    reports = [read_report(x / name) for x in (folder, two)]
+    assert [report.processes for report in reports] == [1, 2]
+    for first, second in zip(*(report.layers for report in reports), strict=True):
+        assert first.sparsity == second.sparsity
+        assert (first.name, first.pattern, first.updated) == (
+            second.name, second.pattern, second.updated,
+        )  # fmt: skip
+        error, other = first.relative_output_error, second.relative_output_error
+        assert error == (other and pytest.approx(other, rel=0.05 if name == "folded" else 0.01))
+        assert first.notes.keys() == second.notes.keys()
+    first, second = tensors(folder / name), tensors(two / name)
+    if name == "folded":
+        residual = [Orders.read(x / name).residual for x in (folder, two)]
+        assert torch.equal(*residual)
+    if name in ("folded", "swapped"):  # a local search may end elsewhere, once statistics differ
+        first = {key: tensor for key, tensor in first.items() if ".layers.0." in key}
+    weights = sum(x.numel() for x in first.values())
+    differ = sum(int(((first[k] == 0) != (second[k] == 0)).sum()) for k in first)
+    assert differ <= 1e-4 * weights
+    for key, tensor in first.items():
+        assert (tensor - second[key]).norm() <= 0.05 * tensor.norm(), key
+    found = [load_file(two / f"rank-{rank}" / f"{name}.safetensors") for rank in (0, 1)]
+    updates = name not in ("wanda", "gathered", "magnitude")
+    for key, expected in statistics[name].items():
+        assert torch.equal(found[0][key], found[1][key])
+        if not updates or key.startswith("0 "):  # later ones follow the updated weights
+            gap = (found[0][key] - expected).norm() / expected.norm()
+            assert gap <= 1e-5, (key, gap)
+    assert len(statistics[name]) >= 3 * 4 or name == "magnitude"
+
+
+def test_the_model_in_memory_is_the_same_in_both(two):
+    first, second = (load_file(two / f"rank-{rank}" / "held.safetensors") for rank in (0, 1))
+    written = load_file(two / "mrp" / "model.safetensors")
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name])
+        assert torch.equal(tensor, written[f"model.layers.{name}"])
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_two_make_the_model_as_small_as_one(name, two, one):
+    """The same units stay; weights that were solved again differ by less than a millionth."""
+    reports = [read_report(x / name) for x in (one[0], two)]
+    assert [report.processes for report in reports] == [1, 2]
+    first, second = (report.structured for report in reports)
+    assert first.parameters == second.parameters
+    assert first.multiply_adds == second.multiply_adds
+    for before, after in zip(first.blocks, second.blocks, strict=True):
+        assert (before.heads, before.kv_heads, before.neurons, before.kept_heads) == (
+            after.heads, after.kv_heads, after.neurons, after.kept_heads,
+        )  # fmt: skip
+        assert (before.divergence is None) == (after.divergence is None)
+        if before.divergence is not None:
+            assert torch.tensor(before.divergence) == pytest.approx(torch.tensor(after.divergence))
+    first, second = tensors(one[0] / name), tensors(two / name)
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        assert tensor.shape == second[key].shape, key
+        assert (tensor - second[key]).norm() <= 1e-6 * tensor.norm(), key
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_two_resume(name, two):
+    same(two / name, two / f"{name}-again")
+    assert not unfinished(two / f"{name}-again").exists()
+
+
+def test_one_process_under_torchrun_is_no_torchrun(tmp_path):
+    arguments = ["prune", str(LLAMA), "--method", "sparsegpt", "--samples", "2", "--length", "64"]
+    command = torchrun(1, "-m", "prunus", *arguments, "--output", tmp_path / "one")
+    subprocess.run(command, env=ENV, check=True, capture_output=True)
+    prunus.prune(LLAMA, method="sparsegpt", samples=2, length=64, output=tmp_path / "none")
+    same(tmp_path / "one", tmp_path / "none")
+
+
+LONG = {
+    "sparsegpt": ["--method", "sparsegpt", "--samples", "32", "--length", "256"],
+    "besa": ["--method", "besa", "--set", "allocation.steps=16", "--samples", "32"],
+    "goa": ["--method", "goa", "--recovery", "both", "--samples", "32", "--length", "256"],
+}
+
+
+def undisturbed(folder, method):
+    command = torchrun(2, "-m", "prunus", "prune", LLAMA, *LONG[method], "--output", folder)
+    subprocess.run(command, env=ENV, check=True, capture_output=True)
+    return folder
+
+
+def kill(run, work, victim):
+    """SIGKILL for the process of that rank, when a block is done."""
+    while not (work / "block-00000.safetensors").exists():
+        assert run.poll() is None
+        time.sleep(0.005)
+    for child in psutil.Process(run.pid).children():
+        if child.environ()["RANK"] == str(victim):
+            child.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("victim", "method"), [(0, "besa"), (1, "goa")])
+def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
+    victim, method, tmp_path, tmp_path_factory
+):
+    output = tmp_path / "out"
+    command = torchrun(2, "-m", "prunus", "prune", LLAMA, *LONG[method], "--json", "--output")
+    spilled = ["--spill", str(tmp_path / "spill")]
+    run = subprocess.Popen(
+        [*command, str(output), *spilled], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    kill(run, unfinished(output), victim)
+    shown, errors = (stream.decode() for stream in run.communicate())
+    assert run.returncode != 0
+    if victim == 0:  # the one that writes
+        assert shown == ""
+    else:
+        assert "--resume" in json.loads(shown)["error"]["message"]
+    [sentence] = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert "another process of" in sentence.lower()
+    assert sentence.endswith("start all processes again with --resume.")
+    assert len(os.listdir(tmp_path / "spill")) == 1  # the killed one's
+    alone = ["prune", str(LLAMA), *LONG[method], "--output", str(output), "--resume"]
+    refused = CliRunner().invoke(app, alone)
+    assert refused.exit_code == 2
+    assert "its number of processes was 2, now it is 1" in refused.stderr
+    shutil.copytree(unfinished(output), unfinished(tmp_path / "alone"))
+    alone = [*alone[:-2], str(tmp_path / "alone"), "--resume"]
+    allowed = CliRunner().invoke(app, [*alone, "--allow-different"])
+    assert allowed.exit_code == 0, allowed.stderr
+    assert read_report(tmp_path / "alone").different == {"number of processes": [2, 1]}
+    again = subprocess.run([*command, str(output), *spilled, "--resume"], env=ENV, capture_output=1)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["sparsity"] == read_report(output).sparsity
+    assert b"resuming: " in again.stderr
+    assert os.listdir(tmp_path / "spill") == []
+    same(undisturbed(tmp_path_factory.mktemp("whole") / "out", method), output)
+
+
+def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path):
+    output = tmp_path / "out"
+    arguments = ["-m", "prunus", "prune", LLAMA, *LONG["sparsegpt"], "--resume"]
+    arguments += ["--output", output]
+    command = torchrun(2, *arguments)
+    run = subprocess.Popen(
+        [*command[:3], "--max-restarts=1", *command[3:]], env=ENV, stderr=subprocess.PIPE
+    )
+    kill(run, unfinished(output), 1)
+    errors = run.communicate()[1].decode()
+    assert run.returncode == 0, errors
+    assert "start all processes again with --resume" in errors
+    same(undisturbed(tmp_path / "whole", "sparsegpt"), output)
+
+
+def test_a_bad_argument_is_said_once(tmp_path):
+    shutil.copytree(LLAMA, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    command = torchrun(2, "-m", "prunus", "prune", tmp_path / "model", "--method", "wanda")
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "out")], env=ENV, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    [sentence] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "has no tokenizer" in sentence
+    assert os.listdir(tmp_path) == ["model"]
