@@ -2,7 +2,7 @@
 
 Implementations are frozen dataclasses whose fields are their whole configuration: ``repr`` goes to
 the log, the fields to the recipe and to ``--set``. Everything here is a pure function of tensors;
-only the engine touches modules, hooks, devices and files. Shape suffixes: see ``stats``.
+only the loop touches modules, hooks, devices and files. Shape suffixes: see ``stats``.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class BlockPruner(Protocol):
     def __call__(
         self, block: BlockView, stats: Mapping[str, Statistics], plan: Plan
     ) -> Iterator[tuple[LayerView, Pruned]]:
-        """Yield the planned layers one by one; the engine writes each before it asks for more."""
+        """Yield the planned layers one by one; the loop writes each before it asks for more."""
         ...
 
 

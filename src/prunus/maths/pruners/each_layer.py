@@ -22,7 +22,7 @@ class EachLayer:
 
     Attributes:
         pruner: of one layer.
-        ordering: the orders that the engine puts the channels into first; None: as stored.
+        ordering: the orders that the loop puts the channels into first; None: as stored.
     """
 
     pruner: LayerPruner

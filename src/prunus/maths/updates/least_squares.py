@@ -1,7 +1,7 @@
 """The best values of the kept weights: all rows at once by conjugate gradients, with a certificate.
 
-For a row with dense weights w⁰ and kept set K (pruned set P), the optimum of the MRP (paper 2,
-eq. 11) is the least-squares solution ``w_K = H_KK⁻¹ (H w⁰)_K``.
+For a row with dense weights w⁰ and kept set K (pruned set P), the optimum of the MRP (Zhao et
+al. 2024, eq. 11) is the least-squares solution ``w_K = H_KK⁻¹ (H w⁰)_K``.
 
 **The certificate.** With ``δ = w − w⁰``, loss ``f = ½ δᵀHδ`` and gradient ``g = Hδ``, take the
 gradient on the pruned weights as multipliers of the Lagrange dual (eq. 8). Its value is

@@ -13,7 +13,7 @@ class Multipliers:
     """Multipliers λ of the constraints ``w_P = 0``, for all rows at once.
 
     The optimum for a pruned set P is ``w = w⁰ − λ H⁻¹`` with λ = 0 off P and
-    ``λ_P (H⁻¹)_PP = w⁰_P`` (paper 2, eq. 9 to 11). As long as P lies in the first ``hi`` columns
+    ``λ_P (H⁻¹)_PP = w⁰_P`` (MRP, eq. 9 to 11). As long as P lies in the first ``hi`` columns
     only those enter: a third of the work of the same solves over the kept weights, which always
     span all columns. What is left of the pruned weights is the residual of the solve.
 
