@@ -1,4 +1,4 @@
-"""A method on a grid: which of them may come before it, and what can be packed."""
+"""A method on a grid: which methods may come before it, and what can be packed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def with_grid(
     when: Literal["before", "after"] | None = None,
     pack: bool = False,
 ) -> BlockPruner:
-    """The pruner of the method ``name``, with what it keeps on the grid.
+    """Return the pruner of the method ``name``, with its kept weights on the grid.
 
     Raises:
         InputError: a grid that it cannot keep, or none where it needs one.
@@ -56,7 +56,7 @@ def _afterwards(
 
 
 def _check_keeps(name: str, pruner: BlockPruner) -> None:
-    """Whatever is on the grid before it is pruned must be there afterwards."""
+    """Check that the method keeps values that are on the grid before they are pruned."""
     parts: list[LayerPruner] = []
     if isinstance(pruner, EachLayer):
         parts = [pruner.pruner]

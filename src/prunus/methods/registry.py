@@ -88,7 +88,7 @@ def _made(kind: type) -> object:
 
 @cache
 def load_plugins() -> None:
-    """Import what other packages name in the group, once. A broken one is a warning.
+    """Import what other packages name in the group, once. A broken module causes a warning.
 
     Raises:
         TakenNameError: two methods have one name.

@@ -66,7 +66,7 @@ class Method:
 
     @property
     def needs(self) -> str:
-        """What it reads beside the weights."""
+        """What the method reads beside the weights."""
         built = self.build(None)
         if isinstance(built, UnitPruner):
             names = built.reads
@@ -259,7 +259,7 @@ QUANTIZATION = Method(
 
 
 def all_rows() -> dict[str, Method]:
-    """The whole table: with what other packages registered, and with heads and neurons."""
+    """Return the whole table, with heads and neurons and with rows of other packages."""
     from .registry import load_plugins
 
     load_plugins()
@@ -267,7 +267,7 @@ def all_rows() -> dict[str, Method]:
 
 
 def known_row(name: str) -> Method | None:
-    """The row of a name, where it is known by now; None for heads and neurons too."""
+    """Return the row of a name, if it is known by now; None for heads and neurons too."""
     return QUANTIZATION if name == QUANTIZE else METHODS.get(name)
 
 
@@ -278,7 +278,7 @@ def published(name: str) -> tuple[str | None, str]:
 
 
 def find_row(name: str) -> Method:
-    """The row of a name. Plug-ins are loaded when it is not known without them.
+    """Return the row of a name; load plug-ins if it is unknown without them.
 
     Raises:
         UnknownNameError: no such method.

@@ -117,7 +117,7 @@ class Channels:
             self.orders.folded[site] = order_I
 
     def noted(self, block: Block) -> dict[str, Any]:
-        """What a later run needs to know of the block's channels."""
+        """Return what a later run needs to know about the block's channels."""
         sites = {layer.site for layer in block.layers}
 
         def lists(orders: Mapping[str, Tensor]) -> dict[str, list[int]]:

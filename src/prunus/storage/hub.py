@@ -32,7 +32,7 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def snapshot(name: str) -> Path:
-    """The folder of a hub id, downloaded unless it is in the cache: all that belongs to the model.
+    """Return the folder of a hub id, downloaded unless the cache has all of the model's files.
 
     Every call in one process has the same commit, also if the branch moves meanwhile.
 
@@ -55,7 +55,7 @@ def snapshot(name: str) -> Path:
 
 @cache
 def downloaded(repo: str, revision: str | None) -> Path:
-    """The snapshot, with all files that are read of it; remembered."""
+    """Download the snapshot with all files that are read of it; remember it."""
     asked: dict[str, Any] = {"repo_id": repo, "revision": revision}
     try:
         return Path(str(snapshot_download(**asked, ignore_patterns=list(UNREAD))))
@@ -90,7 +90,7 @@ def downloaded(repo: str, revision: str | None) -> Path:
 
 
 def commit_of(folder: str | Path) -> str | None:
-    """``org/model@commit`` where the folder is a snapshot in a hub cache."""
+    """Return ``org/model@commit`` if the folder is a snapshot in a hub cache."""
     parts = Path(folder).absolute().parts
     if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
         return None
@@ -98,7 +98,7 @@ def commit_of(folder: str | Path) -> str | None:
 
 
 def _partial(asked: dict[str, Any]) -> Path | None:
-    """What other software left in the cache, where it is enough for a model."""
+    """Return what other software left in the cache, if it is enough for a model."""
     try:
         found = snapshot_download(**asked, allow_patterns=list(NEEDED), local_files_only=True)
     except LocalEntryNotFoundError:

@@ -1,4 +1,4 @@
-"""A run's diary: every finished block is on disk at once, so that a run can be taken up again.
+"""The journal of a run: every finished block is on disk at once, so that a run can be resumed.
 
 The folder ``.NAME.unfinished`` beside the output has a shard for each block and ``journal.jsonl``:
 first the fingerprint of the run, then a line for each block, appended after its shard is safe.
@@ -36,7 +36,7 @@ REPORTS = TypeAdapter(list[LayerReport])
 
 @dataclass
 class Journal:
-    """The blocks that are done.
+    """The finished blocks of a run.
 
     Attributes:
         folder: where it is kept; the finished checkpoint is built inside and moved out.
@@ -66,7 +66,7 @@ class Journal:
         allow_different: bool = False,
         defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> Journal:
-        """A new one, or that of an unfinished run with the same fingerprint.
+        """Begin a journal, or take up that of an unfinished run with the same fingerprint.
 
         With ``allow_different`` it may differ in what can change the last bits alone. ``defaults``
         are those of entries that an earlier version's fingerprint lacks.
@@ -129,7 +129,7 @@ class Journal:
         say(f"resuming: {len(self.blocks)} blocks are done")
 
     def holds(self, blocks: Iterable[int]) -> bool:
-        """Whether all of these are done."""
+        """Return whether all of these blocks are done."""
         return all(index in self.blocks for index in blocks)
 
     def order_residual(self, order_I: Tensor) -> None:
@@ -143,7 +143,7 @@ class Journal:
         self._append({"outliers": self.outliers})
 
     def note_learned(self, index: int, notes: Mapping[str, Any]) -> None:
-        """What was learned for the blocks from ``index`` on."""
+        """Note what was learned for the blocks from ``index`` on."""
         self.learned[index] = dict(notes)
         self._append({"learned": index, **notes})
 
@@ -179,7 +179,7 @@ class Journal:
 
     @contextmanager
     def found(self, block: Block) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]] | None]:
-        """What an earlier run noted of the block, and its tensors; None: it is still to do.
+        """Return the notes and tensors of a finished block; None if it is still to do.
 
         Raises:
             CheckpointError: the shard has other bytes than were written, or whatever is wrong with
@@ -200,12 +200,12 @@ class Journal:
             ) from None
 
     def shard(self, index: int) -> Path:
-        """The file with the tensors of a block."""
+        """Return the file with the tensors of a block."""
         return self.folder / f"block-{index:05d}.safetensors"
 
     @contextmanager
     def finished(self, output: Path) -> Iterator[Path]:
-        """A folder that becomes ``output`` when all goes well; then the journal goes.
+        """Make a folder that becomes ``output`` on success; then remove the journal.
 
         Raises:
             CheckpointError: it cannot be written, or ``output`` is taken by now.
@@ -224,17 +224,17 @@ class Journal:
         self.remove()
 
     def remove(self) -> None:
-        """Forget the run."""
+        """Remove the journal."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.blocks = {}
 
     def close(self) -> None:
-        """Let other processes have it."""
+        """Let other processes have the journal."""
         if self.held is not None:
             self.held.close()
 
     def _lock(self) -> None:
-        """Until it is closed or this process ends, where the system knows such locks."""
+        """Lock the journal until it is closed or this process ends, where the system can."""
         try:
             import fcntl
         except ImportError:
@@ -265,7 +265,7 @@ def fill(block: Block, tensors: Mapping[str, Tensor]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, a piece at a time."""
+    """Hash a file, one piece at a time."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(2**22):
@@ -274,12 +274,12 @@ def sha256(path: Path) -> str:
 
 
 def packed_beside(shard: Path) -> Path:
-    """The file with what a packed checkpoint holds in place of the shard's quantised weights."""
+    """Return the file that replaces the shard's quantised weights in a packed checkpoint."""
     return shard.with_suffix(".packed")
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file that is there whole or not at all, also after a power cut."""
+    """Write a safetensors file as a whole or not at all, even after a power cut."""
     part = path.with_suffix(".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with _explained(path):
@@ -305,7 +305,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; one that was cut off at the end is not there."""
+    """Read all whole lines; a line that was cut off at the end is ignored."""
     lines: list[dict[str, Any]] = []
     try:
         text = path.read_text(encoding="utf-8")

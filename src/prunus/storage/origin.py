@@ -1,4 +1,4 @@
-"""Keeps what a run does not change: the source's own bytes, names, dtypes, fields and files.
+"""What a run does not change: the source's own bytes, names, dtypes, fields and files.
 
 A pruned checkpoint is the checkpoint that it was made from with some numbers replaced. Loading and
 saving a model would lose more than that: dtypes are rounded to the model's, tensors that

@@ -50,7 +50,7 @@ class Regression:
         self.energy += float(targets_TO.double().square().sum())
 
     def merge(self, team: Team, gram: bool = True) -> None:
-        """Sums of all processes' tokens; of the Gram, which layers share, only if asked to."""
+        """Add up all processes' sums; the Gram, which layers share, only if asked to."""
         if gram:
             team.sum_(self.gram_AA)
         team.sum_(self.cross_OA)
