@@ -204,7 +204,7 @@ def test_another_pattern_beside_another_object_is_that_of_the_object():
     assert first.replaced(samples=5).build()[2] == 0.75
     assert first.replaced(method=Compose(Peak(), NM(2, 4))).build()[2] == 0.5
     assert first.replaced(method="ria", pattern="layer").build()[0] == METHODS["ria"].build(None)
-    with pytest.raises(InputError, match="Peak has the pattern 1:4, and pattern=row is asked for"):
+    with pytest.raises(InputError, match="Peak has the pattern 1:4, but pattern=row is requested"):
         first.replaced(pattern="row").build()
 
 
@@ -244,7 +244,7 @@ def test_a_layer_pruner_of_ones_own():
     for option, message in (
         ({"update": "sparsegpt"}, "so --update does not apply"),
         ({"refine": "swaps"}, "so --refine does not apply"),
-        ({"pattern": "2:4"}, "has the pattern row, and pattern=2:4 is asked for"),
+        ({"pattern": "2:4"}, "has the pattern row, but pattern=2:4 is requested"),
     ):
         with pytest.raises(InputError, match=message):
             Recipe.of(method=HalfOfEachRow(), **option).build()

@@ -71,7 +71,7 @@ def check_room(output: Path, needed: int) -> None:
     if free < needed:
         raise CheckpointError(
             f"{output} takes {_size(needed)}, and its disk has {_size(free)} left: "
-            f"{_size(needed - free)} are missing. Make room, or choose another --output."
+            f"{_size(needed - free)} are missing. Free some space, or choose another --output."
         )
 
 

@@ -69,7 +69,7 @@ class Team:
             )
         except (RuntimeError, ValueError) as error:
             raise TeamError(
-                f"The {size} processes did not find one another ({_reason(error)}). Start them "
+                f"The {size} processes could not reach each other ({_reason(error)}). Start them "
                 "with torchrun, all at once."
             ) from None
         try:

@@ -117,8 +117,8 @@ class NM:
             raise PatternError(f"{self} leaves no choice of a sparsity for each row.")
         if abs(sparsity - self.sparsity) > 1e-6:
             raise PatternError(
-                f"{self} has sparsity {self.sparsity:g} and no other; {float(sparsity):g} was "
-                "asked for. Leave the sparsity out, or choose another N:M."
+                f"{self} always has sparsity {self.sparsity:g}, but {float(sparsity):g} was "
+                "requested. Leave the sparsity out, or choose another N:M."
             )
         length = shape_OI[1] if self.along == "input" else shape_OI[0]
         if length % self.of:
@@ -181,7 +181,7 @@ class OneOf:
                 return option
         shown = ", ".join(f"{option.sparsity:g}" for option in self.options)
         raise PatternError(
-            f"{self} has the sparsities {shown} and no other. Add --allocation besa or owl, which "
+            f"{self} can only have the sparsities {shown}. Add --allocation besa or owl, which "
             "chooses one of them for each layer."
         )
 
@@ -193,8 +193,8 @@ class OneOf:
             raise PatternError(f"{self} leaves no choice of a sparsity for each row.")
         if not found[0] - 1e-6 <= sparsity <= found[-1] + 1e-6:
             raise PatternError(
-                f"{self} can have sparsities from {found[0]:g} to {found[-1]:g}; "
-                f"{float(sparsity):g} was asked for. Give one between, or other patterns."
+                f"{self} can have sparsities from {found[0]:g} to {found[-1]:g}, but "
+                f"{float(sparsity):g} was requested. Choose one in that range, or other patterns."
             )
         for option in self.options:
             option.check(shape_OI, option.sparsity)

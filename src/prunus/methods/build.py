@@ -158,7 +158,9 @@ def build_units(
     for path, value in (settings or {}).items():
         pruner = set_field(pruner, path, path.split("."), value)
     if mlp_only and pruner.target == "heads":
-        raise InputError("target=heads prunes heads alone, and --mlp-only leaves them. Drop one.")
+        raise InputError(
+            "target=heads prunes only heads, but --mlp-only leaves them dense. Drop one."
+        )
     if mlp_only:
         pruner = replace(pruner, target="neurons")
     allocation, recovery = allocation or pruner.allocation, recovery or pruner.recovery
@@ -189,7 +191,9 @@ def _on_parts(
         return replace(pruner, pruner=change(pruner.pruner))
     if isinstance(pruner, DaSS):
         return DaSS(cast(Compose, change(pruner.gate_up)), cast(Compose, change(pruner.rest)))
-    raise InputError(f"{name} prunes whole blocks by its own rule; no update or refinement fits.")
+    raise InputError(
+        f"{name} prunes whole blocks by its own rule, so no update or refinement fits."
+    )
 
 
 def _updated(name: str, update: str, part: LayerPruner) -> LayerPruner:

@@ -77,7 +77,7 @@ def lifted(given: Any, pattern: Pattern | None, instead: bool = False) -> BlockP
         return replace(cast(EachLayer, lift), pruner=changed)
     has = f"has the pattern {own}" if own is not None else "has patterns of its own"
     raise InputError(
-        f"{type(_core(given)).__name__} {has}, and pattern={pattern} is asked for. Leave one out."
+        f"{type(_core(given)).__name__} {has}, but pattern={pattern} is requested. Leave one out."
     )
 
 

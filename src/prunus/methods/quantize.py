@@ -31,8 +31,8 @@ def with_grid(
     gathers = pruner.ordering is not None and pruner.ordering.realisation == "gather"
     if gathers and (grid.group or pack):
         raise InputError(
-            "--permutation gather prunes inputs in an order that they are not stored in, so no "
-            "--group of stored inputs fits, and no --pack. Use --permutation fold, or --group 0 "
+            "With --permutation gather the order of pruned inputs is not the stored one, so "
+            "neither --group nor --pack can be used. Use --permutation fold, or --group 0 "
             "without --pack."
         )
     if when == "before":

@@ -242,7 +242,7 @@ def check_outside(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
         names = list(outside)
         raise UnsupportedModelError(
             f"{len(names)} linear layers lie outside of the blocks ({', '.join(names[:3])} …) and "
-            "would stay dense unsaid. This architecture is not handled yet."
+            "would silently stay dense. This architecture is not handled yet."
         )
 
 
@@ -282,8 +282,7 @@ def check_share(name: str, block: nn.Module, linears: Mapping[str, nn.Module]) -
         raise UnsupportedModelError(
             f"{name} ({type(block).__name__}) has {share:.0%} of its weights outside of linear "
             f"layers and experts: {', '.join(other[:4])}{' …' if len(other) > 4 else ''}. Such "
-            "blocks are not handled yet, and prunus does not prune a model in part without saying "
-            "so."
+            "blocks are not handled yet: a part of them would silently stay dense."
         )
 
 

@@ -35,6 +35,6 @@ def check_causal(name: str, block: nn.Module, call: Call, hidden: Tensor) -> Non
     if gradient is not None and bool(gradient.any()):
         raise UnsupportedModelError(
             f"{name} lets earlier tokens read the last one, so this is not a causal language model "
-            "but a bidirectional one (as BERT, or with a bidirectional prefix). Prunus prunes "
+            "but a bidirectional one (like BERT, or with a bidirectional prefix). Prunus prunes "
             "causal language models; give one of those."
         )

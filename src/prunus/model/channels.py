@@ -79,8 +79,9 @@ class Channels:
         for block in blocks:
             if not fold_residual and any(layer.expert is not None for layer in block.layers):
                 raise UnsupportedModelError(
-                    "--permutation gather puts an index before each layer, and an expert, a part "
-                    f"of one tensor as in {block.name}, has no place for it. Use --permutation "
+                    "--permutation gather puts an index before each layer, which is impossible "
+                    f"for experts that are parts of one tensor, as in {block.name}. Use "
+                    "--permutation "
                     "fold, free or none."
                 )
             with block.at_hand():
@@ -295,8 +296,8 @@ def _check_alone(model: PreTrainedModel) -> None:
     beside = find_beside(model)
     if beside:
         raise UnsupportedModelError(
-            f"--permutation fold would reorder the residual stream, into which {beside[-1]} writes "
-            "too, and that is to stay as it is. Use --permutation gather, free or none."
+            f"--permutation fold would reorder the residual stream, but {beside[-1]} also writes "
+            "to it and must stay as it is. Use --permutation gather, free or none."
         )
 
 

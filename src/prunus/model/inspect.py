@@ -33,7 +33,7 @@ def inspect(
     weights: Weights | None = None,
     further: Callable[[Block, Trace], None] = lambda block, traced: None,
 ) -> tuple[list[Block], Trace]:
-    """Find the blocks with sites and roles, and prove that they can be replayed (law 5).
+    """Find the blocks with sites and roles, and prove that they can be replayed.
 
     Args:
         model: in eval mode, on one device.

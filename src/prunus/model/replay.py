@@ -213,7 +213,7 @@ def record(
 def check_replay(
     index: int, name: str, block: nn.Module, recording: Recording, traced: Trace
 ) -> None:
-    """Check that the recorded call, replayed, returns the next block's real input (law 5).
+    """Check that the recorded call, replayed, returns the next block's real input.
 
     Raises:
         UnsupportedModelError: it differs.
@@ -224,7 +224,7 @@ def check_replay(
     expected = traced.given(index).float()
     if not bool(expected.isfinite().all()):
         raise NumericalError(
-            f"{name} puts out NaN or inf in a plain forward pass. Check the checkpoint, or "
+            f"{name} returns NaN or inf in a plain forward pass. Check the checkpoint, or "
             "load it in a wider dtype (--dtype float32)."
         )
     scale = expected.abs().max().clamp_min(1e-12)
@@ -250,9 +250,11 @@ def check_chain(names: Sequence[str], recording: Recording, traced: Trace) -> No
             hidden = hidden + added
         if hidden.shape != given.shape or not torch.allclose(hidden, given, equal_nan=True):
             raise UnsupportedModelError(
-                f"{names[index + 1]} is not given what {names[index]} puts out: the model changes "
-                "it in between, which prunus does not replay yet. (RWKV halves it every six "
-                "blocks; with rescale_every set to 0 in config.json it computes the same without.)"
+                f"{names[index + 1]} does not receive the output of {names[index]} as it is: the "
+                "model changes it in between, which prunus does not replay yet. (RWKV halves it "
+                "every six "
+                "blocks; with rescale_every set to 0 in config.json it computes the same without "
+                "that.)"
             )
 
 

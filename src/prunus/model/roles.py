@@ -122,8 +122,8 @@ def _found(
     off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not off <= (1e-3 if hidden.dtype == torch.float32 else 0.03):
         raise UnsupportedModelError(
-            f"{next(iter(by_hand))}: to watch what is multiplied with it changes the output of its "
-            f"block by {off:.2g} of its largest. This architecture is not handled yet."
+            f"{next(iter(by_hand))}: watching its products changes the output of its block by "
+            f"{off:.2g} of the largest value. This architecture is not handled yet."
         )
     layers = {
         name: linear
@@ -155,7 +155,7 @@ def _twins(linears: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> di
     if unseen:
         raise UnsupportedModelError(
             f"No expert of {', '.join(unseen[:2])} and its like ran in the probing forward of a "
-            "few tokens, so prunus cannot see what they are for. Not handled yet."
+            "few tokens, so prunus cannot tell their role. Not handled yet."
         )
     return {n: chosen[e.stack] for n, e in experts.items() if n != chosen[e.stack]}
 

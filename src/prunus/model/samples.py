@@ -63,7 +63,7 @@ def processed(inputs: Sequence[Sample]) -> Processed:
     """
     if isinstance(inputs, Mapping | str) or not isinstance(inputs, Sequence):
         raise CalibrationError(
-            "inputs is a list of what the processor puts out, one mapping for each sample; got "
+            "inputs is a list of what the processor returns, one mapping per sample; got "
             f"{type(inputs).__name__}. Give [processor(images=…, text=…, return_tensors='pt'), …]."
         )
     if not inputs:

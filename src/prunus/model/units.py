@@ -111,8 +111,8 @@ def find_modules(
         readers = [layer for layer in block.layers if layer.role == role]
         if len(readers) != 1:
             raise UnsupportedModelError(
-                f"{block.name} has {len(readers)} layers that prunus knows for the second level of "
-                f"a depth-2 module of {unit}; structured pruning needs one. "
+                f"{block.name} has {len(readers)} layers that could be the second level of its "
+                f"{unit}; structured pruning needs exactly one. "
                 + ONLY.format(other="neurons" if unit == "heads" else "heads")
             )
         with without_zeros(block.module, but=[layer.module for layer in block.layers]):

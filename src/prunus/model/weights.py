@@ -1,4 +1,4 @@
-"""Where a model's weights are: in memory, or elsewhere until a block is needed (law 9)."""
+"""Where a model's weights are: in memory, or elsewhere until a block is needed."""
 
 from __future__ import annotations
 

@@ -260,7 +260,7 @@ def _check_loading(checkpoint: str | Path, loading: Mapping[str, Any]) -> None:
         unused = sorted(loading["unexpected_keys"])
         warnings.warn(
             f"{checkpoint} holds {len(unused)} tensors that its config.json has no place for: "
-            f"{', '.join(unused[:3])} … They are no part of the model.",
+            f"{', '.join(unused[:3])} … They are not part of the model.",
             CheckpointWarning,
             stacklevel=3,
         )
@@ -338,8 +338,8 @@ def _explained(checkpoint: str | Path) -> Iterator[None]:
                 "(trust_remote_code=True) to run it."
             ) from None
         raise CheckpointError(
-            f"{checkpoint} cannot be loaded as a causal language model: {first_line(error)}. Get a "
-            "whole checkpoint of one."
+            f"{checkpoint} cannot be loaded as a causal language model: {first_line(error)}. Get "
+            "a complete checkpoint of one."
         ) from error
 
 

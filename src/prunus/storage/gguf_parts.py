@@ -136,8 +136,8 @@ def _check(every: Sequence[Path], readers: Sequence[Any]) -> None:
         twice = seen.intersection(tensor.name for tensor in reader.tensors)
         if twice:
             raise CheckpointError(
-                f"{part} holds {min(twice)}, which a part before it holds already: they are not of "
-                "one model. Download the parts again."
+                f"{part} holds {min(twice)}, which an earlier part holds already: they belong to "
+                "different models. Download the parts again."
             )
         seen |= {tensor.name for tensor in reader.tensors}
     expected = _said(readers[0], "tensors.count")

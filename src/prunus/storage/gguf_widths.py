@@ -167,7 +167,7 @@ def check_shapes(
             raise CheckpointError(f"{where} has no tensor {name}, for which {source}.")
         if found is not None and found != shape:
             raise CheckpointError(
-                f"{name} in {where} is {_by(found)}, but {source} for {_by(shape)}. Mend the "
+                f"{name} in {where} is {_by(found)}, but {source} for {_by(shape)}. Correct the "
                 "widths, or prune again."
             )
     extra = sorted(n for n in stored.keys() - demanded.keys() - spare if 0 not in stored[n])

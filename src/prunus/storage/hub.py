@@ -47,8 +47,8 @@ def snapshot(name: str) -> Path:
     folder = downloaded(repo, revision or None)
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(
-            f"{repo} has no safetensors on the hub (commit {folder.name}), and prunus reads no "
-            "pickle. If it has a .gguf, download that and give the file."
+            f"{repo} has no safetensors on the hub (commit {folder.name}), and prunus does not "
+            "read pickle files. If it has a .gguf, download that and give the file."
         )
     return folder
 
@@ -66,7 +66,7 @@ def downloaded(repo: str, revision: str | None) -> Path:
         return partial
     except HFValidationError:
         raise CheckpointError(
-            f"{repo} is no folder here and no hub id. Give a folder, a .gguf or a hub id "
+            f"{repo} is neither a local folder nor a hub id. Give a folder, a .gguf or a hub id "
             "(org/model)."
         ) from None
     except RevisionNotFoundError:
@@ -80,7 +80,7 @@ def downloaded(repo: str, revision: str | None) -> Path:
         ) from None
     except RepositoryNotFoundError:
         raise CheckpointError(
-            f"{repo} is no folder here, and the hub has no such model that you may read. Check "
+            f"{repo} is not a local folder, and the hub has no such model that you may read. Check "
             f"the name; if it is private, {LOG_IN}."
         ) from None
     except Exception as error:  # of the connection, or of the disk: half a dozen kinds
@@ -116,10 +116,10 @@ def _unreachable(repo: str, revision: str | None, error: Exception) -> Checkpoin
     at = f" at {revision}" if revision else ""
     if constants.HF_HUB_OFFLINE:
         return CheckpointError(
-            f"{repo} is no folder here and not in the hub's cache{at}, and HF_HUB_OFFLINE forbids "
-            "to download it. Unset that, or give a folder."
+            f"{repo} is not a local folder and not in the hub's cache{at}, and HF_HUB_OFFLINE "
+            "forbids to download it. Unset that, or give a folder."
         )
     return CheckpointError(
-        f"{repo} is no folder here and not in the hub's cache{at}, and the hub cannot be reached "
-        f"({first_line(error)}). Check the connection, or give a folder."
+        f"{repo} is not a local folder and not in the hub's cache{at}, and the hub cannot be "
+        f"reached ({first_line(error)}). Check the connection, or give a folder."
     )

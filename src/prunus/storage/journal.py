@@ -107,16 +107,16 @@ class Journal:
             return
         if not resume:
             raise CheckpointError(
-                f"An unfinished run is in {self.folder}. Go on with --resume, or remove that "
+                f"An unfinished run is in {self.folder}. Continue with --resume, or remove that "
                 "folder."
             )
         first = lines[0].get("fingerprint") if lines else None
         if not isinstance(first, dict):
             raise CheckpointError(
-                f"{self.folder / LINES} is damaged. Remove {self.folder} and start anew."
+                f"{self.folder / LINES} is damaged. Remove {self.folder} and start again."
             )
         if different := check_same(first, fingerprint, self.folder, allow_different, defaults):
-            say(f"going on although {told(different)}: the last bits may be others")
+            say(f"continuing although {told(different)}: the last bits may differ")
             lines.append({"different": different})
             self._append(lines[-1])
         self.different = followed(x["different"] for x in lines if "different" in x)
@@ -299,8 +299,8 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} could not be written: {reason(error)}. Make room (what is done is kept, and "
-            "--resume goes on from there), or choose another --output."
+            f"{path} could not be written: {reason(error)}. Make room (finished blocks are kept, "
+            "and --resume continues from there), or choose another --output."
         ) from error
 
 
@@ -313,14 +313,14 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     except (OSError, UnicodeDecodeError):
         raise CheckpointError(
-            f"{path} cannot be read. Remove {path.parent} and start anew."
+            f"{path} cannot be read. Remove {path.parent} and start again."
         ) from None
     for line in text.split("\n")[:-1]:
         try:
             lines.append(dict(json.loads(line)))
         except (ValueError, TypeError):
             raise CheckpointError(
-                f"{path} is damaged. Remove {path.parent} and start anew."
+                f"{path} is damaged. Remove {path.parent} and start again."
             ) from None
     if not text.endswith("\n") and text:  # cut off: what follows must not continue that line
         with _explained(path):

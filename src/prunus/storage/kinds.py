@@ -140,7 +140,8 @@ def _refuse_parts(location: str | Path) -> None:
         raise UnsupportedModelError(f"{location} holds an adapter ({kind} of {base}). {cure}")
     if _read(location, "model_index.json") is not None:
         raise UnsupportedModelError(
-            f"{location} is a pipeline of several models (model_index.json), as for diffusion. "
+            f"{location} is a pipeline of several models (model_index.json), such as for "
+            "diffusion. "
             f"{DECODER}"
         )
 

@@ -40,7 +40,7 @@ def check(layers: Sequence[Layer], grid: Grid) -> None:
         if layer.transposed:
             raise InputError(
                 f"{layer.name} is a Conv1D, which stores (inputs, outputs); compressed-tensors "
-                "packs nn.Linear alone. Leave --pack out."
+                "packs only nn.Linear. Leave --pack out."
             )
         if grid.bits == 4 and layer.shape[0] <= 8:
             raise InputError(
@@ -107,7 +107,7 @@ def grid_of(config_json: Mapping[str, Any]) -> Grid | None:
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(
             "config.json has a quantization_config that prunus did not write, which loaders would "
-            "act on."
+            "follow."
         ) from None
 
 

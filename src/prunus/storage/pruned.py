@@ -77,7 +77,9 @@ def pairs(
     """
     names = list(find_blocks(new.model))
     if names != list(find_blocks(old.model)):
-        raise CheckpointError("The source has other blocks than the checkpoint; it is not of it.")
+        raise CheckpointError(
+            "The source's blocks differ from the checkpoint's: this is not what it was made from."
+        )
     for block in names:
         with new.at_hand(block) as module, old.at_hand(block) as dense:
             before(block)

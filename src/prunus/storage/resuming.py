@@ -84,15 +84,15 @@ def check_same(
     for name in found:
         if name not in HARMLESS:
             raise InputError(
-                f"The unfinished run in {folder} is another one: its {name} was "
-                f"{found[name][0]!r}, now it is {found[name][1]!r}. Give what it had, or remove "
-                "that folder."
+                f"The unfinished run in {folder} differs from this one: its {name} was "
+                f"{found[name][0]!r}, now it is {found[name][1]!r}. Use the same, or remove that "
+                "folder."
             )
     if found and not allowed:
         raise InputError(
-            f"The unfinished run in {folder} was begun elsewhere: {told(found)}. Go on as it was "
-            "begun, for the same bytes; or give --allow-different (allow_different=True), at the "
-            "price of the last bits."
+            f"The unfinished run in {folder} was started differently: {told(found)}. Continue as "
+            "it was started, for the same bytes; or give --allow-different "
+            "(allow_different=True), which may change the last bits."
         )
     return found
 

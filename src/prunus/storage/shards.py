@@ -43,7 +43,7 @@ def check_shards(folder: Path) -> dict[str, Path]:
             where = f"{held[tensor]} does" if tensor in held else "no other file does either"
             raise CheckpointError(
                 f"{folder / chosen} says that {file} holds {tensor}, which it does not ({where}). "
-                "The files are not of one save: download the checkpoint again."
+                "The files do not belong together: download the checkpoint again."
             )
     return {tensor: folder / file for tensor, file in held.items()}
 

@@ -1,4 +1,4 @@
-"""A model whose weights stay in their files until a block is needed (law 9)."""
+"""A model whose weights stay in their files until a block is needed."""
 
 from __future__ import annotations
 

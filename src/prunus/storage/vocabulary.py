@@ -83,8 +83,8 @@ def _tokens(tokenizer: Any, rows: int, source: str | Path) -> tuple[list[str], l
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     if max(by_id) >= rows:
         raise CheckpointError(
-            f"The tokenizer of {source} has {max(by_id) + 1} tokens, the embedding {rows} rows; "
-            "they are not of the same model."
+            f"The tokenizer of {source} has {max(by_id) + 1} tokens, but the embedding has {rows} "
+            "rows: they belong to different models."
         )
     added = tokenizer.added_tokens_decoder
     names, kinds = [], []
@@ -211,8 +211,8 @@ def _copy(writer: Any, path: Path, tokens: int) -> None:
         raise CheckpointError(f"{path} has no tokenizer that can be read: {error}.") from None
     if count != tokens:
         raise CheckpointError(
-            f"The tokenizer of {path} has {count} tokens, the embedding {tokens} rows; they are "
-            "not of the same model."
+            f"The tokenizer of {path} has {count} tokens, but the embedding has {tokens} rows: "
+            "they belong to different models."
         )
     for name, field in content.items():
         inner = field.types[-1] if len(field.types) > 1 else None

@@ -124,7 +124,7 @@ def read_widths(folder: str | Path) -> Widths | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         form, blocks = content["format"], content["blocks"]
         if not all(isinstance(block, dict) for block in blocks):
-            raise ValueError("its blocks are no objects")
+            raise ValueError("its blocks are not objects")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}). Copy the checkpoint again.") from None
     if form != FORMAT:
@@ -158,7 +158,7 @@ def rebuilt(
     blocks = find_blocks(model)
     if len(blocks) != len(widths):
         raise CheckpointError(
-            f"{folder / FILE} speaks of {len(widths)} blocks; config.json has {len(blocks)}."
+            f"{folder / FILE} has {len(widths)} blocks, but config.json has {len(blocks)}."
         )
     state = {
         name: tensor.to(dtype) if dtype != "auto" and tensor.is_floating_point() else tensor
@@ -217,7 +217,7 @@ def _fill(folder: Path, model: PreTrainedModel, state: Mapping[str, Tensor]) -> 
     missing = [key for key in loading.missing_keys if key not in tied]
     if missing or loading.unexpected_keys:
         raise CheckpointError(
-            f"{folder} does not hold the tensors that its config and {FILE} speak of: missing "
+            f"{folder} does not hold the tensors that its config and {FILE} require: missing "
             f"{missing[:3]}, unexpected {loading.unexpected_keys[:3]}."
         )
     model.tie_weights()

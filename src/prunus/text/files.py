@@ -46,7 +46,7 @@ def read_file(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
     if found is None:
         raise CalibrationError(
             f"{path}: cannot read {path.suffix or 'a file without ending'}; "
-            f"text comes as {', '.join(KINDS)}, also with {' or '.join(PACKED)} behind it."
+            f"text comes as {', '.join(KINDS)}, also with {' or '.join(PACKED)} at the end."
         )
     kind = next(e for e in KINDS if found.startswith(e))
     try:

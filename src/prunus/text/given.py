@@ -74,7 +74,7 @@ def source_name(asked: str | None, default: str, given: Any) -> str:
     if asked in (IDS, TEXTS):
         what, argument = ("token ids", "tokens_ST") if asked == IDS else ("texts", "calibration")
         raise CalibrationError(
-            f"This recipe was run on {what} given in Python, which it does not hold. Give a "
+            f"This recipe was run on {what} given in Python, which a recipe cannot hold. Give a "
             f"calibration source, or the same {what} as {argument}."
         )
     return asked or default
@@ -123,7 +123,7 @@ def _check_iterable(value: Any, kind: str, name: str) -> None:
         raise CalibrationError(f"{name} is {EXPECTED}; got {kind}.")
     if not hasattr(value, "__len__"):
         raise CalibrationError(
-            f"{name} is a {kind}, which does not say where it ends. Give a list of what it yields, "
+            f"{name} is a {kind}, which has no known end. Give a list of what it yields, "
             "such as list(itertools.islice(data, 1000))."
         )
 
@@ -226,7 +226,7 @@ def _check_ends(loader: Any, name: str) -> None:
         len(loader)
     except TypeError:
         raise CalibrationError(
-            f"{name} is a DataLoader of texts that does not say where it ends. Give a list of them."
+            f"{name} is a DataLoader of texts without a known end. Give a list of them."
         ) from None
 
 

@@ -143,8 +143,8 @@ def _below(data_dir: Path, name: str, split: Split) -> list[Path]:
         chosen = [p for p in chosen if _names(p, ("test",))] or chosen
     if not chosen:
         raise CalibrationError(
-            f"For {split}, {data_dir} has only {', '.join(p.name for p in files)}, by name the "
-            f"other part of {name}. Give the file's own path to use it all the same."
+            f"For {split}, {data_dir} has only {', '.join(p.name for p in files)}, by their names "
+            f"the other split of {name}. Give the file's own path to use it anyway."
         )
     return chosen
 

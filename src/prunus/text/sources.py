@@ -83,7 +83,8 @@ def finished(documents: Documents, split: Split, reader: RowReader) -> Documents
             text.encode()
     except UnicodeEncodeError:
         raise CalibrationError(
-            f"{documents.name} holds half a surrogate pair, which is no character. Mend the file."
+            f"{documents.name} contains an unpaired surrogate, which is not a character. Fix the "
+            "file."
         ) from None
     return replace(
         documents,

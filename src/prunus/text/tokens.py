@@ -41,8 +41,8 @@ def calibration_tokens(
     if documents is None:
         if bos == "no":
             raise InputError(
-                "The model writes its text from a beginning-of-text token on, so --bos no does not "
-                "go with --calibration self. Leave it out."
+                "The model starts its own text with a beginning-of-text token, so --bos no cannot "
+                "be used with --calibration self. Leave it out."
             )
         say(f"the model writes {samples} × {length} tokens of calibration text")
         ids_ST, protocol = generate(model, tokenizer, samples=samples, length=length, seed=seed)
@@ -71,7 +71,7 @@ def given_samples(samples: Any, model: PreTrainedModel) -> tuple[Samples, Protoc
     longest, limit = max(samples.lengths), context_length(model)
     if limit is not None and longest > limit:
         raise CalibrationError(
-            f"inputs has a sample of {longest} tokens, and the model takes {limit}."
+            f"inputs has a sample of {longest} tokens, but the model takes at most {limit}."
         )
     names = ", ".join(sorted({name for sample in samples for name in sample}))
     return samples, Protocol(
@@ -96,7 +96,7 @@ def given_tokens(ids_ST: Any, model: PreTrainedModel) -> tuple[Tensor, Protocol]
     longest = context_length(model)
     if longest is not None and length > longest:
         raise CalibrationError(
-            f"tokens_ST has samples of {length} tokens, and the model takes {longest}."
+            f"tokens_ST has samples of {length} tokens, but the model takes at most {longest}."
         )
     ids_ST = checked(ids_ST.to(torch.int64), model)
     return ids_ST, Protocol("tokens given", samples, length, 0, 0, 0, False, digest(ids_ST))

@@ -41,7 +41,9 @@ class Greedy:
         """Return the order, stripe after stripe; position p reads channel ``order_I[p]``."""
         pattern = along_inputs(pattern, score_OI)
         if (pattern.keep, pattern.of) != (2, 4):
-            raise PatternError(f"The greedy search is for 2:4, not {pattern}. Use Assignment.")
+            raise PatternError(
+                f"The greedy search only works for 2:4, not for {pattern}. Use Assignment."
+            )
         generator = torch.Generator().manual_seed(self.seed)
         order_I = torch.arange(score_OI.shape[1], device=score_OI.device)
         search = _Pairs(score_OI.float().T.contiguous(), order_I.view(-1, 4))

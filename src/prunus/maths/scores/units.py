@@ -219,7 +219,10 @@ class SecondMoment:
         if self.moment not in ("gaussian", "measured"):
             raise InputError(f"moment is gaussian or measured; got {self.moment!r}.")
         if self.moment == "measured" and self.identity:
-            raise InputError("moment=measured reads activations, and identity=true none.")
+            raise InputError(
+                "moment=measured needs activations, but identity=true uses none. "
+                "Change one of them."
+            )
         if self.norm not in (1, 2):
             raise InputError(f"norm is 1 or 2, the power of the column's norm; got {self.norm}.")
         if self.gated not in ("product", "code"):
@@ -303,7 +306,10 @@ class Redundancy:
         if self.distance not in ("jensen-shannon", "authors"):
             raise InputError(f"distance is jensen-shannon or authors; got {self.distance!r}.")
         if self.goes not in ("first", "weaker"):
-            raise InputError(f"goes is first or weaker, of two heads alike; got {self.goes!r}.")
+            raise InputError(
+                "goes is first or weaker (which of two similar heads is removed); "
+                f"got {self.goes!r}."
+            )
         if self.order == "row-major" and not self.threshold > 0:
             raise InputError("order=row-major is for a threshold above 0: set that too.")
 

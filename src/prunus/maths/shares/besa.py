@@ -110,7 +110,7 @@ class BESA:
                 raise InputError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}.")
         if not 2 <= self.candidates <= 1000 or self.steps < 1 or not self.rate > 0:
             raise InputError(
-                "BESA needs 2 to 1000 candidates, a step or more, and a positive rate; got "
+                "BESA needs 2 to 1000 candidates, at least one step, and a positive rate; got "
                 f"{self.candidates}, {self.steps}, {self.rate:g}."
             )
 

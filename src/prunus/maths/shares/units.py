@@ -134,14 +134,14 @@ def check(modules: Sequence[UnitsView], counts: Counts, share: float) -> None:
         least = min(module.parameters for module in modules)
         raise InputError(
             f"Nothing would be removed: {share:g} of the parameters in these units is "
-            f"{share * total / len(blocks):,.0f} per block, and the smallest unit has {least:,}. "
-            f"Ask for more{', or use --allocation adaptive' if share * total >= least else ''}."
+            f"{share * total / len(blocks):,.0f} per block, but the smallest unit has {least:,}. "
+            f"Remove more{', or use --allocation adaptive' if share * total >= least else ''}."
         )
     short = share * total - gone
     if short > 0.02 * total and all(counts[m.block, m.unit] == m.units - 1 for m in modules):
         raise InputError(
-            f"{share:g} cannot be removed: one unit of each module stays, so {gone / total:.3g} "
-            "is the most. Ask for less."
+            f"{share:g} cannot be removed: one unit of each module must stay, so at most "
+            f"{gone / total:.3g} can be. Remove less."
         )
 
 
