@@ -96,7 +96,7 @@ def block_range(name: str, text: str, blocks: int | None = None) -> range:
     """Return the blocks A to B − 1 of ``A:B``, counted from 0; ``name`` is the option's.
 
     Raises:
-        InputError: it says something else, or goes beyond the model's ``blocks`` where they are
+        InputError: it says something else, or exceeds the model's ``blocks`` where they are
             known.
     """
     match = re.fullmatch(r"(\d+):(\d+)", text)

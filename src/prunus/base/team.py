@@ -49,7 +49,7 @@ class Team:
         """Return the team that ``torchrun`` started this process in; a team of one otherwise.
 
         Raises:
-            TeamError: the processes do not find one another.
+            TeamError: the processes cannot reach each other.
         """
         size = int(os.environ.get("WORLD_SIZE", 1))
         if size == 1:

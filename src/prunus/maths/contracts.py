@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Needs = tuple[type[Statistic], ...]
 Share = float | Fraction | Tensor
-"""Which part of a layer's weights goes; a tensor (O,): of each row's."""
+"""The fraction of a layer's weights to remove; a tensor (O,) has one for each row."""
 Plan = Mapping[str, Share]
 """The share of each layer to prune, by layer name; a layer that is not named stays dense."""
 

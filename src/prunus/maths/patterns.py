@@ -1,8 +1,9 @@
 """The weights that compete: unstructured within a layer, row or column, and N:M.
 
-Counts are exact: of ``n`` competing weights ``floor(sparsity · n)`` go. (The authors' code of
-several papers removes everything ``<=`` a threshold: one weight more than asked, and all its ties.)
-Among equal scores the earlier position goes first, so a mask depends on nothing but the scores.
+Counts are exact: of ``n`` competing weights ``floor(sparsity · n)`` are removed. (The authors'
+code of several papers removes everything ``<=`` a threshold: one weight more than requested, and
+all its ties.) Among equal scores the earlier position is removed first, so a mask depends on
+nothing but the scores.
 """
 
 from __future__ import annotations

@@ -92,9 +92,9 @@ class ColumnNorm:
 class TokenSample:
     """An even sample of the tokens, large enough to measure a layer's output error.
 
-    Keeps every ``stride``-th token; when twice ``target`` are held, every other one goes and the
-    stride doubles. The sample is thus spread evenly over all tokens without knowing their number,
-    and is the same for the same tokens in any batch size.
+    Keeps every ``stride``-th token; when twice ``target`` are held, every other one is dropped
+    and the stride doubles. The sample is thus spread evenly over all tokens without knowing their
+    number, and is the same for the same tokens in any batch size.
     """
 
     target = 128

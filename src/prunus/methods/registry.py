@@ -43,7 +43,7 @@ def register(
         paper: authors, year, title.
         url: where to read it.
         differs: what differs from the authors' code.
-        allocation: how much of each layer goes, unless another is asked for.
+        allocation: how much of each layer is removed, unless another is requested.
 
     Returns:
         A decorator for a class of scores, layer pruners or block pruners that can be made without

@@ -21,7 +21,7 @@ from .replay import Call, Recording, Trace, around, hidden_of, record, with_hidd
 class OneToken:
     """A forward pass of one token alone, so that attention to others is almost nothing.
 
-    It goes through one block after the other while each is at hand.
+    It passes through one block after the other while each is at hand.
 
     Attributes:
         multiply_adds: of what it has been through.

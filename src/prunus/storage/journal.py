@@ -196,7 +196,7 @@ class Journal:
             yield line, load_file(path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(
-                f"{path} is damaged ({error}). Remove {self.folder} and start anew."
+                f"{path} is damaged ({error}). Remove {self.folder} and start again."
             ) from None
 
     def shard(self, index: int) -> Path:

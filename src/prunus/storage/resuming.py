@@ -2,7 +2,7 @@
 
 The model, the recipe and the text must be the same. The number of threads is taken over. A version,
 the device or the number of processes may change the last bits of a sum and nothing else, so the run
-goes on with others only where it is told to.
+continues with different ones only on request.
 """
 
 from __future__ import annotations

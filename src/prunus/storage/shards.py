@@ -35,7 +35,7 @@ def check_shards(folder: Path) -> dict[str, Path]:
             if tensor in held:
                 raise CheckpointError(
                     f"{folder}: {tensor} is in two files, {held[tensor]} and {file}. Download the "
-                    "checkpoint again, or save it anew with save_pretrained."
+                    "checkpoint again, or save it again with save_pretrained."
                 )
             held[tensor] = file
     for tensor, file in (indexed or {}).items():

@@ -22,8 +22,8 @@ class Dialect:
 
     Attributes:
         kind: how the values become text. ``text``: as it is. ``chat``: see ``chats``. ``parts``:
-            those that are not empty, a blank line between them. ``completion``: the second goes on
-            where the first ends. ``choices``: a question and the choice that is right.
+            those that are not empty, a blank line between them. ``completion``: the second
+            continues the first. ``choices``: a question and the right choice.
         slots: alternatives for one place each; a slot that begins with ``""`` may be empty.
     """
 

@@ -15,7 +15,7 @@ class Heuristic:
     """A deal of the channels, sorted by ``Σ_o S[o, i]``, to the K = I / M boxes, M times K.
 
     Attributes:
-        snake: every other deal goes backwards (the authors' code); otherwise each begins with the
+        snake: every other deal runs backwards (the authors' code); otherwise each begins with the
             first box (the paper's text).
 
     Reference: Zhang et al. 2024, "Plug-and-Play", section 4.2, step 1.

@@ -41,8 +41,8 @@ def exchange(mask_OI: Tensor, values: Values, cells: Cells, rounds: int) -> Tens
     """Return the mask after at most ``rounds`` bundles per unit.
 
     A bundle pairs the highest gains with the lowest costs of a cell, as if they did not influence
-    one another. Where the unit's loss did not fall the unit goes back, and tries half as many the
-    next time; where it did, twice as many.
+    each other. If the unit's loss did not fall, the bundle is undone and the next one is half as
+    large; if it did, the next one is twice as large.
     """
     kept_OI = mask_OI.clone()
     size = cells.rows * mask_OI.shape[1]

@@ -97,9 +97,9 @@ def ascending(divergence_UU: Tensor, worth_U: Tensor | None = None) -> Tensor:
     """Return the divergence at which each unit is removed, the most similar pairs first, (U,).
 
     Algorithm 1 in ascending order, as the authors' code runs it: of a pair of which neither is
-    chosen yet the first goes; with ``worth_U`` (U,) the one that is worth less. Removing all units
-    below τ is that algorithm at τ; removing the n lowest is it with a target number. The last unit
-    has no partner left: infinity.
+    chosen yet, the first is removed; with ``worth_U`` (U,) the one that is worth less. Removing
+    all units below τ is that algorithm at τ; removing the n lowest is the algorithm with a target
+    number. The last unit has no partner left: infinity.
     """
     return _chosen(divergence_UU, _by_distance(divergence_UU), math.inf, worth_U)
 

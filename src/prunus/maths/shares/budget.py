@@ -106,8 +106,8 @@ def exact_counts(share_G: Tensor, size_G: Tensor, total: int) -> Tensor:
 def whole_counts(share_G: Tensor, size_G: Tensor, total: int, whole_G: Tensor) -> Tensor:
     """Return the same counts in multiples of ``whole_G``: compared columns lose equally many each.
 
-    Groups whose weights can go one by one take up what the others leave; without such groups less
-    than ``total`` goes.
+    Groups whose weights can be removed one by one make up for the rest; without such groups fewer
+    than ``total`` are removed.
     """
     count_G = exact_counts(share_G, size_G, total)
     free_G = whole_G == 1

@@ -74,8 +74,8 @@ class Shares:
     def hard(self, ranks: Ranks, rule: Rule) -> Tensor:
         """Return the mask (O, I), True = kept.
 
-        ``"probability"`` is equation (5): what has ``P >= α`` goes. ``"count"`` is the authors'
-        code: the ``⌊α I⌋`` lowest go.
+        ``"probability"`` is equation (5): weights with ``P >= α`` are removed. ``"count"`` is the
+        authors' code: the ``⌊α I⌋`` lowest are removed.
         """
         if rule == "count":
             inputs = ranks.rank_OI.shape[1]

@@ -38,10 +38,10 @@ def uniform(
 ) -> dict[Key, int]:
     """Remove the same share of every block: heads first, then neurons until the share is met.
 
-    ``floor(share · U)`` groups of heads go, or more where all neurons but one would not make up for
-    the rest; or as many as ``heads`` says of a block. The rest of the block's parameters comes from
-    its neurons. Never more than the share; less by no more than one unit, as long as one unit of
-    each module may stay.
+    ``floor(share · U)`` groups of heads are removed, or more if all neurons but one would not make
+    up for the rest; or as many as ``heads`` has for a block. The rest of the block's parameters
+    comes from its neurons. Never more than the share is removed, and less by at most one unit, as
+    long as one unit of each module can stay.
     """
     counts: dict[Key, int] = {}
     blocks: dict[int, list[UnitsView]] = {}
