@@ -360,7 +360,7 @@ def test_an_object_registered_with_a_pattern_can_be_asked_for_another(table):
 
 def test_names_that_cannot_be_registered(table):
     for taken in ("ria", "goa", "quantize"):
-        with pytest.raises(TakenNameError, match=f"There is a method {taken} already"):
+        with pytest.raises(TakenNameError, match=f"A method {taken} already exists"):
             prunus.register(taken)(Peak)
     with pytest.raises(InputError, match="letters, digits"):
         prunus.register("a.b")
@@ -428,7 +428,7 @@ def test_a_plug_in_with_a_taken_name_is_an_error_that_names_its_package(site):
     assert Recipe.of(method="wanda").build()  # nobody asked for another
     ended = CliRunner().invoke(app, ["methods"])
     assert ended.exit_code == 2
-    assert "There is a method wanda already" in ended.stderr
+    assert "A method wanda already exists" in ended.stderr
     assert "the plug-in wanda of the package clash" in ended.stderr
 
 

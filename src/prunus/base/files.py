@@ -180,8 +180,8 @@ def _is_empty(output: Path) -> bool:
     if output.is_mount() or output.samefile(Path.cwd()):
         what = "where a disk is mounted" if output.is_mount() else "the folder that you are in"
         raise CheckpointError(
-            f"{output} is {what}; a checkpoint takes the place of its folder when it is finished. "
-            f"Give a new folder in it: {output / 'pruned'}."
+            f"{output} is {what}; a finished checkpoint replaces its folder. Give a new folder "
+            f"inside it: {output / 'pruned'}."
         )
     return True
 

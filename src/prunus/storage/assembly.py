@@ -80,8 +80,8 @@ def check_names(model: PreTrainedModel, layers: Iterable[str]) -> None:
     names = {f"{name}.weight": torch.empty(1, 1, device="meta") for name in layers}
     if revert_weight_conversion(model, dict(names)).keys() != names.keys():
         raise UnsupportedModelError(
-            f"transformers stores layers of {type(model).__name__} under other names than it loads "
-            "them, which packed files do not know yet. Leave --pack out."
+            f"transformers stores layers of {type(model).__name__} under other names than it "
+            "loads, which packed files do not support yet. Leave --pack out."
         )
 
 

@@ -130,8 +130,8 @@ def _check(every: Sequence[Path], readers: Sequence[Any]) -> None:
         said = _said(reader, "no"), _said(reader, "count")
         if said not in ((number, len(every)), (None, None)):
             raise CheckpointError(
-                f"{part} says that it is part {said[0]} (from 0) of {said[1]}, which its name does "
-                "not. Download the parts again, under the names that they had."
+                f"{part} says that it is part {said[0]} (from 0) of {said[1]}, but its name says "
+                "otherwise. Download the parts again, under the names that they had."
             )
         twice = seen.intersection(tensor.name for tensor in reader.tensors)
         if twice:
@@ -143,7 +143,7 @@ def _check(every: Sequence[Path], readers: Sequence[Any]) -> None:
     expected = _said(readers[0], "tensors.count")
     if "general.architecture" not in readers[0].fields or expected not in (None, len(seen)):
         raise CheckpointError(
-            f"The parts of {every[0]} hold {len(seen)} tensors, where the first speaks of "
+            f"The parts of {every[0]} hold {len(seen)} tensors, but the first part declares "
             f"{expected if expected is not None else 'no model'}. Download the parts again."
         )
 

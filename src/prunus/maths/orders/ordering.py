@@ -43,7 +43,9 @@ class Ordering:
 
     def __post_init__(self) -> None:
         if self.rows < 1:
-            raise InputError(f"ordering.rows is how many rows to hold, not {self.rows}.")
+            raise InputError(
+                f"ordering.rows is the number of rows to hold, at least 1; got {self.rows}."
+            )
 
 
 def together(scores: Sequence[Tensor]) -> Tensor:

@@ -150,7 +150,7 @@ def share_of(modules: Sequence[UnitsView], parameters: int) -> float:
     total = removable(modules)
     if not 0 < parameters < total:
         raise InputError(
-            f"--parameters is how many are to be removed, above 0 and below the {total:,} in the "
+            f"--parameters is the number to remove, above 0 and below the {total:,} in the "
             f"heads and neurons of these blocks; got {parameters:,}."
         )
     return parameters / total
