@@ -98,7 +98,7 @@ def build_method(
     pruner = _with_settings(pruner, settings)
     ordered = _ordered(name, permutation or "none", search, pruner)
     if later and permutation in (None, "none"):
-        raise InputError(f"--set {next(iter(later))} needs --permutation.")
+        raise InputError(f"--set {next(iter(later))} is for a run with --permutation.")
     return with_grid(name, _with_settings(ordered, later), grid, quantize, pack)
 
 
