@@ -27,7 +27,7 @@ test-oldest: $(VENV)-oldest/.ready  ## fast tests with the oldest transformers a
 test-newest: $(VENV)-newest/.ready  ## the same with the newest transformers on PyPI
 	$(VENV)-newest/bin/python -m pytest -n auto --dist loadfile $(LENIENT) $(FAST)
 
-test-transformers-4: $(READY) $(VENV)-4/.ready  ## not in CI: what is written loads in 4.57 too
+test-transformers-4: $(READY) $(VENV)-4/.ready  ## not in CI: written checkpoints load in 4.57 too
 	$(BIN)/python benchmarks/older_loaders.py --old $(VENV)-4/bin/python
 
 check: $(READY)  ## style and types

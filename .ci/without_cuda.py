@@ -23,7 +23,7 @@ LIB = Path(sysconfig.get_path("platlib")) / "torch" / "lib"
 
 
 def output(*command: object) -> str:
-    """What a program prints."""
+    """Return what a program prints."""
     return subprocess.run(
         [str(word) for word in command], check=True, capture_output=True, text=True
     ).stdout
@@ -36,7 +36,7 @@ def missing() -> list[str]:
 
 
 def wanted(libraries: list[str]) -> dict[str, set[str]]:
-    """The functions that torch asks of each library; those without a version under no name."""
+    """List the functions that torch asks of each library; unversioned ones under no name."""
     found = defaultdict[str, set[str]](set)
     for word in output("nm", "-D", "--undefined-only", *LIB.glob("lib*.so")).split():
         name, _, library = word.replace("@@", "@").partition("@")

@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def launch(method: str, output: Path, processes: int, threads: int) -> None:
-    """This file again, as a worker in each process."""
+    """Run this file again, as a worker in each process."""
     command = ["torch.distributed.run", f"--nproc-per-node={processes}", *sys.argv]
     subprocess.run(
         [sys.executable, "-m", *command, "--worker", method, str(output)],

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 import yaml
 from prunus.patterns import NM
-from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
-
 from prunus.pruners import Compose
 from prunus.scores import Wanda
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
 ROOT = next(p for p in Path(__file__).resolve().parents if (p / "tests" / "models").is_dir())
 TRAINED = ROOT / "tests" / "models"
@@ -239,7 +238,7 @@ OTHERWISE = {
 
 
 def parsed(line: str) -> tuple[str, dict[str, Any]]:
-    """The model, and the fields of the recipe."""
+    """Return the model, and the fields of the recipe."""
     model, method, *rest = line.split()
     fields: dict[str, Any] = {"method": method, **TEXT}
     settings: dict[str, Any] = {}
@@ -302,7 +301,7 @@ CASES = all_cases()
 
 
 def models(work: Path, wanted: set[str]) -> None:
-    """The models and the texts of all runs, in a folder."""
+    """Make the models and the texts of all runs, in a folder."""
     for name in wanted - set(RANDOM):
         shutil.copytree(TRAINED / name, work / name)
     for name in wanted & set(RANDOM):

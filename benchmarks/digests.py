@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the last bits depend on."""
+    """Return what the last bits depend on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
@@ -121,7 +121,7 @@ def digest(work: Path, case: Case) -> dict[str, Any]:
 
 
 def in_this_process(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """What a fresh interpreter would print, without the 15 seconds of its start.
+    """Return what a fresh interpreter would print, without the 15 seconds of its start.
 
     Every written checkpoint is reloaded in one. That is tested elsewhere; here it costs most of the
     time. Starting a process is the seam that stays where it is when modules move.
@@ -210,7 +210,7 @@ def again_by_recipe(out: Path, source: Path, fields: Fields) -> dict[str, Any]:
 
 
 def judged(out: Path, source: Path, fields: Fields) -> dict[str, Any]:
-    """What the other calls make of a checkpoint."""
+    """Return what the other calls make of a checkpoint."""
     prunus.prune(source, output=out, observer=prunus.Silent(), **fields)
     proof = prunus.verify(out, source=source)
     score = prunus.evaluate(out, "builtin", length=64, windows=4, observer=prunus.Silent())
@@ -240,7 +240,7 @@ def through_gguf(out: Path, source: Path, fields: Fields) -> dict[str, Any]:
 
 
 def table(out: Path, source: Path, fields: Fields) -> dict[str, Any]:
-    """The table of methods, without its sentences."""
+    """Return the table of methods, without its sentences."""
     said = io.StringIO()
     with (
         mock.patch.object(sys, "argv", ["prunus", "methods", "--json"]),
@@ -315,7 +315,7 @@ def same(before: dict[str, Any], now: dict[str, Any], only: str) -> bool:
 
 
 def report(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """What differs of one run."""
+    """List the differences of one run."""
     print(f"{name}:")
     for key in dict.fromkeys([*old, *new]):
         was, is_ = old.get(key, ABSENT), new.get(key, ABSENT)

@@ -97,7 +97,7 @@ def breakdown(run: Callable[[], float]) -> None:
 
 
 def timed(name: str, function: Callable[..., Any], spent: dict[str, float]) -> Callable[..., Any]:
-    """The function, its time added up."""
+    """Wrap the function to add up its time."""
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         begun = time.perf_counter()

@@ -61,7 +61,7 @@ def main() -> None:
 
 @torch.no_grad()
 def inputs(model: nn.Module, names: list[str], ids: Tensor) -> dict[str, Tensor]:
-    """What these layers read, (T, I)."""
+    """Return what these layers read, (T, I)."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
     for name in names:
         model.get_submodule(name).register_forward_pre_hook(

@@ -154,7 +154,7 @@ class Constant(nn.Module):
 
 
 def torch_model(folder: Path) -> nn.Module:
-    """The checkpoint in float32, uneven ones built by hand."""
+    """Load the checkpoint in float32; build uneven ones by hand."""
     if not (folder / "widths.json").exists():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     config = AutoConfig.from_pretrained(folder)

@@ -84,7 +84,7 @@ def done(output: Path) -> int:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """A hash of every file; the report's without its times."""
+    """Hash every file; the report without its times."""
     found = {}
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()

@@ -66,7 +66,7 @@ def alone(*arguments: str) -> dict[str, float]:
 
 
 def one(what: str, model: str, output: str, method: str) -> None:
-    """A run or its plan, in this process."""
+    """Make a run or its plan, in this process."""
     import prunus
     from prunus.methods.table import STRUCTURED
 
@@ -86,7 +86,7 @@ def one(what: str, model: str, output: str, method: str) -> None:
 
 
 def write(folder: Path, blocks: int) -> None:
-    """A shard for each block, and one for the rest."""
+    """Write a shard for each block, and one for the rest."""
     folder.mkdir(parents=True)
     config = LlamaConfig(
         vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=blocks,

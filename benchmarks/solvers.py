@@ -29,7 +29,7 @@ EIGENVALUES = (50, 13, 7, 3.2, 1.3, 0.54, 0.23, 3e-3)
 
 
 def layer(outputs: int, inputs: int, sparsity: float) -> tuple[Tensor, Tensor, Statistics]:
-    """A weight, Wanda's mask, and a Gram like those of SmolLM2-135M's inputs.
+    """Draw a weight, Wanda's mask, and a Gram like those of SmolLM2-135M's inputs.
 
     The eigenvalues of the inputs' correlations interpolate measured quantiles (medians over 12
     sites); channels differ in scale by exp(0.35 z), and one in 500 by exp(3).

@@ -84,5 +84,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The API: what users type, without what this file needs itself."""
+    """List the API: what users type, without what this file needs itself."""
     return sorted({*__all__, *HOMES, "__doc__", "__file__", "__name__", "__path__"})

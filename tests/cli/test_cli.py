@@ -293,7 +293,7 @@ def test_an_output_that_exists_and_a_model_that_does_not(tmp_path, monkeypatch):
     assert "cannot be read as a GGUF" in result.stderr
     result = run("prune", "nothere", *WANDA, "--output", tmp_path / "out")
     assert result.exit_code == 2
-    assert "is no folder here" in result.stderr
+    assert "is not a local folder" in result.stderr
     for command in (["bench"], ["simulate"], ["plot", "--output", tmp_path / "x.png"]):
         result = run(*command, tmp_path / "none")
         assert result.exit_code == 2

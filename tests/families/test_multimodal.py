@@ -188,7 +188,7 @@ def test_inputs_that_cannot_be_used_say_so():
     pad = {**good, "attention_mask": torch.zeros_like(good["input_ids"])}
     many = {**good, "input_ids": torch.ones(2, 8, dtype=torch.int64)}
     for inputs, said in (
-        (good, "a list of what the processor puts out"),
+        (good, "a list of what the processor returns"),
         ([], "at least one sample"),
         ([good, "text"], r"inputs\[1\] needs input_ids .*no mapping but str"),
         ([{"pixel_values": torch.ones(1)}], r"got NoneType. Process"),

@@ -121,15 +121,44 @@ def test_every_command_runs(path, desk, monkeypatch):
             assert (desk / output).exists(), words
 
 
-def test_readme_shows_every_command_and_nothing_else_is_left_out():
-    shown = {words[0] for words in commands(ROOT / "README.md")}
+def test_the_documents_show_every_command_and_the_readme_the_first_ones():
+    shown = {words[0] for path in DOCUMENTS for words in commands(path)}
     targets = (ROOT / "Makefile").read_text()
     assert shown | {"demo"} == {command.name for command in app.registered_commands}
     assert "prunus demo --yes --output" in targets
     made = re.findall(r"^make (\w+)", "\n".join(blocks(ROOT / "README.md", "")), re.MULTILINE)
     assert made == ["demo", "test"]
     assert all(f"\n{target}:" in targets for target in made)
-    assert len(commands(ROOT / "README.md")) > 15
+    assert {"prune", "verify", "eval"} == {words[0] for words in commands(ROOT / "README.md")}
+    assert sum(len(commands(path)) for path in DOCUMENTS) > 25
+
+
+def links(path: Path) -> list[tuple[Path, str]]:
+    """The files that a document links to, each with the heading that it names, if any."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    found = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
+    return [(path.parent / name if name else path, heading) for name, heading in found]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"],
+    ids=lambda path: path.stem,
+)
+def test_every_link_leads_to_a_file_and_a_heading(path):
+    for target, heading in links(path):
+        assert target.is_file(), f"{path.name}: {target}"
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", x.lower()).replace(" ", "-") for x in titles}
+
+
+def test_every_page_is_reached_from_the_readme():
+    linked = {target.resolve() for target, _ in links(ROOT / "README.md")}
+    assert {*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"} - {
+        ROOT / "README.md"
+    } <= linked
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def examples() -> list[list[str]]:
@@ -162,6 +191,7 @@ def test_every_python_block_runs(block, desk):
     if "print(" in block[1]:
         assert said.getvalue().startswith("0.5 ")
         assert names["result"].verification.ok
+    if "weight_OI" in block[1]:
         assert (names["pruned"].weight_OI == 0).float().mean() == 0.5
 
 

@@ -194,7 +194,7 @@ def test_orders_of_channels(permutation, group, tmp_path):
 
 
 def test_gathered_groups_are_refused():
-    with pytest.raises(InputError, match="no --group of stored inputs fits"):
+    with pytest.raises(InputError, match="neither --group nor --pack can be used"):
         Recipe.of(method="wanda", pattern="2:4", permutation="gather", bits=4, group=16).build()
     with pytest.raises(InputError, match="or --group 0 without --pack"):
         Recipe.of(

@@ -415,7 +415,7 @@ def test_shares_that_cannot_be_had_say_so():
     modules = [fake(0, "heads", 3, 400), fake(0, "neurons", 2, 600)]
     with pytest.raises(InputError, match="Nothing would be removed"):
         check(modules, uniform(modules, 0.1, {}), 0.1)
-    with pytest.raises(InputError, match="one unit of each module stays"):
+    with pytest.raises(InputError, match="one unit of each module must stay"):
         check(modules, uniform(modules, 0.95, {}), 0.95)
     assert share_of(modules, 1200) == 0.5
     for parameters in (0, 2400, -5):

@@ -204,7 +204,7 @@ def test_another_pattern_beside_another_object_is_that_of_the_object():
     assert first.replaced(samples=5).build()[2] == 0.75
     assert first.replaced(method=Compose(Peak(), NM(2, 4))).build()[2] == 0.5
     assert first.replaced(method="ria", pattern="layer").build()[0] == METHODS["ria"].build(None)
-    with pytest.raises(InputError, match="Peak has the pattern 1:4, and pattern=row is asked for"):
+    with pytest.raises(InputError, match="Peak has the pattern 1:4, but pattern=row is requested"):
         first.replaced(pattern="row").build()
 
 
@@ -244,7 +244,7 @@ def test_a_layer_pruner_of_ones_own():
     for option, message in (
         ({"update": "sparsegpt"}, "so --update does not apply"),
         ({"refine": "swaps"}, "so --refine does not apply"),
-        ({"pattern": "2:4"}, "has the pattern row, and pattern=2:4 is asked for"),
+        ({"pattern": "2:4"}, "has the pattern row, but pattern=2:4 is requested"),
     ):
         with pytest.raises(InputError, match=message):
             Recipe.of(method=HalfOfEachRow(), **option).build()
@@ -360,7 +360,7 @@ def test_an_object_registered_with_a_pattern_can_be_asked_for_another(table):
 
 def test_names_that_cannot_be_registered(table):
     for taken in ("ria", "goa", "quantize"):
-        with pytest.raises(TakenNameError, match=f"There is a method {taken} already"):
+        with pytest.raises(TakenNameError, match=f"A method {taken} already exists"):
             prunus.register(taken)(Peak)
     with pytest.raises(InputError, match="letters, digits"):
         prunus.register("a.b")
@@ -428,7 +428,7 @@ def test_a_plug_in_with_a_taken_name_is_an_error_that_names_its_package(site):
     assert Recipe.of(method="wanda").build()  # nobody asked for another
     ended = CliRunner().invoke(app, ["methods"])
     assert ended.exit_code == 2
-    assert "There is a method wanda already" in ended.stderr
+    assert "A method wanda already exists" in ended.stderr
     assert "the plug-in wanda of the package clash" in ended.stderr
 
 

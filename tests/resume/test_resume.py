@@ -106,7 +106,7 @@ def test_a_resumed_run_is_the_undisturbed_one(index, step, tmp_path):
     done = index + (step == "advance")
     assert observer.said[-1] == f"{done} of 3 blocks are done and kept; --resume goes on from there"
     assert not (tmp_path / "out").exists()
-    with pytest.raises(CheckpointError, match=r"An unfinished run is in .*Go on with --resume"):
+    with pytest.raises(CheckpointError, match=r"An unfinished run is in .*Continue with --resume"):
         prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
     watcher = Ends(-1, "")
     result = prunus.prune(
@@ -152,7 +152,7 @@ def test_a_run_that_ends_while_the_checkpoint_is_put_together(tmp_path, monkeypa
             raise OSError(28, "No space left on device")
 
         patched.setattr("prunus.storage.assembly.write_texts", full)
-        with pytest.raises(CheckpointError, match=r"No space left on device.*--resume goes on"):
+        with pytest.raises(CheckpointError, match=r"No space left on device.*--resume continues"):
             prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
     prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
     same(tmp_path / "whole", tmp_path / "out")
@@ -193,7 +193,7 @@ def test_another_run_is_refused_and_the_difference_named(change, named, tmp_path
     (tmp_path / "text.txt").write_text("The plum is a fruit of some species of Prunus. " * 99)
     run = {"method": "wanda", **FAST}
     end(tmp_path / "out", 1, "prune", **run)
-    with pytest.raises(InputError, match=f"is another one: its {named}"):
+    with pytest.raises(InputError, match=f"differs from this one: its {named}"):
         prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **{**run, **change})
     prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run)
 
@@ -262,7 +262,7 @@ def test_a_run_begun_elsewhere_goes_on_where_that_is_asked_for(run, tmp_path):
     watcher = Ends(2, "prune")
     with pytest.raises(KeyboardInterrupt):
         prunus.prune(MODELS / "llama", allow_different=True, observer=watcher, **again)
-    assert any(said.startswith("going on although its device") for said in watcher.said)
+    assert any(said.startswith("continuing although its device") for said in watcher.said)
     result = prunus.prune(MODELS / "llama", allow_different=True, **again)
     different = {"device": ["cuda:0", "cpu"], "torch": ["2.6.0", torch.__version__]}
     assert result.report.different == different

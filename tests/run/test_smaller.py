@@ -338,7 +338,7 @@ def test_where_neurons_run_out_more_heads_go():
     assert found.blocks[0].kv_heads == (2, 1)
     assert found.share > 0.47
     model = build("llama", {**GQA, "intermediate_size": 32})
-    with pytest.raises(InputError, match=r"is the most\. Ask for less"):
+    with pytest.raises(InputError, match=r"can be\. Remove less"):
         prunus.prune(model, method="l1", **{**RUN, "sparsity": 0.9})
 
 

@@ -116,7 +116,7 @@ def test_two_models_in_one_folder_are_listed_by_their_first_parts(whole):
 
 @pytest.mark.parametrize(
     ("said", "why"),
-    [({"count": 4}, "says that it is part 0 .* of 4"), ({"tensors.count": 99}, "speaks of 99")],
+    [({"count": 4}, "says that it is part 0 .* of 4"), ({"tensors.count": 99}, "declares 99")],
 )
 def test_parts_that_say_otherwise_are_refused(whole, said, why):
     made = in_parts(whole, said=said)

@@ -150,7 +150,7 @@ def test_the_base_model_is_handed_down(tiny, tmp_path):
 def test_what_is_not_in_the_cache_is_named(hub, monkeypatch):
     with pytest.raises(CheckpointError, match=r"org/none .* HF_HUB_OFFLINE forbids to download"):
         prunus.prune("org/none", method="magnitude")
-    with pytest.raises(CheckpointError, match=r"^a b is no folder here and no hub id"):
+    with pytest.raises(CheckpointError, match=r"^a b is neither a local folder nor a hub id"):
         find("a b")
     (MODELS / "llama").stat()
     pickled = hub("org/pickled", MODELS / "llama")

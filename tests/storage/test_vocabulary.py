@@ -74,5 +74,5 @@ def test_the_tokenizer_of_another_gguf(tmp_path):
     assert a == b
     assert len(a) > 7
     saved(tmp_path / "c", LlamaConfig(**{**SMALL, "vocab_size": 600}))
-    with pytest.raises(InputError, match="has 512 tokens, the embedding 600 rows"):
+    with pytest.raises(InputError, match="has 512 tokens, but the embedding has 600 rows"):
         write_gguf(tmp_path / "c", tmp_path / "c.gguf", tokenizer=tmp_path / "a.gguf")

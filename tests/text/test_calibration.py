@@ -113,7 +113,9 @@ def test_known_names_below_a_data_folder(tmp_path):
     (folder / "wiki.test.raw").unlink()
     assert read_documents("wikitext2", "evaluation", tmp_path).texts == ["validation text"]
     (folder / "wiki.train.raw").unlink()
-    with pytest.raises(CalibrationError, match=r"only wiki\.valid\.raw, by name the other part"):
+    with pytest.raises(
+        CalibrationError, match=r"only wiki\.valid\.raw, by their names the other split"
+    ):
         read_documents("wikitext2", "calibration", tmp_path)
     (tmp_path / "lambada_test.jsonl").write_text('{"text": "one split for both"}\n')
     assert read_documents("lambada", "calibration", tmp_path).texts == ["one split for both"]
@@ -138,7 +140,7 @@ def test_bad_sources_each_have_a_sentence(tmp_path):
         ("bad.jsonl", b'{"text": "ok"}\n{', "line 2: not JSON"),
         ("none.jsonl", b'{"n": 1}\n', "no text; expected an object"),
         ("x.png", b"", "cannot read .png"),
-        ("half.jsonl", b'{"text": "\\ud800"}', "half a surrogate pair"),
+        ("half.jsonl", b'{"text": "\\ud800"}', "an unpaired surrogate"),
         ("deep.jsonl", b"[" * 200_000, "damaged"),
         ("cut.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:40], "damaged"),
     ]:

@@ -100,13 +100,13 @@ def test_data_sets_and_data_frames():
     assert collect(rows, "text").documents("calibration", "id", None).texts == list("abcdefg")
     with pytest.raises(CalibrationError, match=r"DatasetDict of train\. Give one part of it"):
         collect(datasets.DatasetDict(train=rows), "calibration")
-    with pytest.raises(CalibrationError, match="IterableDataset, which does not say where it ends"):
+    with pytest.raises(CalibrationError, match="IterableDataset, which has no known end"):
         collect(rows.to_iterable_dataset(), "calibration")
 
 
 def test_a_loader_without_an_end_gives_as_many_samples_as_are_asked_for():
     assert collect(DataLoader(Endless(IDS[0]), batch_size=3), "calibration", 5).shape == (5, 32)
-    with pytest.raises(CalibrationError, match="DataLoader of texts that does not say"):
+    with pytest.raises(CalibrationError, match="DataLoader of texts without a known end"):
         collect(DataLoader(Endless("text"), batch_size=3), "calibration", 5)
 
 
@@ -117,7 +117,7 @@ def test_a_loader_without_an_end_gives_as_many_samples_as_are_asked_for():
         (object(), "got object"),
         (b"text", "got bytes"),
         ([], "an empty list"),
-        ((x for x in STORIES), "a generator, which does not say where it ends"),
+        ((x for x in STORIES), "a generator, which has no known end"),
         ([1.5, 2.5], "got a list of float"),
         ([STORIES[0], 7], "give one or the other|got a list of int"),
         ([STORIES[0], IDS[0]], "token ids and text; give one or the other"),
@@ -240,5 +240,5 @@ def test_bos_of_calibration_is_recorded(tiny_llama):
     protocol = prunus.prune(model, bos="yes", **run).report.protocol
     assert protocol.bos == "yes"
     assert any("bos yes; seed 0" in line for line in said)
-    with pytest.raises(InputError, match="--bos no does not go with --calibration self"):
+    with pytest.raises(InputError, match="--bos no cannot be used with --calibration self"):
         prunus.prune(model, **{**run, "calibration": "self", "bos": "no"})

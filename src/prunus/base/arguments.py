@@ -1,4 +1,4 @@
-"""What the public calls are given: one sentence for a wrong type, before any work."""
+"""Types of the arguments of public calls: one sentence for a wrong type, before any work."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS: Mapping[str, tuple[tuple[Any, ...], str]] = {
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
-    """Check arguments by their annotations, and give what comes in other words in its own.
+    """Check arguments by their annotations, and convert equivalent ones.
 
     A path of any kind becomes a ``Path``, a ``torch.dtype`` or ``torch.device`` its name, a number
     of numpy or torch one of Python.
@@ -59,7 +59,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _kind(name: str, annotation: str) -> tuple[tuple[Any, ...], str, bool] | None:
-    """The types, what they are called, and whether None will do; None: not judged here."""
+    """Return the types, their names, and whether None is allowed; None if not judged here."""
     if (name, annotation) == ("tokenizer", "Any"):
         return (*TOKENIZER, True)
     found = KINDS.get(annotation.removesuffix(" | None"))
@@ -67,7 +67,7 @@ def _kind(name: str, annotation: str) -> tuple[tuple[Any, ...], str, bool] | Non
 
 
 def _checked(name: str, value: Any, types: tuple[Any, ...], what: str) -> Any:
-    """The value as the library uses it; InputError if it is of another type."""
+    """Return the value as the library uses it; raise InputError if it has another type."""
     value = as_word(value)
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise InputError(f"{name} is {what}; got {shown(value)} ({type(value).__name__}).")
@@ -75,7 +75,7 @@ def _checked(name: str, value: Any, types: tuple[Any, ...], what: str) -> Any:
 
 
 def as_word(value: Any) -> Any:
-    """A path of any kind as a Path; a dtype, a device, a number of numpy as what it is in words."""
+    """Return a path as a Path; a dtype, a device or a number of numpy as a recipe spells it."""
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if isinstance(value, torch.device):
@@ -87,16 +87,16 @@ def as_word(value: Any) -> Any:
 
 
 def shown(value: object) -> str:
-    """Its ``repr`` on one line, of which a long one is cut."""
+    """Return the ``repr`` of a value on one line, shortened if it is long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def block_range(name: str, text: str, blocks: int | None = None) -> range:
-    """The blocks A to B − 1 of ``A:B``, counted from 0; ``name`` is the option's.
+    """Return the blocks A to B − 1 of ``A:B``, counted from 0; ``name`` is the option's.
 
     Raises:
-        InputError: it says something else, or goes beyond the model's ``blocks`` where they are
+        InputError: it says something else, or exceeds the model's ``blocks`` where they are
             known.
     """
     match = re.fullmatch(r"(\d+):(\d+)", text)

@@ -1,4 +1,4 @@
-"""Where and in which precision to compute: devices and dtypes by name."""
+"""Devices and dtypes by name: where, and in which precision, to compute."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def checked_dtype(name: str) -> Dtype:
-    """The dtype of that name, or UnknownNameError."""
+    """Return the dtype of that name, or raise UnknownNameError."""
     if name not in get_args(Dtype):
         raise UnknownNameError("dtype", name, get_args(Dtype))
     return cast(Dtype, name)
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
+    """Return the device of that name; ``auto`` is CUDA if there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.split(":")[0] not in ("cpu", "cuda"):

@@ -29,11 +29,11 @@ class PrunusError(Exception):
 
 
 class InputError(PrunusError, ValueError):
-    """What came cannot be used; the message says what was expected and what to change."""
+    """Input that cannot be used; the message says what was expected and what to change."""
 
 
 class UnknownNameError(InputError):
-    """A name that no table holds; the message suggests the nearest and lists the rest."""
+    """A name that no table holds; the message suggests the nearest and lists all others."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
@@ -43,7 +43,7 @@ class UnknownNameError(InputError):
 
 
 class TakenNameError(InputError):
-    """A name that was to be registered, and that another method has."""
+    """A name for a new method that another method already has."""
 
 
 class PatternError(InputError):
@@ -59,11 +59,11 @@ class CheckpointError(InputError):
 
 
 class NotVerifiedError(CheckpointError):
-    """A checkpoint that was written failed its verification; the pruned blocks are kept."""
+    """A written checkpoint that failed its verification; the pruned blocks are kept."""
 
 
 class RoomError(InputError):
-    """A run that would take more memory or disk than there is."""
+    """A run that would need more memory or disk than there is."""
 
 
 class UnsupportedModelError(InputError):
@@ -99,7 +99,7 @@ class TeamError(PrunusError):
 
 
 def other_shape(name: str, found: Iterable[int], expected: Iterable[int]) -> str:
-    """A sentence for a tensor that has another shape than its model."""
+    """Return a sentence for a tensor whose shape differs from its model's."""
     shown = " × ".join(map(str, found)), " × ".join(map(str, expected))
     return (
         f"{name} is {shown[0]} in the files, and {shown[1]} in the model that config.json "
@@ -108,7 +108,7 @@ def other_shape(name: str, found: Iterable[int], expected: Iterable[int]) -> str
 
 
 def first_line(error: Exception) -> str:
-    """What an exception of another library says first; its type where it says nothing."""
+    """Return the first line of another library's exception; its type if it says nothing."""
     lines = str(error).split("\n")
     first = next((line.strip() for line in lines if line.strip()), type(error).__name__)
     if first.endswith(":"):  # what it announces comes on the next lines
@@ -117,7 +117,7 @@ def first_line(error: Exception) -> str:
 
 
 def at_least(least: float, **numbers: float) -> None:
-    """Raise InputError, with its name, for a number that is below ``least`` or is none."""
+    """Raise InputError, with the name, for a number that is below ``least`` or is none."""
     for name, number in numbers.items():
         if not number >= least:
             raise InputError(f"{name} is {number:g}; it must be {least:g} or more.")

@@ -1,4 +1,4 @@
-"""Writes what is there whole or not at all: under a temporary name, renamed at the end."""
+"""Writes that happen as a whole or not at all: under a temporary name, renamed at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import CheckpointError
 
 @contextmanager
 def new_folder(output: str | Path) -> Iterator[Path]:
-    """A folder under a temporary name, renamed to ``output`` when all went well, else removed.
+    """Make a folder under a temporary name; rename it to ``output`` on success, else remove it.
 
     Raises:
         CheckpointError: ``output`` exists and is no empty folder, or cannot be made.
@@ -28,7 +28,7 @@ def new_folder(output: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(output: str | Path) -> Iterator[Path]:
-    """The same for a file, which the caller makes; no folder will do, also no empty one."""
+    """Do the same for a file, which the caller makes; even an empty folder is in the way."""
     with _renamed(Path(output), Path(output).name) as path:
         yield path
 
@@ -49,14 +49,14 @@ def _renamed(output: Path, name: str = "") -> Iterator[Path]:
 
 
 def put(made: Path, output: Path) -> None:
-    """Give what was made its name, in place of an empty folder where there is one."""
+    """Give the result its name, in place of an empty folder if there is one."""
     if made.is_dir() and output.is_dir():
         output.rmdir()  # not every system renames onto a folder
     made.rename(output)
 
 
 def reason(error: Exception) -> str:
-    """Why something could not be written; a full disk is called that, whoever met it."""
+    """Return why something could not be written; a full disk is named as such."""
     said = str(error)
     full = getattr(error, "errno", None) == ENOSPC or "No space left" in said
     if full or " requested and " in said:  # numpy counts what a full disk did not take
@@ -71,19 +71,19 @@ def check_room(output: Path, needed: int) -> None:
     if free < needed:
         raise CheckpointError(
             f"{output} takes {_size(needed)}, and its disk has {_size(free)} left: "
-            f"{_size(needed - free)} are missing. Make room, or choose another --output."
+            f"{_size(needed - free)} are missing. Free some space, or choose another --output."
         )
 
 
 def _size(count: int) -> str:
-    """Of a file, as people say it."""
+    """Format the size of a file for people."""
     if count < 10**6:
         return f"{count / 10**3:.1f} kB"
     return f"{count / 10**6:.1f} MB" if count < 10**9 else f"{count / 10**9:.2f} GB"
 
 
 def check_output(output: str | Path, file: bool = False) -> None:
-    """Raise CheckpointError if ``output`` is taken or cannot be made: before the work, not after.
+    """Raise CheckpointError if ``output`` is taken or cannot be made: before the work.
 
     An empty folder is free, unless a ``file`` shall come there.
     """
@@ -109,7 +109,7 @@ def check_name(path: Path) -> None:
 
 
 def kept_safe(descriptor: int) -> None:
-    """Ask the system to put a file on the disk; some network file systems know no such thing."""
+    """Ask the system to put a file on the disk; some network file systems cannot."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -118,26 +118,26 @@ def kept_safe(descriptor: int) -> None:
 
 
 def readable(path: Path) -> None:
-    """Let others read a file or folder, where the file system knows such permissions."""
+    """Let others read a file or folder, where the file system has permissions."""
     with suppress(PermissionError, NotImplementedError):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _unwritable(output: Path, error: OSError) -> CheckpointError:
-    """Without the temporary name, which nobody gave."""
+    """Return the error for a path, without the temporary name, which nobody gave."""
     why = error.strerror or error
     return CheckpointError(f"{output} cannot be written: {why}. Choose another place for it.")
 
 
 def try_folder(folder: Path, name: str = "prunus") -> None:
-    """Raise OSError where the nearest folder that is there takes no such name; nothing is left."""
+    """Raise OSError if the nearest existing folder accepts no such name; nothing is left."""
     near = next(place for place in (folder, *folder.parents) if place.exists())
     Path(tempfile.mkdtemp(prefix=f".{name}.", dir=near)).rmdir()
 
 
 @contextmanager
 def no_new_parents(output: Path) -> Iterator[None]:
-    """Folders above ``output`` that come inside and are empty at the end go again."""
+    """Remove the folders above ``output`` that were made inside, if they end up empty."""
     missing = [folder for folder in output.parents if not folder.exists()]
     try:
         yield
@@ -148,12 +148,12 @@ def no_new_parents(output: Path) -> Iterator[None]:
 
 
 def unfinished(output: Path) -> Path:
-    """The folder of a run that shall become ``output``."""
+    """Return the folder of a run that is to become ``output``."""
     return output.parent / f".{output.name}.unfinished"
 
 
 def check_free(output: Path, file: bool = False) -> None:
-    """Raise CheckpointError where something would be overwritten."""
+    """Raise CheckpointError if something would be overwritten."""
     if not os.path.lexists(output) or (not file and _is_empty(output)):
         return
     left = unfinished(output)
@@ -165,7 +165,7 @@ def check_free(output: Path, file: bool = False) -> None:
 
 
 def _is_empty(output: Path) -> bool:
-    """Whether it is an empty folder that a finished one can take the place of.
+    """Return whether it is an empty folder that a finished one can replace.
 
     Raises:
         CheckpointError: it is empty and has to stay.
@@ -180,8 +180,8 @@ def _is_empty(output: Path) -> bool:
     if output.is_mount() or output.samefile(Path.cwd()):
         what = "where a disk is mounted" if output.is_mount() else "the folder that you are in"
         raise CheckpointError(
-            f"{output} is {what}; a checkpoint takes the place of its folder when it is finished. "
-            f"Give a new folder in it: {output / 'pruned'}."
+            f"{output} is {what}; a finished checkpoint replaces its folder. Give a new folder "
+            f"inside it: {output / 'pruned'}."
         )
     return True
 

@@ -1,4 +1,4 @@
-"""How much memory and disk there is: what the machine has free, and what cgroups leave of it."""
+"""Available memory and disk: what the machine has free, and what cgroups leave of it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ IN_MEMORY = ("tmpfs", "ramfs")  # file systems that take memory, not disk
 
 
 def available_memory(root: Path = UNDER) -> int:
-    """Bytes that this process can still take before the machine, or a cgroup, runs out of them."""
+    """Return the bytes that this process can still take before machine or cgroup run out."""
     return min([int(psutil.virtual_memory().available), *_left(root)])
 
 
 def available_on(device: torch.device) -> int:
-    """Bytes free on a CUDA device, torch's own unused ones included; on the CPU, of memory."""
+    """Return the bytes free on a CUDA device, with torch's unused ones; on the CPU, of memory."""
     if device.type != "cuda":
         return available_memory()
     free = int(torch.cuda.mem_get_info(device)[0])
@@ -29,18 +29,18 @@ def available_on(device: torch.device) -> int:
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes that can be written below a folder, which need not be there yet."""
+    """Return the bytes that can be written below a folder, which need not exist yet."""
     return int(psutil.disk_usage(str(nearest(folder))).free)
 
 
 def nearest(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
+    """Return the folder, or the first existing one above it."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def is_in_memory(folder: Path) -> bool:
-    """Whether what is written there takes memory: many systems' /tmp does."""
+    """Return whether files there take memory, as in many systems' /tmp."""
     device = os.stat(nearest(folder)).st_dev
     for part in psutil.disk_partitions(all=True):
         try:
@@ -52,7 +52,7 @@ def is_in_memory(folder: Path) -> bool:
 
 
 def _left(root: Path) -> Iterator[int]:
-    """What each cgroup of this process, and each above, leaves of its limit."""
+    """Return what each cgroup of this process, and each above, leaves of its limit."""
     for folder, (limit, usage) in _cgroups(root):
         most, used = _number(folder / limit), _number(folder / usage)
         if most is not None and used is not None:
@@ -60,7 +60,7 @@ def _left(root: Path) -> Iterator[int]:
 
 
 def _cgroups(root: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
-    """Folders of the memory controller, from the process's own upwards, with the files' names.
+    """Return the memory controller's folders, from the process's own upwards, with file names.
 
     In a container the path may be that of the host: then only the mount's own folder is there.
     """
@@ -85,7 +85,7 @@ def _cgroups(root: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
 
 
 def _cached(folder: Path) -> int:
-    """Of the usage, the files' pages, which go when memory is wanted."""
+    """Return the bytes of file pages in the usage, which are freed when memory is wanted."""
     try:
         lines = (folder / "memory.stat").read_text(encoding="utf-8").split("\n")
     except OSError:
@@ -97,7 +97,7 @@ def _cached(folder: Path) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """Of a file; None where it says max, or is not there."""
+    """Read the number in a file; None if it says max, or is missing."""
     try:
         return int(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -35,7 +35,7 @@ HOMES = {
 
 
 class _Moved:
-    """Import a module from its home and give it out under its earlier name too."""
+    """A finder that imports a module from its home under its earlier name too."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""The processes of one run under ``torchrun``: what they share out, what they tell one another.
+"""The processes of one run under ``torchrun``: what they share, and what they tell each other.
 
 Each has its own part of the calibration samples and its own rows of every solve. All else they do
 alike, on the same bits: sums are made in the order of the ranks, and a block's weights are those of
@@ -27,7 +27,7 @@ PIECE = 2**24  # numbers that are summed at once: bounds memory
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that work on one run. One alone talks to nobody, and costs nothing.
+    """The processes that work on one run. One alone sends nothing, and costs nothing.
 
     What is called here is called by all processes, in the same order.
 
@@ -46,10 +46,10 @@ class Team:
     @classmethod
     @contextmanager
     def join(cls) -> Iterator[Team]:
-        """The team that ``torchrun`` started this process in; one alone where it did not.
+        """Return the team that ``torchrun`` started this process in; a team of one otherwise.
 
         Raises:
-            TeamError: the processes do not find one another.
+            TeamError: the processes cannot reach each other.
         """
         size = int(os.environ.get("WORLD_SIZE", 1))
         if size == 1:
@@ -69,7 +69,7 @@ class Team:
             )
         except (RuntimeError, ValueError) as error:
             raise TeamError(
-                f"The {size} processes did not find one another ({_reason(error)}). Start them "
+                f"The {size} processes could not reach each other ({_reason(error)}). Start them "
                 "with torchrun, all at once."
             ) from None
         try:
@@ -83,7 +83,7 @@ class Team:
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """Its own CUDA device, where CUDA is asked for without a number.
+        """Return the process's own CUDA device, if CUDA is asked for without a number.
 
         Raises:
             TeamError: there are fewer devices than processes on this machine.
@@ -100,17 +100,17 @@ class Team:
         return torch.device("cuda", self.local)
 
     def share(self, count: int, unit: int = 1) -> slice:
-        """This process's part of ``count`` things in a row, in whole units."""
+        """Return this process's part of ``count`` consecutive things, in whole units."""
         units = count // unit
         lo, hi = (units * rank // self.size * unit for rank in (self.rank, self.rank + 1))
         return slice(lo, count if self.rank == self.size - 1 else hi)
 
     def splitting(self, rows: int, unit: int = 1) -> Team:
-        """The team, or nobody else where there are fewer units of rows than processes."""
+        """Return the team, or a team of one if there are fewer units of rows than processes."""
         return self if rows // unit >= self.size else ALONE
 
     def sum_(self, tensor: Tensor) -> None:
-        """Sum over the processes, in place and in their order: the same bits on each."""
+        """Sum over the processes, in place and in rank order: the same bits on each."""
         if self.size == 1:
             return
         if not tensor.is_contiguous():
@@ -126,7 +126,7 @@ class Team:
             part.copy_(total)
 
     def total(self, *values: float) -> tuple[float, ...]:
-        """The sums of some numbers over the processes, in float64."""
+        """Sum some numbers over the processes, in float64."""
         if self.size == 1:
             return values
         numbers = torch.tensor(values, dtype=torch.float64)
@@ -134,7 +134,7 @@ class Team:
         return tuple(numbers.tolist())
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, one below the other in their order; any number of each."""
+        """Stack the rows of all processes in rank order; their numbers may differ."""
         if self.size == 1:
             return rows
         parts = []
@@ -146,19 +146,19 @@ class Team:
         return torch.cat(parts)
 
     def broadcast_(self, tensor: Tensor) -> None:
-        """The first process's values, in place."""
+        """Replace the values by the first process's, in place."""
         if self.size > 1:
             tensor.copy_(_broadcast(tensor.contiguous(), 0))
 
     def told(self, value: Any) -> Any:
-        """What the first process says, through JSON; what the others say does not matter."""
+        """Return what the first process says, through JSON; the others' values are ignored."""
         if self.size == 1:
             return value
         return json.loads(self._texts(json.dumps(value) if self.first else "")[0])
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """All go on, or none: where one fails inside, that one says why, and the others end too.
+        """Continue in all processes or in none: if one fails, it says why and the others end too.
 
         Inside the processes do not talk; here they wait for each other.
 
@@ -182,7 +182,7 @@ class Team:
         raise TeamError(f"Process {failed} of {self.size}: {said[failed]}", said=True)
 
     def _texts(self, text: str) -> list[str]:
-        """What every process says."""
+        """Return the texts of all processes."""
         own = torch.tensor([*text.encode(), 0], dtype=torch.uint8)
         return bytes(self.gather(own).tolist()).decode().split("\0")[:-1]
 
@@ -203,5 +203,5 @@ def _broadcast(tensor: Tensor, rank: int) -> Tensor:
 
 
 def _reason(error: Exception) -> str:
-    """Without the place in the backend's code, and its advice."""
+    """Return the reason without the place in the backend's code, and its advice."""
     return str(error).split("] ")[-1].split(". ")[0]

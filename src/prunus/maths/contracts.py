@@ -1,8 +1,8 @@
-"""The contracts. A method is a composition of these callables; the engine knows one: BlockPruner.
+"""The contracts between parts. The loop knows only one of them: BlockPruner.
 
 Implementations are frozen dataclasses whose fields are their whole configuration: ``repr`` goes to
 the log, the fields to the recipe and to ``--set``. Everything here is a pure function of tensors;
-only the engine touches modules, hooks, devices and files. Shape suffixes: see ``stats``.
+only the loop touches modules, hooks, devices and files. Shape suffixes: see ``stats``.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 Needs = tuple[type[Statistic], ...]
 Share = float | Fraction | Tensor
-"""Which part of a layer's weights goes; a tensor (O,): of each row's."""
+"""The fraction of a layer's weights to remove; a tensor (O,) has one for each row."""
 Plan = Mapping[str, Share]
 """The share of each layer to prune, by layer name; a layer that is not named stays dense."""
 
 
 def requested(share: Share) -> float:
-    """As one number; of rows, their mean."""
+    """Return a share as one number; of shares of rows, their mean."""
     return float(share.double().mean()) if isinstance(share, Tensor) else float(share)
 
 
 class Score(Protocol):
-    """How much keeping weight (o, i) matters, shape (O, I), float32; higher is kept."""
+    """Importance of keeping weight (o, i), shape (O, I), float32; higher is kept."""
 
     @property
     def needs(self) -> Needs:
-        """The statistics it reads."""
+        """The statistics that the score reads."""
         ...
 
     def __call__(self, weight_OI: Tensor, stats: Statistics) -> Tensor: ...
@@ -53,20 +53,20 @@ class Pattern(Protocol):
         ...
 
     def at(self, sparsity: Share) -> Pattern:
-        """What a layer of this sparsity turns out to have."""
+        """Return the pattern that a layer of this sparsity ends up with."""
         ...
 
     def check(self, shape_OI: tuple[int, int], sparsity: Share) -> None:
-        """Raise PatternError if a layer of this shape cannot have it."""
+        """Raise PatternError if a layer of this shape cannot have the pattern."""
         ...
 
     def mask(self, score_OI: Tensor, sparsity: Share) -> Tensor:
-        """The bool mask (O, I), True = kept, of the highest retained score at this sparsity."""
+        """Return the bool mask (O, I), True = kept, with the highest retained score."""
         ...
 
 
 class Permutation(Protocol):
-    """An order of the input channels under which the pattern keeps more score."""
+    """An order of the input channels under which the pattern keeps more of the score."""
 
     def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: Share) -> Tensor: ...
 
@@ -76,13 +76,13 @@ class Refinement(Protocol):
 
     @property
     def needs(self) -> Needs:
-        """The statistics it reads."""
+        """The statistics that the refinement reads."""
         ...
 
     def __call__(
         self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics, pattern: Pattern
     ) -> tuple[Tensor, Mapping[str, Any]]:
-        """The mask, and notes for the report."""
+        """Return the mask, and notes for the report."""
         ...
 
 
@@ -91,7 +91,7 @@ class Update(Protocol):
 
     @property
     def needs(self) -> Needs:
-        """The statistics it reads."""
+        """The statistics that the update reads."""
         ...
 
     def __call__(self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics) -> Tensor: ...
@@ -99,18 +99,18 @@ class Update(Protocol):
 
 @runtime_checkable
 class ReportingUpdate(Protocol):
-    """An update that has something to say about each layer: a certificate, a raised damp."""
+    """An update that reports something about each layer: a certificate, a raised damp."""
 
     def solve(
         self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics
     ) -> tuple[Tensor, Mapping[str, Any]]:
-        """What ``__call__`` returns, and notes for the report."""
+        """Return what ``__call__`` returns, and notes for the report."""
         ...
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a layer becomes."""
+    """The result of pruning one layer."""
 
     weight_OI: Tensor
     """Exactly 0 wherever ``mask_OI`` is False."""
@@ -125,23 +125,23 @@ class Pruned:
 
 
 class LayerPruner(Protocol):
-    """Prunes one linear layer. ``Compose`` builds one from parts."""
+    """A rule that prunes one linear layer. ``Compose`` builds one from parts."""
 
     @property
     def needs(self) -> Needs:
-        """The statistics it reads."""
+        """The statistics that the pruner reads."""
         ...
 
     @property
     def pattern(self) -> Pattern:
-        """The pattern that its masks have."""
+        """The pattern of the masks that the pruner makes."""
         ...
 
     def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: Share) -> Pruned: ...
 
 
 class BlockPruner(Protocol):
-    """Prunes one block: the one type that the engine knows. ``EachLayer`` lifts a LayerPruner."""
+    """A rule that prunes one block. ``EachLayer`` makes one of a LayerPruner."""
 
     @property
     def needs(self) -> Needs:
@@ -150,21 +150,21 @@ class BlockPruner(Protocol):
 
     @property
     def ordering(self) -> Ordering | None:
-        """The orders that the channels are put into first; None: as they are stored."""
+        """The orders that the channels are put into first; None leaves them as stored."""
         ...
 
     def pattern(self, layer: LayerView) -> Pattern:
-        """The pattern that this layer's mask will have, for checks before and after the run."""
+        """Return the pattern of this layer's mask, for checks before and after the run."""
         ...
 
     def check(self, block: BlockView, plan: Plan) -> None:
-        """Raise InputError, with the layer's name, if this block cannot be pruned so."""
+        """Raise InputError, with the layer's name, if this block cannot be pruned."""
         ...
 
     def __call__(
         self, block: BlockView, stats: Mapping[str, Statistics], plan: Plan
     ) -> Iterator[tuple[LayerView, Pruned]]:
-        """Yield the planned layers one by one; the engine writes each before it asks for more."""
+        """Yield the planned layers one by one; the loop writes each before it asks for more."""
         ...
 
 
@@ -173,22 +173,22 @@ class Replay(Protocol):
 
     @property
     def samples(self) -> int:
-        """How many calls there are, in all processes."""
+        """The number of calls, in all processes."""
         ...
 
     def has(self, sample: int) -> bool:
-        """Whether this process can replay that one."""
+        """Return whether this process can replay that sample."""
         ...
 
     def forward(self, sample: int, weights: Mapping[str, Tensor]) -> Tensor:
-        """What comes out (B, T, d) with these weights (O, I), by layer name."""
+        """Return the output (B, T, d) with these weights (O, I), by layer name."""
         ...
 
     def target(self, sample: int) -> Tensor:
-        """What should."""
+        """Return the output that the sample should have."""
         ...
 
 
 def parameter_of(layer: str, expert: int | None) -> str:
-    """The full name of the parameter that holds a layer's weight."""
+    """Return the full name of the parameter that holds a layer's weight."""
     return f"{layer}.weight" if expert is None else layer.removesuffix(f".{expert}")

@@ -28,7 +28,7 @@ class Gram:
 
     @staticmethod
     def enough(features: int) -> int:
-        """Tokens from which an update helps the output on *other* tokens; measured.
+        """Return how many tokens an update needs to improve the output on *other* tokens.
 
         With fewer it fits those that it has seen and errs more than magnitude with no update: worst
         at half as many tokens as inputs (SparseGPT) to as many (MRP).
@@ -43,13 +43,13 @@ class Gram:
         self._damped.clear()
 
     def merge(self, team: Team) -> None:
-        """Sums of the sums and of the counts."""
+        """Add up the sums and the counts of all processes."""
         team.sum_(self.sum_II)
         self.tokens = int(team.total(self.tokens)[0])
         self._damped.clear()
 
     def reordered(self, order_I: Tensor) -> Gram:
-        """The same of ``X[:, order_I]``; factorised anew when it is asked for."""
+        """Return the same statistic of ``X[:, order_I]``; it is factorised again on demand."""
         new = Gram(0, order_I.device)
         new.sum_II, new.tokens = self.sum_II[order_I[:, None], order_I], self.tokens
         return new
@@ -62,7 +62,7 @@ class Gram:
         return self.sum_II / self.tokens
 
     def damped(self, damp: float) -> Damped:
-        """The system that updates solve; the layers of a site share it and its factor."""
+        """Return the system that updates solve; the layers of a site share it and its factor."""
         if damp not in self._damped:
             self._damped[damp] = Damped.of(self.matrix_II, damp)
         return self._damped[damp]
@@ -95,7 +95,7 @@ class Damped:
 
     @classmethod
     def of(cls, gram_II: Tensor, damp: float) -> Damped:
-        """Damp and factorise.
+        """Damp and factorise a Gram matrix.
 
         Raises:
             NumericalError: no damp makes the matrix positive definite: it holds NaN or inf.
@@ -134,7 +134,7 @@ class Damped:
 
     @cached_property
     def leading(self) -> tuple[Tensor, Tensor, float]:
-        """The largest eigenvalues of ``diag(H)^-½ H diag(H)^-½`` and what is left.
+        """The largest eigenvalues of ``diag(H)^-½ H diag(H)^-½``, and the remainder.
 
         At most 32 and one in eight (K,), by subspace iteration, so about; their vectors (I, K); and
         the mean of all other eigenvalues.
@@ -154,13 +154,13 @@ class Damped:
         return value_K, vector_IK, max(rest, 1e-6)
 
     def notes(self, asked: float) -> dict[str, float | bool]:
-        """What the report should say: nothing when all went as asked."""
+        """Return what the report should say; nothing if the requested damp was enough."""
         raised = {"damp_raised_to": self.damp} if self.damp != asked else {}
         return {**raised, **({"float64": True} if self.float64 else {})}
 
 
 def _upper_factor_of_inverse(matrix_II: Tensor) -> Tensor | None:
-    """U with ``H⁻¹ = UᵀU``, or None where H is not positive definite in this precision.
+    """Return U with ``H⁻¹ = UᵀU``; None if H is not positive definite in this precision.
 
     The Cholesky factor of H with rows and columns reversed, reversed back, is an upper triangular A
     with ``H = A Aᵀ``; U is its inverse. No Cholesky of an inverse, which float32 often refuses.

@@ -1,4 +1,4 @@
-"""What scores and recovery read: sums over tokens, in float64, one batch after the other."""
+"""Sums over tokens in float64, added batch by batch, for scores and recovery."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ChannelMoments:
         self.tokens += len(inputs_TI)
 
     def merge(self, team: Team) -> None:
-        """Sums of all processes' tokens."""
+        """Add up the sums of all processes."""
         team.sum_(self.sum_I)
         team.sum_(self.squares_I)
         self.tokens = int(team.total(self.tokens)[0])
@@ -68,12 +68,12 @@ class Moments:
         self.sum_AA[-1, -1] += len(inputs_TI)
 
     def merge(self, team: Team) -> None:
-        """Sums of all processes' tokens."""
+        """Add up the sums of all processes."""
         team.sum_(self.sum_AA)
 
     @property
     def tokens(self) -> int:
-        """How many were seen."""
+        """The number of tokens seen."""
         return int(self.sum_AA[-1, -1])
 
     @property

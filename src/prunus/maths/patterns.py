@@ -1,8 +1,9 @@
-"""Which weights compete: unstructured within a layer, row or column, and N:M.
+"""The weights that compete: unstructured within a layer, row or column, and N:M.
 
-Counts are exact: of ``n`` competing weights ``floor(sparsity · n)`` go. (The authors' code of
-several papers removes everything ``<=`` a threshold: one weight more than asked, and all its ties.)
-Among equal scores the earlier position goes first, so a mask depends on nothing but the scores.
+Counts are exact: of ``n`` competing weights ``floor(sparsity · n)`` are removed. (The authors'
+code of several papers removes everything ``<=`` a threshold: one weight more than requested, and
+all its ties.) Among equal scores the earlier position is removed first, so a mask depends on
+nothing but the scores.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .contracts import Pattern, Share
 
 @dataclass(frozen=True)
 class Unstructured:
-    """Drop the ``floor(sparsity · n)`` lowest scores of each comparison group.
+    """A pattern that removes the ``floor(sparsity · n)`` lowest scores of each comparison group.
 
     Attributes:
         group: ``"layer"`` compares all weights of the matrix, ``"row"`` those of one output
@@ -40,11 +41,11 @@ class Unstructured:
         return self.group
 
     def at(self, sparsity: Share) -> Pattern:
-        """Itself; with a share for each row, only the layer as a whole has a known count."""
+        """Return itself; with a share for each row, the layer's count is known only as a whole."""
         return Unstructured("layer") if isinstance(sparsity, Tensor) else self
 
     def check(self, shape_OI: tuple[int, int], sparsity: Share) -> None:
-        """Any shape will do; the sparsity must be a fraction, and shares of rows are for rows."""
+        """Check that the sparsity is a fraction, and that shares of rows have the pattern row."""
         check_sparsity(sparsity)
         if isinstance(sparsity, Tensor) and self.group != "row":
             raise PatternError(
@@ -52,7 +53,7 @@ class Unstructured:
             )
 
     def mask(self, score_OI: Tensor, sparsity: Share) -> Tensor:
-        """Keep-mask (O, I) with exactly ``floor(sparsity · n)`` False per group."""
+        """Return the keep-mask (O, I) with exactly ``floor(sparsity · n)`` False per group."""
         self.check((score_OI.shape[0], score_OI.shape[1]), sparsity)
         score_GN = self.groups(_comparable(score_OI))
         count = removed(sparsity, score_GN.shape[1])
@@ -64,7 +65,7 @@ class Unstructured:
         return keep_GN.view(score_OI.shape)
 
     def groups(self, tensor_OI: Tensor) -> Tensor:
-        """The same entries as (G, N): one row per comparison group."""
+        """Return the same entries as (G, N): one row per comparison group."""
         if self.group == "column":
             return tensor_OI.T
         return tensor_OI if self.group == "row" else tensor_OI.reshape(1, -1)
@@ -72,7 +73,7 @@ class Unstructured:
 
 @dataclass(frozen=True)
 class NM:
-    """Keep ``keep`` of every ``of`` consecutive weights: N:M, N counting the weights *kept*.
+    """A pattern that keeps ``keep`` of every ``of`` consecutive weights: N of M, N *kept*.
 
     (The papers and their code count the zeros; for 2:4 and 4:8 the two readings agree.)
 
@@ -98,7 +99,7 @@ class NM:
 
     @property
     def group_size(self) -> int:
-        """M: the weights that decide together."""
+        """M, the number of weights that are decided together."""
         return self.of
 
     @property
@@ -107,18 +108,18 @@ class NM:
         return 1 - self.keep / self.of
 
     def at(self, sparsity: Share) -> Pattern:
-        """Itself."""
+        """Return itself."""
         return self
 
     def check(self, shape_OI: tuple[int, int], sparsity: Share) -> None:
-        """The grouped side must divide by M, and the sparsity must be the pattern's own."""
+        """Check that M divides the grouped side, and that the sparsity is the pattern's own."""
         check_sparsity(sparsity)
         if isinstance(sparsity, Tensor):
             raise PatternError(f"{self} leaves no choice of a sparsity for each row.")
         if abs(sparsity - self.sparsity) > 1e-6:
             raise PatternError(
-                f"{self} has sparsity {self.sparsity:g} and no other; {float(sparsity):g} was "
-                "asked for. Leave the sparsity out, or choose another N:M."
+                f"{self} always has sparsity {self.sparsity:g}, but {float(sparsity):g} was "
+                "requested. Leave the sparsity out, or choose another N:M."
             )
         length = shape_OI[1] if self.along == "input" else shape_OI[0]
         if length % self.of:
@@ -128,7 +129,7 @@ class NM:
             )
 
     def mask(self, score_OI: Tensor, sparsity: Share) -> Tensor:
-        """Keep-mask (O, I) with exactly ``keep`` True in every group."""
+        """Return the keep-mask (O, I) with exactly ``keep`` True in every group."""
         self.check((score_OI.shape[0], score_OI.shape[1]), sparsity)
         score_GN = self.groups(_comparable(score_OI))
         keep_GN = ~_lowest(score_GN, self.of - self.keep)
@@ -137,14 +138,14 @@ class NM:
         return keep_GN.view(score_OI.shape)
 
     def groups(self, tensor_OI: Tensor) -> Tensor:
-        """The same entries as (G, M): one row per group of M consecutive weights."""
+        """Return the same entries as (G, M): one row per group of M consecutive weights."""
         side = tensor_OI if self.along == "input" else tensor_OI.T
         return side.reshape(-1, self.of)
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of several N:M patterns for each layer, as its share demands.
+    """A choice of one of several N:M patterns for each layer, by its share.
 
     ``--pattern 1:4,2:4,3:4 --sparsity 0.5 --allocation besa``: the allocation chooses so that the
     average is met.
@@ -167,11 +168,11 @@ class OneOf:
 
     @property
     def group_size(self) -> int:
-        """A number of weights that is whole groups of every option."""
+        """A number of weights that is a whole number of groups of every option."""
         return math.lcm(*(option.of for option in self.options))
 
     def at(self, sparsity: Share) -> NM:
-        """The option with this sparsity.
+        """Return the option with this sparsity.
 
         Raises:
             PatternError: there is none.
@@ -181,31 +182,31 @@ class OneOf:
                 return option
         shown = ", ".join(f"{option.sparsity:g}" for option in self.options)
         raise PatternError(
-            f"{self} has the sparsities {shown} and no other. Add --allocation besa or owl, which "
+            f"{self} can only have the sparsities {shown}. Add --allocation besa or owl, which "
             "chooses one of them for each layer."
         )
 
     def check(self, shape_OI: tuple[int, int], sparsity: Share) -> None:
-        """The grouped side must divide by every M; what each layer gets is chosen later."""
+        """Check that every M divides the grouped side; the choice for each layer comes later."""
         check_sparsity(sparsity)
         found = sorted(option.sparsity for option in self.options)
         if isinstance(sparsity, Tensor):
             raise PatternError(f"{self} leaves no choice of a sparsity for each row.")
         if not found[0] - 1e-6 <= sparsity <= found[-1] + 1e-6:
             raise PatternError(
-                f"{self} can have sparsities from {found[0]:g} to {found[-1]:g}; "
-                f"{float(sparsity):g} was asked for. Give one between, or other patterns."
+                f"{self} can have sparsities from {found[0]:g} to {found[-1]:g}, but "
+                f"{float(sparsity):g} was requested. Choose one in that range, or other patterns."
             )
         for option in self.options:
             option.check(shape_OI, option.sparsity)
 
     def mask(self, score_OI: Tensor, sparsity: Share) -> Tensor:
-        """That of the option with this sparsity."""
+        """Return the mask of the option with this sparsity."""
         return self.at(sparsity).mask(score_OI, sparsity)
 
 
 def parse_pattern(text: str) -> Pattern:
-    """The command line's spelling.
+    """Parse the command line's spelling of a pattern.
 
     ``layer``, ``row``, ``column``, ``N:M``, ``N:M:output``, or several N:M with commas between.
     """
@@ -226,7 +227,7 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def rows_compete(pattern: Pattern) -> bool:
-    """Whether the mask of a row depends on the scores of others."""
+    """Return whether the mask of a row depends on the scores of other rows."""
     if isinstance(pattern, NM):
         return pattern.along == "output"
     return not isinstance(pattern, Unstructured) or pattern.group != "row"
@@ -247,7 +248,7 @@ def removed(sparsity: float | Fraction, n: int) -> int: ...
 @overload
 def removed(sparsity: Tensor, n: int) -> Tensor: ...
 def removed(sparsity: Share, n: int) -> int | Tensor:
-    """``floor(sparsity · n)`` of the decimal that was typed: 0.29 of 100 is 29, not 28."""
+    """Compute ``floor(sparsity · n)`` of the decimal as typed: 0.29 of 100 is 29, not 28."""
     if isinstance(sparsity, Tensor):
         return (sparsity.double() * n + 1e-6).floor().long()
     return int(Fraction(str(sparsity)) * n)
@@ -260,7 +261,7 @@ def _comparable(score_OI: Tensor) -> Tensor:
 
 
 def _lowest(score_GN: Tensor, k: int) -> Tensor:
-    """Mark the ``k`` lowest of each row, earlier positions first among equals."""
+    """Mark the ``k`` lowest of each row; among equals, earlier positions come first."""
     groups, n = score_GN.shape
     if k == 0 or k == n:
         return torch.full((groups, n), k == n, dtype=torch.bool, device=score_GN.device)
@@ -277,7 +278,7 @@ def _lowest(score_GN: Tensor, k: int) -> Tensor:
 
 
 def _lowest_by_row(score_GN: Tensor, count_G: Tensor) -> Tensor:
-    """The same with a count for each row."""
+    """Mark the lowest of each row, with a count for each row."""
     order_GN = score_GN.argsort(dim=1, stable=True)
     place_N = torch.arange(score_GN.shape[1], device=score_GN.device)
     goes_GN = place_N < count_G[:, None].to(score_GN.device)
@@ -285,7 +286,7 @@ def _lowest_by_row(score_GN: Tensor, count_G: Tensor) -> Tensor:
 
 
 def _lowest_of_few(score_GN: Tensor, k: int) -> Tensor:
-    """The same for short rows: count, for each weight, those that go before it."""
+    """Mark the lowest of short rows by counting, for each weight, those that come before it."""
     columns = score_GN.unbind(1)
     lowest = []
     for j, column_G in enumerate(columns):

@@ -1,10 +1,20 @@
 """Statistics of a site's input, gathered over calibration tokens.
 
-Shape legend, used in every module:
-    O = outputs of a layer (rows of W)      I = inputs of a layer (columns of W)
-    T = tokens                              B = batch
-    G = comparison groups                   N = weights in one group
-A site is the set of layers that read the same tensor (q/k/v; gate/up): one set of statistics each.
+A tensor's name ends with its axes: ``weight_OI`` has shape (O, I). The legend for every module:
+
+=  ========================================  =  =======================================
+O  outputs of a layer (rows of W)            I  inputs of a layer (columns of W)
+A  inputs, and a column of ones for a bias   V  vocabulary
+S  samples; key positions; a chosen subset   T  tokens of a sample; query positions
+L  tokens of a window; weights of a cell     B  batch; columns of one block of a sweep
+G  comparison groups; groups with one grid   N  weights of a group; channels of a unit
+M  weights of an N:M group; rows of a unit   K  boxes of M channels; the best few; kept set
+P  pruned set; pairs                         R  some of the rows
+U  units: heads, neurons; rows that trade    C  cells of such a unit
+H  heads; the first columns up to a point    D  candidates for a share (BESA)
+=  ========================================  =  =======================================
+
+A site is the set of layers that read the same tensor (q/k/v; gate/up). They share its statistics.
 """
 
 from __future__ import annotations
@@ -32,11 +42,11 @@ class Statistic(Protocol):
     def __init__(self, features: int, device: torch.device) -> None: ...
 
     def update(self, inputs_TI: Tensor) -> None:
-        """Fold more tokens in."""
+        """Add more tokens."""
         ...
 
     def merge(self, team: Team) -> None:
-        """Make it the summary of all processes' tokens, the same bits on each."""
+        """Make this the summary of all processes' tokens, with the same bits in each."""
         ...
 
 
@@ -61,12 +71,12 @@ class ColumnNorm:
         self.tokens += len(inputs_TI)
 
     def merge(self, team: Team) -> None:
-        """Sums of the sums and of the counts."""
+        """Add up the sums and the counts of all processes."""
         team.sum_(self.sum_of_squares_I)
         self.tokens = int(team.total(self.tokens)[0])
 
     def reordered(self, order_I: Tensor) -> ColumnNorm:
-        """The same of ``X[:, order_I]``."""
+        """Return the same statistic of ``X[:, order_I]``."""
         new = ColumnNorm(len(order_I), order_I.device)
         new.sum_of_squares_I, new.tokens = self.sum_of_squares_I[order_I], self.tokens
         return new
@@ -80,11 +90,11 @@ class ColumnNorm:
 
 
 class TokenSample:
-    """An even sample of the tokens, enough to measure a layer's output error.
+    """An even sample of the tokens, large enough to measure a layer's output error.
 
-    Keeps every ``stride``-th token; when twice ``target`` are held, every other one goes and the
-    stride doubles. The sample is thus spread evenly over all tokens without knowing their number,
-    and is the same for the same tokens in any batch size.
+    Keeps every ``stride``-th token; when twice ``target`` are held, every other one is dropped
+    and the stride doubles. The sample is thus spread evenly over all tokens without knowing their
+    number, and is the same for the same tokens in any batch size.
     """
 
     target = 128
@@ -107,7 +117,7 @@ class TokenSample:
         self._rows, self._held, self._stride = [kept_TI], len(kept_TI), 2 * self._stride
 
     def merge(self, team: Team) -> None:
-        """All at the longest stride, in a row; then every other one goes, as above.
+        """Gather all processes' samples at the longest stride, then thin them out as above.
 
         One process's sample of all tokens, if every process's share of them is a whole number of
         strides; else some tokens beside those.
@@ -121,7 +131,7 @@ class TokenSample:
             self._halve()
 
     def reordered(self, order_I: Tensor) -> TokenSample:
-        """The same of ``X[:, order_I]``."""
+        """Return the same sample of ``X[:, order_I]``."""
         new = TokenSample(len(order_I), order_I.device)
         new._rows = [self.inputs_TI[:, order_I]]
         new._held, new._stride, new._seen = self._held, self._stride, self._seen
@@ -134,7 +144,7 @@ class TokenSample:
 
     @property
     def tokens(self) -> int:
-        """All that were seen, sampled or not."""
+        """The number of tokens seen, sampled or not."""
         return self._seen
 
 
@@ -157,13 +167,13 @@ class Statistics:
         }
 
     def update(self, inputs: Tensor) -> None:
-        """Fold a batch in; ``inputs`` has shape (..., I)."""
+        """Add a batch; ``inputs`` has shape (..., I)."""
         inputs_TI = inputs.flatten(0, -2)
         for statistic in self._by_kind.values():
             statistic.update(inputs_TI)
 
     def merge(self, team: Team) -> None:
-        """Make them those of all processes' tokens."""
+        """Make these the statistics of all processes' tokens."""
         if team.size > 1:
             for statistic in self._by_kind.values():
                 statistic.merge(team)
@@ -173,7 +183,7 @@ class Statistics:
     def white(
         cls, kinds: Iterable[type[Statistic]], features: int, device: torch.device | str = "cpu"
     ) -> Statistics:
-        """Those of inputs of which nothing is known: uncorrelated, each of mean square 1.
+        """Make statistics of unknown inputs: uncorrelated, each with mean square 1.
 
         The inputs are the rows of ``sqrt(I) · identity``. Where a score multiplies the weights with
         statistics only the weights are left of it: Wanda is magnitude, RIA relative importance;
@@ -187,7 +197,7 @@ class Statistics:
         return stats
 
     def without_knowledge(self, white: Statistics) -> Statistics:
-        """``white`` in place of all but the sample, which measures what was done."""
+        """Return ``white`` in place of all but the sample, which measures the error."""
         stats = Statistics((), 0)
         stats._by_kind = {**white._by_kind, TokenSample: self[TokenSample]}
         stats.known, stats.team = False, self.team
@@ -202,7 +212,7 @@ class Statistics:
         return cast(S, self._by_kind[kind])
 
     def reordered(self, order_I: Tensor) -> Statistics:
-        """Those of ``X[:, order_I]``; each is made when it is asked for."""
+        """Return the statistics of ``X[:, order_I]``; each is made on demand."""
         return _Reordered(self, order_I)
 
     def __contains__(self, kind: type[Statistic]) -> bool:
@@ -210,7 +220,7 @@ class Statistics:
 
 
 class _Reordered(Statistics):
-    """Another order of the same statistics. Only what is read is permuted."""
+    """The same statistics in another order. Only what is read is permuted."""
 
     def __init__(self, stored: Statistics, order_I: Tensor) -> None:
         super().__init__((), 0)

@@ -1,4 +1,4 @@
-"""What the mathematics sees of a model: layers, blocks and units as tensors and names.
+"""The mathematics' view of a model: layers, blocks and units as tensors and names.
 
 ``model.blocks`` and ``model.units`` have the real ones, with modules behind them.
 """
@@ -30,12 +30,12 @@ class LayerView(Protocol):
 
     @property
     def role(self) -> Role:
-        """What it is for; "qkv" and "gate_up" are fused, "up" alone is a plain MLP's first."""
+        """The layer's purpose; "qkv" and "gate_up" are fused, "up" alone is a plain MLP's first."""
         ...
 
     @property
     def kind(self) -> Kind:
-        """The half of the block that it belongs to."""
+        """The half of the block that the layer belongs to."""
         ...
 
     @property
@@ -45,17 +45,17 @@ class LayerView(Protocol):
 
     @property
     def feeds(self) -> str | None:
-        """The site whose input its output becomes; None where it writes to the residual stream."""
+        """The site whose input the output becomes; None if it goes to the residual stream."""
         ...
 
     @property
     def parts(self) -> tuple[slice, ...]:
-        """The rows of each projection that it fuses; one slice where it fuses none."""
+        """The rows of each fused projection; one slice if none are fused."""
         ...
 
     @property
     def weight_OI(self) -> Tensor:
-        """Its weight, outputs first."""
+        """The weight, outputs first."""
         ...
 
     @property
@@ -65,7 +65,7 @@ class LayerView(Protocol):
 
     @property
     def bias_O(self) -> Tensor | None:
-        """Its bias, where there is one."""
+        """The bias, if there is one."""
         ...
 
 
@@ -79,7 +79,7 @@ class BlockView(Protocol):
 
     @property
     def layers(self) -> Sequence[LayerView]:
-        """Its linear maps, in the order of the module tree."""
+        """The linear maps, in the order of the module tree."""
         ...
 
     @property
@@ -89,15 +89,15 @@ class BlockView(Protocol):
 
     @property
     def gated(self) -> bool:
-        """Whether its MLP multiplies a gate with an up projection."""
+        """Whether the MLP multiplies a gate with an up projection."""
         ...
 
     def planned(self, plan: Collection[str]) -> Sequence[LayerView]:
-        """Its layers that the plan names."""
+        """Return the layers that the plan names."""
         ...
 
     def showing(self, weights: Mapping[str, Tensor]) -> BlockView:
-        """The same with other weights (O, I) to look at, by layer name; its own are left alone."""
+        """Show other weights (O, I), by layer name; the layer's own are left alone."""
         ...
 
 
@@ -106,7 +106,7 @@ class UnitsView(Protocol):
 
     @property
     def unit(self) -> Unit:
-        """What the units are."""
+        """The kind of the units."""
         ...
 
     @property
@@ -131,12 +131,12 @@ class UnitsView(Protocol):
 
     @property
     def layers(self) -> Sequence[LayerView]:
-        """First level, then second."""
+        """The first level's layers, then the second level's."""
         ...
 
     @property
     def units(self) -> int:
-        """How many there are."""
+        """The number of units."""
         ...
 
     @property
@@ -146,15 +146,15 @@ class UnitsView(Protocol):
 
     @property
     def heads_per_unit(self) -> int:
-        """Query heads of a unit."""
+        """The number of query heads in a unit."""
         ...
 
     @property
     def values(self) -> LayerView | None:
-        """In attention the layer that computes the values."""
+        """In attention, the layer that computes the values."""
         ...
 
     @property
     def value_row_I(self) -> Tensor | None:
-        """In attention the row of ``values`` that each input of the reader is."""
+        """In attention, the row of ``values`` that each input of the reader is."""
         ...

@@ -34,7 +34,7 @@ from .table import (
 
 
 class Composition(NamedTuple):
-    """What a recipe spells.
+    """The composition that a recipe spells.
 
     Attributes:
         pruner: of single weights, block by block; or of heads and neurons.
@@ -53,13 +53,13 @@ class Composition(NamedTuple):
 
     @property
     def weights(self) -> BlockPruner:
-        """The pruner, of single weights."""
+        """The pruner of single weights."""
         assert not isinstance(self.pruner, UnitPruner)
         return self.pruner
 
     @property
     def reads_text(self) -> bool:
-        """Whether it needs calibration."""
+        """Whether the method needs calibration."""
         if self.units is not None:
             return self.units.reads_text
         return bool(self.weights.needs) or not isinstance(self.allocation, Uniform)
@@ -78,7 +78,7 @@ def build_method(
     pack: bool = False,
     row: Method | None = None,
 ) -> BlockPruner:
-    """The pruner of a row, with another update, a refinement, some fields set, orders, a grid.
+    """Build the pruner of a row, with another update, a refinement, set fields, orders, a grid.
 
     >>> build_method("ria", settings={"score.power": 0.4})
 
@@ -110,7 +110,7 @@ def build_allocation(
     grid: Grid | None = None,
     row: Method | None = None,
 ) -> Allocation:
-    """How much of each layer goes. BESA learns in the order of the method's own score, if any.
+    """Build an allocation. BESA learns in the order of the method's own score, if it has one.
 
     Args:
         method: a row.
@@ -147,7 +147,7 @@ def build_units(
     mlp_only: bool = False,
     text: bool = True,
 ) -> UnitPruner:
-    """The pruner of a row that removes heads and neurons, with some fields set.
+    """Build the pruner of a row that removes heads and neurons, with some fields set.
 
     Without ``text`` it is the one that reads none.
 
@@ -158,7 +158,9 @@ def build_units(
     for path, value in (settings or {}).items():
         pruner = set_field(pruner, path, path.split("."), value)
     if mlp_only and pruner.target == "heads":
-        raise InputError("target=heads prunes heads alone, and --mlp-only leaves them. Drop one.")
+        raise InputError(
+            "target=heads prunes only heads, but --mlp-only leaves them dense. Drop one."
+        )
     if mlp_only:
         pruner = replace(pruner, target="neurons")
     allocation, recovery = allocation or pruner.allocation, recovery or pruner.recovery
@@ -184,12 +186,14 @@ def _with_settings(pruner: BlockPruner, settings: Mapping[str, Any]) -> BlockPru
 def _on_parts(
     name: str, pruner: BlockPruner, change: Callable[[LayerPruner], LayerPruner]
 ) -> BlockPruner:
-    """Every LayerPruner that the pruner is made of, changed."""
+    """Change every LayerPruner that the pruner is made of."""
     if isinstance(pruner, EachLayer):
         return replace(pruner, pruner=change(pruner.pruner))
     if isinstance(pruner, DaSS):
         return DaSS(cast(Compose, change(pruner.gate_up)), cast(Compose, change(pruner.rest)))
-    raise InputError(f"{name} prunes whole blocks by its own rule; no update or refinement fits.")
+    raise InputError(
+        f"{name} prunes whole blocks by its own rule, so no update or refinement fits."
+    )
 
 
 def _updated(name: str, update: str, part: LayerPruner) -> LayerPruner:
@@ -204,7 +208,7 @@ def _updated(name: str, update: str, part: LayerPruner) -> LayerPruner:
 
 
 def _refined(refine: str, part: LayerPruner) -> LayerPruner:
-    """Exchanges against the values that the kept weights will have."""
+    """Add exchanges against the values that the kept weights will have."""
     if refine not in REFINEMENTS:
         raise UnknownNameError("refinement", refine, REFINEMENTS)
     if refine == "none":
@@ -219,7 +223,7 @@ def _refined(refine: str, part: LayerPruner) -> LayerPruner:
 
 
 def _ordered(name: str, permutation: str, search: str | None, pruner: BlockPruner) -> BlockPruner:
-    """With the orders that keep the most of its own score; of OBS, where it has none."""
+    """Add the orders that keep most of the method's own score, or of OBS if it has none."""
     if permutation not in PERMUTATIONS:
         raise UnknownNameError("permutation", permutation, PERMUTATIONS)
     if search is not None and search not in SEARCHES:
@@ -249,7 +253,7 @@ def _ordered(name: str, permutation: str, search: str | None, pruner: BlockPrune
 
 
 def data_free(pruner: UnitPruner) -> UnitPruner:
-    """With no data at all: second moments of an identity covariance, for heads too.
+    """Return the pruner without data: second moments of an identity covariance, for heads too.
 
     (Text that the model writes itself, calibration "self", is the paper's data-free variant.)
     """

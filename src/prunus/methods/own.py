@@ -1,4 +1,4 @@
-"""A method from outside of the package: an object of Python where a row's name would stand."""
+"""A method from outside of the package: a Python object in place of a row's name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = (
 
 
 def own_method(given: object) -> tuple[str, Method]:
-    """The name and the row of a Score, a LayerPruner or a BlockPruner.
+    """Return the name and the row of a Score, a LayerPruner or a BlockPruner.
 
     The name is the import path of its class: of the score, where that is what it consists of.
 
@@ -42,7 +42,7 @@ def own_method(given: object) -> tuple[str, Method]:
 
 
 def own_pattern(given: object) -> str | None:
-    """The pattern that it brings, as a recipe spells it; None where it has none in those words."""
+    """Return the object's own pattern as a recipe spells it; None if it has no such pattern."""
     pattern = getattr(given.pruner if isinstance(given, EachLayer) else given, "pattern", None)
     if not _is_pattern(pattern):
         return None
@@ -53,7 +53,7 @@ def own_pattern(given: object) -> str | None:
 
 
 def lifted(given: Any, pattern: Pattern | None, instead: bool = False) -> BlockPruner:
-    """What the engine runs of it.
+    """Return the BlockPruner that the loop runs.
 
     Args:
         given: a Score, which is composed with ``pattern``, else with the pattern that it names
@@ -77,12 +77,12 @@ def lifted(given: Any, pattern: Pattern | None, instead: bool = False) -> BlockP
         return replace(cast(EachLayer, lift), pruner=changed)
     has = f"has the pattern {own}" if own is not None else "has patterns of its own"
     raise InputError(
-        f"{type(_core(given)).__name__} {has}, and pattern={pattern} is asked for. Leave one out."
+        f"{type(_core(given)).__name__} {has}, but pattern={pattern} is requested. Leave one out."
     )
 
 
 def natural(score: Score) -> Pattern:
-    """The groups that the paper of a known score compares in; an own one may name a ``pattern``."""
+    """Return the groups of a known score's paper; a score of your own may name a ``pattern``."""
     for row in TABLE:
         known = row.build(None)
         part = known.pruner if isinstance(known, EachLayer) else None
@@ -116,7 +116,7 @@ def check_part(given: object) -> None:
 
 
 def check_written(pruner: BlockPruner, layers: Iterable[LayerView]) -> None:
-    """Raise InputError where a checkpoint would claim a pattern that ``verify`` cannot check."""
+    """Raise InputError if a checkpoint would claim a pattern that ``verify`` cannot check."""
     for layer in layers:
         pattern = pruner.pattern(layer)
         if type(pattern).__module__ != parse_pattern.__module__:
@@ -128,7 +128,7 @@ def check_written(pruner: BlockPruner, layers: Iterable[LayerView]) -> None:
 
 
 def check_merges(pruner: BlockPruner) -> None:
-    """Raise InputError where a statistic cannot be put together from several processes."""
+    """Raise InputError if a statistic cannot be merged from several processes."""
     for kind in pruner.needs:
         if not hasattr(kind, "merge"):
             raise InputError(
@@ -138,7 +138,7 @@ def check_merges(pruner: BlockPruner) -> None:
 
 
 def spelled(pruner: object) -> str:
-    """Its ``repr``, the same in every process: also of parts that have none of their own."""
+    """Return the object's ``repr``, the same in every process, also for parts without one."""
     text = repr(pruner)
     for part in outside(pruner):
         if type(part).__repr__ is object.__repr__:
@@ -148,7 +148,7 @@ def spelled(pruner: object) -> str:
 
 
 def code_of(pruner: object) -> str | None:
-    """A hash of the source of its parts from outside of the package, where that can be read.
+    """Hash the source of its parts from outside of the package, where that can be read.
 
     None where all are the package's own, whose version says what they are.
     """
@@ -166,7 +166,7 @@ def code_of(pruner: object) -> str | None:
 
 
 def outside(part: object) -> Iterator[object]:
-    """The parts of a composition whose classes are defined outside of the package."""
+    """Collect the parts of a composition whose classes are defined outside of the package."""
     if type(part).__module__.split(".")[0] not in (__name__.split(".")[0], "builtins", "torch"):
         yield part
     if is_dataclass(part):
@@ -178,14 +178,14 @@ def outside(part: object) -> Iterator[object]:
 
 
 def _core(given: Any) -> Any:
-    """What a composition is named after."""
+    """Return the part that a composition is named after."""
     while isinstance(given, EachLayer | InOrder | OnGrid | Compose):
         given = given.score if isinstance(given, Compose) else given.pruner
     return given
 
 
 def _kind(given: Any) -> str | None:
-    """By what it has and by how it is called: "score", "layer", "block"; None: none of these."""
+    """Tell by attributes and signature: "score", "layer" or "block"; None if it is none of them."""
     if isinstance(given, type) or not callable(given) or not hasattr(given, "needs"):
         return None
     pattern = getattr(given, "pattern", None)

@@ -1,4 +1,4 @@
-"""A method on a grid: which of them may come before it, and what can be packed."""
+"""A method on a grid: which methods may come before it, and what can be packed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def with_grid(
     when: Literal["before", "after"] | None = None,
     pack: bool = False,
 ) -> BlockPruner:
-    """The pruner of the method ``name``, with what it keeps on the grid.
+    """Return the pruner of the method ``name``, with its kept weights on the grid.
 
     Raises:
         InputError: a grid that it cannot keep, or none where it needs one.
@@ -31,8 +31,8 @@ def with_grid(
     gathers = pruner.ordering is not None and pruner.ordering.realisation == "gather"
     if gathers and (grid.group or pack):
         raise InputError(
-            "--permutation gather prunes inputs in an order that they are not stored in, so no "
-            "--group of stored inputs fits, and no --pack. Use --permutation fold, or --group 0 "
+            "With --permutation gather the order of pruned inputs is not the stored one, so "
+            "neither --group nor --pack can be used. Use --permutation fold, or --group 0 "
             "without --pack."
         )
     if when == "before":
@@ -56,7 +56,7 @@ def _afterwards(
 
 
 def _check_keeps(name: str, pruner: BlockPruner) -> None:
-    """Whatever is on the grid before it is pruned must be there afterwards."""
+    """Check that the method keeps values that are on the grid before they are pruned."""
     parts: list[LayerPruner] = []
     if isinstance(pruner, EachLayer):
         parts = [pruner.pruner]

@@ -43,7 +43,7 @@ def register(
         paper: authors, year, title.
         url: where to read it.
         differs: what differs from the authors' code.
-        allocation: how much of each layer goes, unless another is asked for.
+        allocation: how much of each layer is removed, unless another is requested.
 
     Returns:
         A decorator for a class of scores, layer pruners or block pruners that can be made without
@@ -54,7 +54,9 @@ def register(
         InputError: it is none of these.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
-        raise InputError(f"A method's name has letters, digits, - and _ alone; got {name!r}.")
+        raise InputError(
+            f"A method's name may only contain letters, digits, - and _; got {name!r}."
+        )
     if allocation not in ALLOCATIONS:
         raise UnknownNameError("allocation", allocation, ALLOCATIONS)
 
@@ -65,7 +67,7 @@ def register(
         origin = f"{kind.__module__}.{kind.__qualname__}"
         if name in {*METHODS, *STRUCTURED, QUANTIZE} and _origins.get(name) != origin:
             raise TakenNameError(
-                f"There is a method {name} already; register {kind.__qualname__} of "
+                f"A method {name} already exists; register {kind.__qualname__} of "
                 f"{kind.__module__} under another name."
             )
         _origins[name] = origin  # a cell of a notebook that is run again registers it anew
@@ -88,7 +90,7 @@ def _made(kind: type) -> object:
 
 @cache
 def load_plugins() -> None:
-    """Import what other packages name in the group, once. A broken one is a warning.
+    """Import what other packages name in the group, once. A broken module causes a warning.
 
     Raises:
         TakenNameError: two methods have one name.

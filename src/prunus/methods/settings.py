@@ -9,7 +9,7 @@ from ..base.errors import InputError
 
 
 def set_field(part: Any, path: str, names: list[str], value: Any) -> Any:
-    """The part with one field changed, maybe one of a part inside of it.
+    """Return the part with one field changed, possibly a field of a part inside of it.
 
     Args:
         part: a frozen dataclass.
@@ -34,7 +34,7 @@ def set_field(part: Any, path: str, names: list[str], value: Any) -> Any:
 
 
 def _converted(path: str, value: Any, old: Any) -> Any:
-    """A value, maybe as typed on a command line, as the kind that the field has now."""
+    """Convert a value, possibly as typed on a command line, to the kind that the field has."""
     if isinstance(value, str) and isinstance(old, bool) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if isinstance(value, str) and type(old) in (int, float):

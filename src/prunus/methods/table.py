@@ -66,7 +66,7 @@ class Method:
 
     @property
     def needs(self) -> str:
-        """What it reads beside the weights."""
+        """What the method reads beside the weights."""
         built = self.build(None)
         if isinstance(built, UnitPruner):
             names = built.reads
@@ -96,8 +96,9 @@ def _mrp(mask: Literal["S", "M"], compensation: Literal["S", "M"]) -> Method:
         paper="Zhao et al. 2024, Pruning Foundation Models for High Accuracy without Retraining",
         url="https://arxiv.org/abs/2410.15567",
         build=build,
-        differs=f"No code by the authors exists. Mask {mask}, compensation {compensation}; "
-        "conjugate gradients with a certified gap for the optimum of eq. 11.",
+        differs="The authors published no code. "
+        f"Mask {mask}, compensation {compensation}. The optimum of eq. 11 is found by conjugate "
+        "gradients, with a certified gap.",
     )
 
 
@@ -122,50 +123,50 @@ METHODS: dict[str, Method] = {
         paper="Han et al. 2015, Learning both Weights and Connections",
         url="https://arxiv.org/abs/1506.02626",
         build=_scored(Magnitude(), Unstructured("layer")),
-        differs="Wanda's and SparseGPT's baselines remove every weight <= a threshold, one more "
-        "than asked and all ties; here the count is exact.",
+        differs="The count is exact. The baselines of Wanda and SparseGPT remove every weight <= a "
+        "threshold: one more than requested, and all ties.",
     ),
     "ri": Method(
         paper="Zhang et al. 2024 (ICLR), Plug-and-Play, eq. 2",
         url="https://openreview.net/forum?id=Tr0lPx9woF",
         build=_scored(RelativeImportance(), Unstructured("layer")),
-        differs="Float32 sums (theirs in the weight's dtype); exact count.",
+        differs="Sums in float32 (theirs in the weight's dtype). The count is exact.",
     ),
     "wanda": Method(
         paper="Sun et al. 2024 (ICLR), A Simple and Effective Pruning Approach",
         url="https://arxiv.org/abs/2306.11695",
         build=_scored(Wanda(), Unstructured("row")),
-        differs="Root mean square over tokens for the L2 norm: the same masks.",
+        differs="Root mean square over tokens instead of the L2 norm: the masks are the same.",
     ),
     "ria": Method(
         paper="Zhang et al. 2024 (ICLR), Plug-and-Play, eq. 3",
         url="https://openreview.net/forum?id=Tr0lPx9woF",
         build=_scored(RIA(), Unstructured("layer")),
-        differs="The paper is silent on comparison groups; as their code, per layer (their flag "
-        "per_outneuron is --pattern row). Float32 sums; exact count.",
+        differs="The paper does not say which weights compete. This follows their code, per layer "
+        "(their flag per_outneuron is --pattern row). Sums in float32. The count is exact.",
     ),
     "dass": Method(
         paper="Guo et al. (TMLR), Dependency-Aware Semi-Structured Sparsity",
         url="https://openreview.net/forum?id=T50uTgPzHS",
         build=DaSS.with_pattern,
-        differs="Attention by Wanda as in the paper's Table 2; their code never prunes it "
-        "(--mlp-only).",
+        differs="Attention is pruned by Wanda, as in the paper's Table 2. Their code never prunes "
+        "it (--mlp-only).",
         gated=True,
     ),
     "sparsegpt": Method(
         paper="Frantar & Alistarh 2023 (ICML), SparseGPT",
         url="https://arxiv.org/abs/2301.00774",
         build=_sparsegpt,
-        differs="The count is exact (theirs removes at least one weight more per column block); "
-        "weights of dead inputs go first, within the sparsity.",
+        differs="The count is exact (theirs removes at least one more weight per block of "
+        "columns). Weights of dead inputs are removed first, within the sparsity.",
     ),
     "besa": Method(
         paper="Xu et al. 2024 (ICLR), Blockwise Parameter-Efficient Sparsity Allocation",
         url="https://arxiv.org/abs/2402.16880",
         build=_scored(Wanda(), Unstructured("row")),
-        differs="A plain softmax (theirs, of a sigmoid, holds shares in 0.376 to 0.624), masks by "
-        "eq. 5 (theirs: a count), the Frobenius loss of eq. 1 (theirs: by channel); Adam for "
-        "Prodigy; the budget is met exactly (theirs: 49.72 %).",
+        differs="A plain softmax (theirs, of a sigmoid, keeps shares within 0.376 to 0.624). Masks "
+        "by eq. 5 (theirs: a count). The Frobenius loss of eq. 1 (theirs: by channel). Adam "
+        "instead of Prodigy. The budget is met exactly (theirs: 49.72 %).",
         allocation="besa",
     ),
     "mrp-ss": _mrp("S", "S"),
@@ -196,55 +197,55 @@ STRUCTURED: Mapping[str, Method] = {
         build=_units(
             UnitPruner(Redundancy(goes="weaker"), SecondMoment(moment="measured"), sequential=True)
         ),
-        differs="True Jensen-Shannon distance (theirs is √KL(M‖P), and their thresholds belong to "
-        "it: heads.distance=authors); a number of heads as well as a threshold; the score of a "
-        "neuron is measured as eq. 3 defines it; neurons.moment=gaussian is the closed form that "
-        "the paper derives for a linear activation, and neurons.norm=1 neurons.gated=code "
-        "neurons.centred=true with that what the code computes. "
-        "Of two heads alike the weaker goes (theirs: the first, heads.goes=first). "
-        "Grouped-query attention: whole key/value groups.",
+        differs="True Jensen-Shannon distance. (Theirs is √KL(M‖P), and their thresholds belong to "
+        "it: heads.distance=authors.) Takes a number of heads as well as a threshold. Of two "
+        "similar heads the weaker is removed (theirs: the first, heads.goes=first). In "
+        "grouped-query attention whole key/value groups are removed. A neuron's score is measured "
+        "as eq. 3 defines it. neurons.moment=gaussian is the closed form that the paper derives "
+        "for a linear activation; with neurons.norm=1 neurons.gated=code neurons.centred=true it "
+        "is what their code computes.",
     ),
     "random": Method(
         paper="Li et al. 2024, Greedy Output Approximation, its random baseline",
         url="https://arxiv.org/abs/2407.19126",
         build=_alike(Random),
-        differs="Units that go are drawn from the run's seed.",
+        differs="The removed units are drawn from the run's seed.",
     ),
     "l1": Method(
         paper=f"{LLM_PRUNER}, its L1 baseline",
         url=LLM_PRUNER_URL,
         build=_alike(lambda: Norm(1.0)),
-        differs="Float32 sums.",
+        differs="Sums in float32.",
     ),
     "l2": Method(
         paper=f"{LLM_PRUNER}, its L2 baseline",
         url=LLM_PRUNER_URL,
         build=_alike(lambda: Norm(2.0)),
-        differs="Float32 sums.",
+        differs="Sums in float32.",
     ),
     "wanda-sp": Method(
         paper=f"{FLAP}, its Wanda-sp baseline",
         url=FLAP_URL,
         build=_units(UnitPruner(WandaSp(), WandaSp(), sequential=True)),
-        differs="Their loop feeds all-zero rows where there are more samples than it says; none "
-        "here.",
+        differs="Their loop adds all-zero rows if there are more samples than it is told. This one "
+        "does not.",
     ),
     "flap": Method(
         paper=FLAP,
         url=FLAP_URL,
         build=_units(UnitPruner(Flap(), Flap(), allocation="adaptive", compensation=True)),
         allocation="adaptive",
-        differs="The variance (theirs takes Welford's product with the new mean twice); attention "
-        "scores are not squared (heads.squared_attention=true squares them, as their code); the "
-        "cost of a head is counted, not 512/3 neurons; the compensation is added to a bias that "
-        "is there (theirs overwrites it); any head_dim, key/value groups.",
+        differs="The variance is exact (theirs uses Welford's product with the new mean twice). "
+        "Attention scores are not squared (their code squares them: heads.squared_attention=true). "
+        "The cost of a head is counted, not fixed at 512/3 neurons. The compensation is added to "
+        "an existing bias (theirs overwrites it). Any head_dim, and key/value groups.",
     ),
     "llm-pruner": Method(
         paper=LLM_PRUNER,
         url=LLM_PRUNER_URL,
         build=_alike(Taylor),
-        differs="First order, element by element; --set heads.by=vector --set neurons.by=vector "
-        "is their other one. No second order, and no retraining.",
+        differs="First order, element by element; --set heads.by=vector --set neurons.by=vector is "
+        "their other variant. No second order, and no retraining.",
     ),
 }
 
@@ -253,13 +254,13 @@ QUANTIZATION = Method(
     paper="Lin et al. 2024 (MLSys), AWQ: Activation-aware Weight Quantization",
     url="https://arxiv.org/abs/2306.00978",
     build=lambda pattern: ActivationAware(zeros=pattern or Unstructured("layer")),
-    differs="Scales by the root mean square and the Gram; not folded into the layers before, "
-    "but divided out of the weights again.",
+    differs="Scales from the root mean square and the Gram matrix. They are divided out of the "
+    "weights again, not folded into the layers before.",
 )
 
 
 def all_rows() -> dict[str, Method]:
-    """The whole table: with what other packages registered, and with heads and neurons."""
+    """Return the whole table, with heads and neurons and with rows of other packages."""
     from .registry import load_plugins
 
     load_plugins()
@@ -267,7 +268,7 @@ def all_rows() -> dict[str, Method]:
 
 
 def known_row(name: str) -> Method | None:
-    """The row of a name, where it is known by now; None for heads and neurons too."""
+    """Return the row of a name, if it is known by now; None for heads and neurons too."""
     return QUANTIZATION if name == QUANTIZE else METHODS.get(name)
 
 
@@ -278,7 +279,7 @@ def published(name: str) -> tuple[str | None, str]:
 
 
 def find_row(name: str) -> Method:
-    """The row of a name. Plug-ins are loaded when it is not known without them.
+    """Return the row of a name; load plug-ins if it is unknown without them.
 
     Raises:
         UnknownNameError: no such method.

@@ -1,4 +1,4 @@
-"""What is given in Python, in the words of a recipe."""
+"""Values given in Python, in the words of a recipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TYPES = {
 
 
 def in_words(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Method | None]:
-    """The fields as YAML has them; and the row of a method that is an object.
+    """Return the fields as YAML has them, and the row of a method that is an object.
 
     Such a method says its pattern, unless another is asked for beside it.
 
@@ -42,7 +42,7 @@ def in_words(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Method | None]:
 
 
 def _word(value: Any) -> Any:
-    """A path, dtype, device, pattern or number of numpy as what a recipe can hold."""
+    """Convert a path, dtype, device, pattern or number of numpy to what a recipe can hold."""
     value = as_word(value)
     if isinstance(value, Path) or type(value).__module__ == parse_pattern.__module__:
         return str(value)
@@ -50,7 +50,7 @@ def _word(value: Any) -> Any:
 
 
 def complaint(error: ValidationError, descriptions: Mapping[str, str | None]) -> str:
-    """The first thing that is wrong with a field, as a sentence."""
+    """Return the first problem with a field, as a sentence."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     what = TYPES.get(first["type"])

@@ -1,4 +1,4 @@
-"""Finds the decoder blocks of a model and their linear layers, by structure alone.
+"""The decoder blocks of a model and their linear layers, found by structure alone.
 
 No model names: the blocks are the ModuleList that holds the most parameters of the language model
 (a model may have a tower for images beside it, which is kept as it is), a layer is an
@@ -64,12 +64,12 @@ class Layer:
 
     @property
     def expert(self) -> int | None:
-        """Which of its stack it is; None for a layer that every token goes through."""
+        """The expert's index in its stack; None for a layer that every token passes through."""
         return self.module.index if isinstance(self.module, Expert) else None
 
     @property
     def parameter(self) -> str:
-        """The full name of the parameter that holds its weight."""
+        """The full name of the parameter that holds the weight."""
         return parameter_of(self.name, self.expert)
 
     @property
@@ -85,7 +85,7 @@ class Layer:
 
     @property
     def bias_O(self) -> Tensor | None:
-        """A view of the bias, where there is one."""
+        """A view of the bias, if there is one."""
         bias = getattr(self.module, "bias", None)
         return bias.detach() if isinstance(bias, Tensor) else None
 
@@ -96,7 +96,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One decoder layer of the model. Its weights are there while it is ``at_hand``.
+    """One decoder layer of the model. Its weights are available while it is ``at_hand``.
 
     Attributes:
         index: its position in the model.
@@ -119,7 +119,7 @@ class Block:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """For forwards whose hooks must see every layer."""
+        """Return a context for forwards whose hooks must see every layer."""
         with ExitStack() as stack:
             if any(layer.expert is not None for layer in self.layers):
                 stack.enter_context(one_by_one(self.weights.model))
@@ -127,12 +127,12 @@ class Block:
             yield
 
     def at_hand(self) -> AbstractContextManager[nn.Module]:
-        """The module with its weights."""
+        """Return a context in which the module has its weights."""
         return self.weights.at_hand(self.name)
 
     @property
     def gated(self) -> bool:
-        """Whether its MLP multiplies a gate with an up projection."""
+        """Whether the MLP multiplies a gate with an up projection."""
         return any(layer.role in ("gate", "gate_up") for layer in self.layers)
 
     @property
@@ -141,23 +141,23 @@ class Block:
         return {layer.site: layer for layer in self.layers if layer.name == layer.site}
 
     def planned(self, plan: Collection[str]) -> list[Layer]:
-        """Its layers that the plan names, in the order of the module tree."""
+        """Return the layers that the plan names, in the order of the module tree."""
         return [layer for layer in self.layers if layer.name in plan]
 
     def showing(self, weights: Mapping[str, Tensor]) -> Block:
-        """The same with other weights (O, I) to look at, by layer name; its own are left alone."""
+        """Show other weights (O, I), by layer name; the layer's own are left alone."""
         layers = (replace(x, shown_OI=weights.get(x.name, x.shown_OI)) for x in self.layers)
         return replace(self, layers=tuple(layers))
 
 
 def outputs_first(module: nn.Module) -> Tensor:
-    """A view (O, I) of the weight of an ``nn.Linear``, a ``Conv1D`` or an expert."""
+    """Return a view (O, I) of the weight of an ``nn.Linear``, a ``Conv1D`` or an expert."""
     weight: Tensor = module.weight.detach()  # type: ignore[operator]
     return weight.T if _transposed(module) else weight
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The decoder blocks by name, in order.
+    """Find the decoder blocks and their names, in order.
 
     Raises:
         UnsupportedModelError: no ModuleList with linear layers, or blocks that share weights.
@@ -183,7 +183,7 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def find_language_model(model: nn.Module) -> tuple[str, nn.Module]:
-    """The part of the model that holds its decoder blocks, as transformers has it, and its name."""
+    """Find the part of the model that holds its decoder blocks, and its name in transformers."""
     decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
     found = ((name, module) for name, module in model.named_modules() if module is decoder)
     name, decoder = next(found, ("", model))
@@ -191,7 +191,7 @@ def find_language_model(model: nn.Module) -> tuple[str, nn.Module]:
 
 
 def _lists(module: nn.Module, prefix: str) -> dict[str, nn.ModuleList]:
-    """Lists of modules with linear layers in them, by full name."""
+    """Yield lists of modules with linear layers in them, by full name."""
     return {
         name: inner
         for name, inner in module.named_modules(prefix=prefix)
@@ -200,14 +200,14 @@ def _lists(module: nn.Module, prefix: str) -> dict[str, nn.ModuleList]:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The longest sequence that the model takes, where its config says so."""
+    """Return the longest sequence that the model takes, if its config says so."""
     config = model.config.get_text_config()
     found: int | None = getattr(config, "max_position_embeddings", None)
     return found
 
 
 def find_beside(model: nn.Module) -> list[str]:
-    """Names of the parts beside the language model of a multimodal one: towers and projectors."""
+    """Name the parts beside the language model of a multimodal one: towers and projectors."""
     if not isinstance(model, PreTrainedModel) or model.config.get_text_config() is model.config:
         return []
     ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
@@ -222,7 +222,7 @@ def find_beside(model: nn.Module) -> list[str]:
 
 
 def check_outside(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
-    """No large linear layer of the language model may lie outside of the blocks but for the head.
+    """Check that the head is the language model's only large linear layer outside of blocks.
 
     Projections into and out of the blocks may: they are left dense, as embeddings are.
 
@@ -242,12 +242,12 @@ def check_outside(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
         names = list(outside)
         raise UnsupportedModelError(
             f"{len(names)} linear layers lie outside of the blocks ({', '.join(names[:3])} …) and "
-            "would stay dense unsaid. This architecture is not handled yet."
+            "would silently stay dense. This architecture is not handled yet."
         )
 
 
 def find_linears(name: str, block: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers of a block by full name, and its experts: ``….gate_up_proj.3``.
+    """Find a block's linear layers by full name, and its experts: ``….gate_up_proj.3``.
 
     Raises:
         UnsupportedModelError: more than a twentieth of the block's weights is in other matrices.
@@ -282,13 +282,12 @@ def check_share(name: str, block: nn.Module, linears: Mapping[str, nn.Module]) -
         raise UnsupportedModelError(
             f"{name} ({type(block).__name__}) has {share:.0%} of its weights outside of linear "
             f"layers and experts: {', '.join(other[:4])}{' …' if len(other) > 4 else ''}. Such "
-            "blocks are not handled yet, and prunus does not prune a model in part without saying "
-            "so."
+            "blocks are not handled yet: a part of them would silently stay dense."
         )
 
 
 def check_finite(linears: Mapping[str, nn.Module]) -> None:
-    """Raise NumericalError with the first layer whose weight is NaN or inf somewhere."""
+    """Raise NumericalError with the first layer whose weight holds NaN or inf."""
     for layer, module in linears.items():
         if not bool(torch.isfinite(outputs_first(module)).all()):
             raise NumericalError(
@@ -298,7 +297,7 @@ def check_finite(linears: Mapping[str, nn.Module]) -> None:
 
 
 def check_outside_finite(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
-    """Raise NumericalError if embeddings, last norm or head hold NaN or inf somewhere."""
+    """Raise NumericalError if embeddings, last norm or head hold NaN or inf."""
     inside = tuple(f"{name}." for name in blocks)
     for name, parameter in model.named_parameters():
         if not name.startswith(inside) and not parameter.is_meta:

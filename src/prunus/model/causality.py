@@ -11,7 +11,7 @@ from .replay import Call
 
 @torch.enable_grad()
 def check_causal(name: str, block: nn.Module, call: Call, hidden: Tensor) -> None:
-    """What the block puts out for all tokens but the last must not depend on the last.
+    """Check that the block's output for all tokens but the last does not depend on the last.
 
     By the gradient, which is exactly zero where nothing depends, in any dtype: the effect of a
     changed token could be smaller than the rounding of half precision.
@@ -35,6 +35,6 @@ def check_causal(name: str, block: nn.Module, call: Call, hidden: Tensor) -> Non
     if gradient is not None and bool(gradient.any()):
         raise UnsupportedModelError(
             f"{name} lets earlier tokens read the last one, so this is not a causal language model "
-            "but a bidirectional one (as BERT, or with a bidirectional prefix). Prunus prunes "
+            "but a bidirectional one (like BERT, or with a bidirectional prefix). Prunus prunes "
             "causal language models; give one of those."
         )

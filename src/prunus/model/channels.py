@@ -1,4 +1,4 @@
-"""Puts the channels of a model into the orders that a method wants, and proves that it may.
+"""Orders of a model's channels, put into place after a proof that they may change places.
 
 The residual stream's order comes first, for the whole model. Those of a block's own channels come
 when the block is pruned, from the statistics that it is pruned by.
@@ -37,7 +37,7 @@ Notes = dict[str, dict[str, Any]]
 
 @dataclass
 class Channels:
-    """Which channels of a model may change places, and the orders that they are in now.
+    """The channels of a model that may change places, and their current orders.
 
     Attributes:
         weights: of the model.
@@ -61,7 +61,7 @@ class Channels:
         sample: Tensor | Sample,
         fold_residual: bool,
     ) -> Channels:
-        """Find them, and prove by a random order that they may change places.
+        """Find the channels, and prove with a random order that they may change places.
 
         Args:
             weights: of a model in eval mode.
@@ -79,8 +79,9 @@ class Channels:
         for block in blocks:
             if not fold_residual and any(layer.expert is not None for layer in block.layers):
                 raise UnsupportedModelError(
-                    "--permutation gather puts an index before each layer, and an expert, a part "
-                    f"of one tensor as in {block.name}, has no place for it. Use --permutation "
+                    "--permutation gather puts an index before each layer, which is impossible "
+                    f"for experts that are parts of one tensor, as in {block.name}. Use "
+                    "--permutation "
                     "fold, free or none."
                 )
             with block.at_hand():
@@ -100,7 +101,7 @@ class Channels:
         self.orders.residual = order_I.cpu()
 
     def check(self, orders: Orders) -> None:
-        """Raise CheckpointError where a folded order is of no site here, or of another width."""
+        """Raise CheckpointError if a folded order fits no site here, or has another width."""
         for site, order_I in orders.folded.items():
             interior = self.interiors.get(site)
             if interior is None or len(order_I) != interior.reader.shape[1]:
@@ -108,7 +109,7 @@ class Channels:
 
     @torch.no_grad()
     def apply(self, orders: Orders) -> None:
-        """Fold all that ``orders`` has folded into a model in memory."""
+        """Fold everything that ``orders`` has folded into a model in memory."""
         self.check(orders)
         if orders.residual is not None:
             self.fold_residual(orders.residual)
@@ -117,7 +118,7 @@ class Channels:
             self.orders.folded[site] = order_I
 
     def noted(self, block: Block) -> dict[str, Any]:
-        """What a later run needs to know of the block's channels."""
+        """Return what a later run needs to know about the block's channels."""
         sites = {layer.site for layer in block.layers}
 
         def lists(orders: Mapping[str, Tensor]) -> dict[str, list[int]]:
@@ -135,7 +136,7 @@ class Channels:
     def arranged(
         self, block: Block, stats: Stats, plan: Plan, ordering: Ordering
     ) -> Iterator[tuple[Stats, Notes]]:
-        """The planned layers' inputs in their orders: statistics, and notes for each layer.
+        """Yield the planned layers' inputs in their orders: statistics, and notes per layer.
 
         Folded orders stay in the weights. Gathered ones are taken back at the end, so that the
         weights compute the same without an index.
@@ -169,7 +170,7 @@ class Channels:
     def _order(
         self, block: Block, site: str, scores: list[Tensor], ordering: Ordering
     ) -> tuple[Kind, Tensor]:
-        """How the site's channels are put in order, and the order; folded where that is free."""
+        """Find the order of a site's channels; it is folded where that costs nothing."""
         stored_I = torch.arange(scores[0].shape[1], device=scores[0].device)
         interior = self.interiors.get(site)
         if interior is not None and interior.fits(ordering.pattern):
@@ -186,7 +187,7 @@ class Channels:
         return "gather", ordering.permutation(score_OI, pattern, pattern.sparsity)
 
     def _rehearse(self, blocks: Sequence[Block], traced: Trace, sample: Tensor | Sample) -> None:
-        """Fold random orders, compare what every block and the model put out, and fold back.
+        """Fold random orders, compare the outputs of every block and the model, and fold back.
 
         Random numbers stand for zeros meanwhile: a wrong order of those would not show.
         """
@@ -216,7 +217,7 @@ class Channels:
         sample: Tensor | Sample,
         order_I: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """What lies before the blocks, and behind them, in the model's own dtype."""
+        """Return what lies before and behind the blocks, in the model's own dtype."""
         model, outputs = self.weights.model, traced.outputs
         if order_I is not None:
             outputs = [with_hidden(x, hidden_of(x)[..., order_I]) for x in outputs]
@@ -235,7 +236,7 @@ class Channels:
         order_I: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """What a block puts out in float32, with its stream in this order, its interiors in any."""
+        """Return a block's output in float32, the stream in this order, random interiors."""
         call, hidden = traced.calls[block.index], _hidden(block, traced)
         moves = self._moves(f"{block.name}.", order_I)
         with ExitStack() as stack:
@@ -248,7 +249,7 @@ class Channels:
             return call(module, hidden if order_I is None else hidden[..., order_I])
 
     def _moves(self, prefix: str, order_I: Tensor | None) -> Moves:
-        """The axes that are folded, by the names of parameters behind the prefix."""
+        """Return the axes that are folded, by the names of parameters behind the prefix."""
         moves: dict[str, list[tuple[int, Tensor]]] = {}
         if self.residual is not None and order_I is not None:
             for name, axis in self.residual.axes:
@@ -258,7 +259,7 @@ class Channels:
 
     @contextmanager
     def _shuffled(self, block: Block, generator: torch.Generator) -> Iterator[None]:
-        """The block, which is at hand, with its interiors in random orders."""
+        """Give the block, which is at hand, random orders of its interiors."""
         interiors = [self.interiors[site] for site in block.sites if site in self.interiors]
         orders = [interior.shuffled(generator) for interior in interiors]
         for interior, order_I in zip(interiors, orders, strict=True):
@@ -271,14 +272,14 @@ class Channels:
 
 
 def _hidden(block: Block, traced: Trace) -> Tensor:
-    """What a block was given, as float32 and without zeros."""
+    """Return the block's input as float32 and without zeros."""
     return filled(traced.inputs[block.index].float())
 
 
 def _check_ends(
     found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], order_I: Tensor
 ) -> None:
-    """The input of the first block and the logits, as the model's own dtype allows."""
+    """Compare the first block's input and the logits, within the model's own dtype."""
     first, logits = expected
     tolerance = 1e-3 if first.dtype in (torch.float32, torch.float64) else 0.1
     for name, folded, plain in (
@@ -291,12 +292,12 @@ def _check_ends(
 
 
 def _check_alone(model: PreTrainedModel) -> None:
-    """Raise UnsupportedModelError where other parts of the model write to the residual stream."""
+    """Raise UnsupportedModelError if other parts of the model write to the residual stream."""
     beside = find_beside(model)
     if beside:
         raise UnsupportedModelError(
-            f"--permutation fold would reorder the residual stream, into which {beside[-1]} writes "
-            "too, and that is to stay as it is. Use --permutation gather, free or none."
+            f"--permutation fold would reorder the residual stream, but {beside[-1]} also writes "
+            "to it and must stay as it is. Use --permutation gather, free or none."
         )
 
 
@@ -310,7 +311,7 @@ def _reorder(layers: Sequence[Layer], order_I: Tensor) -> None:
 
 
 def _check_block(name: str, hidden: Tensor, expected: Tensor, found: Tensor) -> None:
-    """Channel by channel, against what the block itself adds to the stream.
+    """Compare channel by channel, relative to what the block adds to the stream.
 
     Not against the stream, whose largest channels would hide an error in all others.
     """

@@ -1,4 +1,4 @@
-"""What one token costs: multiply-adds, counted by running it."""
+"""Multiply-adds of one token, counted by running it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .replay import Call, Recording, Trace, around, hidden_of, record, with_hidd
 
 @dataclass
 class OneToken:
-    """A forward of one token alone, so that attention to others is next to nothing.
+    """A forward pass of one token alone, so that attention to others is almost nothing.
 
-    It goes through one block after the other while each is at hand.
+    It passes through one block after the other while each is at hand.
 
     Attributes:
         multiply_adds: of what it has been through.
@@ -35,7 +35,7 @@ class OneToken:
     _recording: Recording | None = None
 
     def through(self, block: Block, traced: Trace) -> None:
-        """Go on through the next block, which is dense."""
+        """Continue through the next block, which is dense."""
         model = block.weights.model
         if self._recording is None:
             self._recording = record(model, find_blocks(model), [_token(model)], traced)
@@ -53,7 +53,7 @@ class OneToken:
         self.multiply_adds += _half(counter)
 
     def of(self, block: Block, device: torch.device) -> int:
-        """Of a block that is at hand there, as it is now."""
+        """Count the multiply-adds of a block that is at hand there, as it is now."""
         call, hidden = self.calls[block.index], self.inputs[block.index]
         with _counting(block.weights.model) as counter:
             call(block.module, hidden.to(device, copy=True))
@@ -66,11 +66,11 @@ def _token(model: PreTrainedModel) -> Tensor:
 
 @contextmanager
 def _counting(model: PreTrainedModel) -> Iterator[FlopCounterMode]:
-    """It sees experts only where they run one by one."""
+    """Count operations; experts are seen only where they run one by one."""
     with torch.no_grad(), one_by_one(model), FlopCounterMode(display=False) as counter:
         yield counter
 
 
 def _half(counter: FlopCounterMode) -> int:
-    """A multiply-add is two operations."""
+    """Convert operations to multiply-adds, which are two operations each."""
     return int(counter.get_total_flops()) // 2

@@ -1,4 +1,4 @@
-"""Experts as layers: each matrix of a 3-D parameter is called like a linear layer of its own.
+"""Experts as layers: each matrix of a 3-D parameter is called like a linear layer.
 
 transformers keeps the experts of a block in parameters (E, O, I) or (E, I, O) and multiplies with
 one matrix after the other, each with the tokens that were routed to that expert.
@@ -34,17 +34,17 @@ class Stack:
 
     @property
     def tensor(self) -> nn.Parameter:
-        """What the module holds now: a streamed weight comes and goes."""
+        """The tensor that the module holds now: a streamed weight comes and goes."""
         return self.owner.get_parameter(self.leaf)
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """(E, O), where there is one by the name that transformers gives it."""
+        """The biases (E, O), if there are any under the name that transformers gives them."""
         return dict(self.owner.named_parameters(recurse=False)).get(f"{self.leaf}_bias")
 
 
 class Expert(nn.Module):
-    """One matrix of a stack, as a linear layer that hooks can watch: see ``by_hand``."""
+    """One matrix of a stack, as a linear layer that hooks can watch: see ``products``."""
 
     def __init__(self, stack: Stack, index: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Expert(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """A view as it is stored."""
+        """A view of the matrix as it is stored."""
         return self.stack.tensor.detach()[self.index]
 
     @property
@@ -67,12 +67,12 @@ class Expert(nn.Module):
         return bool(self.stack.transposed)
 
     def forward(self, inputs_TI: Tensor) -> Tensor:
-        """The product alone: whoever multiplies by hand adds the bias by hand."""
+        """Return the product alone: a block that multiplies by hand adds the bias by hand."""
         return linear(inputs_TI, self.weight.T if self.transposed else self.weight)
 
 
 def find_stacks(path: str, module: nn.Module) -> list[Stack]:
-    """The module's own 3-D parameters, which may hold experts; convolutions' kernels do not."""
+    """Find the module's own 3-D parameters that may hold experts, not convolution kernels."""
     if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
         return []
     return [
@@ -84,7 +84,7 @@ def find_stacks(path: str, module: nn.Module) -> list[Stack]:
 
 @contextmanager
 def one_by_one(model: PreTrainedModel) -> Iterator[None]:
-    """Forwards in which one expert is multiplied after the other, by transformers' own switch."""
+    """Multiply one expert after the other, by transformers' own switch."""
     if not model._can_set_experts_implementation():
         yield
         return

@@ -1,4 +1,4 @@
-"""Gradients of the language-model loss, of the whole model at once."""
+"""Gradients of the language-model loss with respect to layers, for the whole model at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def loss_gradients(
     seen: Callable[[int, int], None] = lambda done, total: None,
     windows: int | None = None,
 ) -> dict[str, Tensor]:
-    """``∂L/∂W`` (O, I) by layer name, L the mean next-token loss over all windows.
+    """Compute ``∂L/∂W`` (O, I) by layer name; L is the mean next-token loss over all windows.
 
     ``windows`` are how many there are in all, where other processes have more: theirs are to be
     added.

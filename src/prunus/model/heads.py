@@ -1,4 +1,4 @@
-"""Finds which value row, and which head, each input of an attention's output projection is.
+"""The value row and the head behind each input of an attention's output projection.
 
 By looking, not from a config. The first token attends to itself alone: with the rows' own numbers
 as its values, the output projection reads those numbers. And with values of 1 at the first token
@@ -38,7 +38,7 @@ class Values:
 
 
 def find_values(block: Block, reader: Layer, call: Call, hidden: Tensor) -> Values | None:
-    """The values that ``reader`` (role o) reads; None where they are not plain rows of one layer.
+    """Find the values that ``reader`` (role o) reads; None if they are not rows of one layer.
 
     Args:
         block: with roles.
@@ -76,7 +76,7 @@ def find_values(block: Block, reader: Layer, call: Call, hidden: Tensor) -> Valu
 def _rows(
     outputs: int, inputs: int, read: Callable[[Callable[[Tensor], None]], Tensor]
 ) -> Tensor | None:
-    """The row behind each input, digit by digit; None where an input is no copy of a row."""
+    """Find the row behind each input, digit by digit; None if an input is no copy of a row."""
     row_I = torch.zeros(inputs, dtype=torch.int64)
     place = 1
     while place < outputs:
@@ -102,7 +102,7 @@ def _read(
     hidden: Tensor,
     change: Callable[[Tensor], None],
 ) -> Tensor:
-    """What ``reader`` is given, (T, I), when ``layer``'s output (T, O) has been changed.
+    """Return what ``reader`` receives, (T, I), after ``layer``'s output (T, O) was changed.
 
     All else that the layers before it put out is random.
     """

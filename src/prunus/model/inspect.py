@@ -33,7 +33,7 @@ def inspect(
     weights: Weights | None = None,
     further: Callable[[Block, Trace], None] = lambda block, traced: None,
 ) -> tuple[list[Block], Trace]:
-    """The blocks with sites and roles, after the proof that they can be replayed (law 5).
+    """Find the blocks with sites and roles, and prove that they can be replayed.
 
     Args:
         model: in eval mode, on one device.
@@ -77,20 +77,20 @@ def start(
     samples: Samples,
     hidden: Hidden | None = None,
 ) -> Recording:
-    """Record the calibration samples up to the first block; their inputs into ``hidden``."""
+    """Record the calibration samples up to the first block; their inputs go into ``hidden``."""
     modules = {block.name: block.module for block in blocks}
     return record(model, modules, each(samples), traced, hidden)
 
 
 def first_of(samples: Samples | None, model: PreTrainedModel) -> Tensor | Sample:
-    """The calibration sample that a model is looked at by; any tokens where there is none."""
+    """Return the calibration sample for the look at a model; arbitrary tokens if there is none."""
     if samples is None:
         return any_tokens(model)
     return samples.samples[0] if isinstance(samples, Processed) else samples
 
 
 def any_tokens(model: PreTrainedModel) -> Tensor:
-    """Token ids (1, 64), for a look at a model that needs no text: none that stands for images."""
+    """Return token ids (1, 64) for a look at a model without text; none stands for an image."""
     config = model.config
     vocabulary = int(config.get_text_config().vocab_size)
     ids = torch.randint(0, vocabulary, (1, 64), generator=torch.Generator().manual_seed(0))
@@ -102,7 +102,7 @@ def any_tokens(model: PreTrainedModel) -> Tensor:
 
 
 def _special(config: Mapping[str, Any]) -> set[int]:
-    """All ids that a config names, such as ``image_token_id``."""
+    """Collect all ids that a config names, such as ``image_token_id``."""
     found = {v for k, v in config.items() if "token" in str(k) and isinstance(v, int)}
     inner = (_special(v) for v in config.values() if isinstance(v, Mapping))
     return found.union(*inner)

@@ -1,4 +1,4 @@
-"""The inputs of o and down: which rows of other layers make them, and which may change places.
+"""The inputs of o and down: the rows that make them, and which may change places.
 
 Every neuron of an MLP keeps to itself from its first layer to its last: any order is free. Every
 value channel keeps to its head, and heads that share a key/value head read the very same rows.
@@ -21,7 +21,7 @@ from .replay import Call
 
 @dataclass(frozen=True, eq=False)
 class Interior:
-    """The input channels of one layer and where they come from.
+    """The input channels of one layer, and the rows that make them.
 
     Attributes:
         reader: the o or down projection; nobody else reads these channels.
@@ -35,11 +35,11 @@ class Interior:
     groups: tuple[Tensor, ...]
 
     def fits(self, pattern: NM) -> bool:
-        """Whether the pattern's groups of M lie within the heads."""
+        """Return whether the pattern's groups of M lie within the heads."""
         return all(columns_HN.shape[1] % pattern.of == 0 for columns_HN in self.groups)
 
     def search(self, score_OI: Tensor, pattern: NM, permutation: Permutation) -> Tensor:
-        """The order of the channels: each group's from the scores of all its heads."""
+        """Search the order of the channels, each group by the scores of all its heads."""
         order_I = torch.arange(score_OI.shape[1], device=score_OI.device)
         for columns_HN in self.groups:
             columns_HN = columns_HN.to(order_I.device)
@@ -48,7 +48,7 @@ class Interior:
         return order_I
 
     def shuffled(self, generator: torch.Generator) -> Tensor:
-        """Some order that is allowed."""
+        """Return a random order that is allowed."""
         order_I = torch.arange(self.reader.shape[1])
         for columns_HN in self.groups:
             order_N = torch.randperm(columns_HN.shape[1], generator=generator)
@@ -68,7 +68,7 @@ class Interior:
 
 
 def find_interiors(block: Block, call: Call, hidden: Tensor) -> dict[str, Interior]:
-    """Of every o and down projection of the block that reads plain rows of other layers, by site.
+    """Find the interiors of every o and down projection that reads plain rows, by site.
 
     Args:
         block: with roles.
@@ -90,7 +90,7 @@ def find_interiors(block: Block, call: Call, hidden: Tensor) -> dict[str, Interi
 
 
 def neurons(reader: Layer, made: list[Layer]) -> Interior:
-    """Neuron i is row i of every part of the layers before."""
+    """Return the interior of an MLP: neuron i is row i of every part of the layers before."""
     sources = tuple(
         (layer, torch.arange(layer.shape[0])[rows]) for layer in made for rows in layer.parts
     )
@@ -98,7 +98,7 @@ def neurons(reader: Layer, made: list[Layer]) -> Interior:
 
 
 def _shared(row_I: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """The heads' channels, those that read the same rows together."""
+    """Group the heads' channels: those that read the same rows belong together."""
     groups: dict[tuple[int, ...], list[Tensor]] = {}
     for columns_N in torch.arange(len(row_I)).view(heads, -1):
         groups.setdefault(tuple(row_I[columns_N].tolist()), []).append(columns_N)

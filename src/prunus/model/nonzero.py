@@ -20,13 +20,13 @@ Moves = Mapping[str, Sequence[tuple[int, Tensor]]]
 
 
 def random_like(tensor: Tensor, seed: int) -> Tensor:
-    """Standard normal numbers of the same shape, dtype and device; equal for equal seeds."""
+    """Return standard normal numbers of the same shape, dtype and device, fixed by the seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(tensor.shape, generator=generator).to(tensor)
 
 
 def filled(tensor: Tensor, seed: int = 0) -> Tensor:
-    """The tensor with standard normal numbers for its zeros."""
+    """Return the tensor with standard normal numbers in place of its zeros."""
     return torch.where(tensor == 0, random_like(tensor, seed), tensor)
 
 
@@ -38,7 +38,7 @@ def without_zeros(
     vectors_only: bool = False,
     moves: Moves | None = None,
 ) -> Iterator[None]:
-    """Give the module random numbers for its zeros; take them back at the end.
+    """Replace the module's zeros by random numbers; restore them at the end.
 
     All else keeps its value. A parameter without zeros is not copied. The same zeros get the same
     numbers each time, also after channels have changed places, if ``moves`` says which.
@@ -72,7 +72,7 @@ def without_zeros(
 
 
 def _own(modules: Iterable[nn.Module]) -> set[int]:
-    """The parameters of these modules themselves, by id."""
+    """Return the modules' own parameters, by id."""
     found = set()
     for module in modules:
         if isinstance(module, Expert):
@@ -85,7 +85,7 @@ def _own(modules: Iterable[nn.Module]) -> set[int]:
 def _values(
     parameter: nn.Parameter, seed: int, moved: Sequence[tuple[int, Tensor]]
 ) -> nn.Parameter | None:
-    """The parameter without zeros; None where there are none.
+    """Return the parameter without zeros; None if it has none.
 
     Vectors scale or shift, so they get numbers from 1/2 to 3/2. So does a -1 in them, which is
     nothing to norms that multiply with 1 + weight (Gemma's). Matrices get normal numbers as large

@@ -1,4 +1,4 @@
-"""Layers whose weight a block multiplies by hand, so that no hook on them would fire.
+"""Layers whose weight a block multiplies by hand, so that hooks on them would not run.
 
 Mamba computes ``dt_proj.weight @ x``, a mixture of experts ``linear(x, gate_up_proj[expert])``.
 While such a block is watched, a product with a view of a layer's weight goes through the layer
@@ -24,7 +24,7 @@ PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm,
 
 
 class _Watch(TorchFunctionMode):
-    """Makes calls of layers out of products with their weights."""
+    """A mode that turns products with layers' weights into calls of the layers."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _Watch(TorchFunctionMode):
         return output if output is None or bias is None else output + bias
 
     def _product(self, inputs: Tensor, matrix: Tensor, outputs_first: bool) -> Tensor | None:
-        """The layer's output (..., T, O), if the matrix is a layer's; or that of all experts."""
+        """Return the layer's output (..., T, O) if the matrix is a layer's, or all experts'."""
         if matrix.ndim == 2:
             layer = self._layer(matrix, outputs_first)
             return None if layer is None or not inputs.numel() else _called(layer, inputs)
@@ -60,7 +60,7 @@ class _Watch(TorchFunctionMode):
         return torch.stack([_routed(*pair) for pair in zip(layers, inputs, strict=True)])
 
     def _layer(self, matrix: Tensor, outputs_first: bool) -> nn.Module | None:
-        """Whose weight this is, if it is used as (O, I) or (I, O) as that layer uses it."""
+        """Return the layer whose weight this is, if it is used as (O, I) or (I, O) like there."""
         layer = self._layers.get(_place(matrix))
         if layer is None:
             return None
@@ -76,7 +76,7 @@ class _Watch(TorchFunctionMode):
 
 @contextmanager
 def called(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Products with the weights of these modules are calls of them."""
+    """Treat products with the weights of these modules as calls of the modules."""
     modules = list(modules)
     if not modules:
         yield
@@ -86,7 +86,7 @@ def called(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _called(module: nn.Module, inputs_TI: Tensor) -> Tensor:
-    """The module's product with no bias, which the block adds by itself."""
+    """Return the module's product without bias, which the block adds by itself."""
     bias = dict(module.named_parameters(recurse=False)).get("bias")
     if bias is None:
         return module(inputs_TI)  # type: ignore[no-any-return]
@@ -98,7 +98,7 @@ def _called(module: nn.Module, inputs_TI: Tensor) -> Tensor:
 
 
 def _routed(module: nn.Module, inputs_TI: Tensor) -> Tensor:
-    """Where every expert is given all tokens, those of others are zeros: they are left out."""
+    """Drop the zero rows that stand for other experts' tokens, if every expert is given all."""
     rows_T = inputs_TI.any(-1)
     weight = _weight(module)
     outputs = weight.shape[1 if getattr(module, "transposed", False) else 0]

@@ -1,4 +1,4 @@
-"""Records how a model calls its blocks, and replays one block at a time.
+"""A model's calls to its blocks, recorded, and replayed one block at a time.
 
 The calls are the model's own: every argument of every block is captured from a real forward
 (masks and rotary embeddings can differ per block, some are None), none is rebuilt by hand.
@@ -26,7 +26,7 @@ from .samples import Sample, keywords
 
 @dataclass(frozen=True)
 class Call:
-    """One recorded call of a block, its hidden states taken out.
+    """One recorded call of a block, without its hidden states.
 
     Attributes:
         args: the other positional arguments.
@@ -42,7 +42,7 @@ class Call:
     added: Tensor | None = None
 
     def __call__(self, module: nn.Module, hidden: Tensor) -> Tensor:
-        """What the next block is given: run this one on ``hidden`` (B, T, d), all else equal."""
+        """Run the block on ``hidden`` (B, T, d), all else equal; return the next block's input."""
         args, kwargs = map_tensors((self.args, dict(self.kwargs)), lambda t: t.to(hidden.device))
         if self.keyword is None:
             output = hidden_of(module(hidden, *args, **kwargs))
@@ -51,14 +51,14 @@ class Call:
         return output if self.added is None else output + self.added.to(output)
 
     def float(self) -> Call:
-        """The same with every floating tensor in float32."""
+        """Return the same call with every floating tensor in float32."""
         args, kwargs = map_tensors(
             (self.args, dict(self.kwargs)), lambda t: t.float() if t.is_floating_point() else t
         )
         return replace(self, args=args, kwargs=kwargs)
 
     def apart(self, left: dict[int, UserDict[Any, Any]]) -> Call:
-        """The same with copies of what blocks write into: those of ``left``, by id."""
+        """Return the call with copies of what blocks write into: those of ``left``, by id."""
 
         def own(value: Any) -> Any:
             if not isinstance(value, UserDict):
@@ -70,7 +70,7 @@ class Call:
 
     @staticmethod
     def split(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Call, Tensor]:
-        """A call and the hidden states that it was given."""
+        """Separate a call from the hidden states that it was given."""
         if args:
             return Call(args[1:], kwargs, None), args[0]
         keyword = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
@@ -79,7 +79,7 @@ class Call:
 
 
 class Hidden(Protocol):
-    """A list of activations, in memory or not."""
+    """A list of activations, in memory or on disk."""
 
     def append(self, tensor: Tensor, /) -> None: ...
     def __len__(self) -> int: ...
@@ -122,7 +122,7 @@ class Recording:
         )
 
     def copy(self) -> Recording:
-        """The same samples, to go their own way from here on.
+        """Copy the samples, so that they can continue separately.
 
         So do the keys and values that blocks leave for later ones beside the stream (Gemma 4).
         """
@@ -137,7 +137,7 @@ class Recording:
         device: torch.device,
         advanced: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Replace the inputs of ``block`` by its outputs, and let its calls go."""
+        """Replace the inputs of ``block`` by its outputs, and drop its calls."""
         for i, call in enumerate(self.calls[block]):
             home = self.hidden[i].device
             self.hidden[i] = call(module, self.hidden[i].to(device)).to(home)
@@ -147,7 +147,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Trace:
-    """What went in and out of every block in one plain forward, and what came out at the end."""
+    """The inputs and outputs of every block in one plain forward, and the model's output."""
 
     calls: list[Call]
     inputs: list[Tensor]
@@ -155,14 +155,14 @@ class Trace:
     logits: Tensor
 
     def given(self, index: int) -> Tensor:
-        """What the block's output has become where it is used next."""
+        """Return what the block's output has become where it is used next."""
         own = hidden_of(self.outputs[index])
         return self.inputs[index + 1] if index + 1 < len(self.inputs) else own
 
 
 @torch.no_grad()
 def trace(model: nn.Module, blocks: Mapping[str, nn.Module], sample: Tensor | Sample) -> Trace:
-    """Run the model's own forward on token ids (B, T), or a sample, and note every block's call.
+    """Run the model's own forward on token ids (B, T) or a sample; note every block's call.
 
     Raises:
         UnsupportedModelError: a block did not run exactly once.
@@ -199,7 +199,7 @@ def record(
     traced: Trace,
     hidden: Hidden | None = None,
 ) -> Recording:
-    """The calls that ``model`` makes to its blocks for token ids (B, T), or for each sample."""
+    """Record the calls that ``model`` makes to its blocks for token ids (B, T) or each sample."""
     recording = Recording([] if hidden is None else hidden, [[] for _ in blocks])
     for batch in batches:
         with _recording(list(blocks.values()), recording, traced.outputs):
@@ -213,7 +213,7 @@ def record(
 def check_replay(
     index: int, name: str, block: nn.Module, recording: Recording, traced: Trace
 ) -> None:
-    """Law 5: the recorded call, replayed on the real input, gives what the next block is given.
+    """Check that the recorded call, replayed, returns the next block's real input.
 
     Raises:
         UnsupportedModelError: it differs.
@@ -224,7 +224,7 @@ def check_replay(
     expected = traced.given(index).float()
     if not bool(expected.isfinite().all()):
         raise NumericalError(
-            f"{name} puts out NaN or inf in a plain forward pass. Check the checkpoint, or "
+            f"{name} returns NaN or inf in a plain forward pass. Check the checkpoint, or "
             "load it in a wider dtype (--dtype float32)."
         )
     scale = expected.abs().max().clamp_min(1e-12)
@@ -238,7 +238,7 @@ def check_replay(
 
 
 def check_chain(names: Sequence[str], recording: Recording, traced: Trace) -> None:
-    """What a block puts out is what the next one is given, but for what the model adds to it.
+    """Check that a block's output is the next block's input, except for the model's additions.
 
     Raises:
         UnsupportedModelError: a model that does something else in between.
@@ -250,14 +250,16 @@ def check_chain(names: Sequence[str], recording: Recording, traced: Trace) -> No
             hidden = hidden + added
         if hidden.shape != given.shape or not torch.allclose(hidden, given, equal_nan=True):
             raise UnsupportedModelError(
-                f"{names[index + 1]} is not given what {names[index]} puts out: the model changes "
-                "it in between, which prunus does not replay yet. (RWKV halves it every six "
-                "blocks; with rescale_every set to 0 in config.json it computes the same without.)"
+                f"{names[index + 1]} does not receive the output of {names[index]} as it is: the "
+                "model changes it in between, which prunus does not replay yet. (RWKV halves it "
+                "every six "
+                "blocks; with rescale_every set to 0 in config.json it computes the same without "
+                "that.)"
             )
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden states that a block returned: the output itself, or the first of a tuple."""
+    """Return the hidden states of a block's output: the output itself or its first element."""
     hidden = output[0] if isinstance(output, tuple | list) else output
     if not isinstance(hidden, Tensor):
         raise UnsupportedModelError(f"A block returned {type(hidden).__name__}, not hidden states.")
@@ -265,12 +267,12 @@ def hidden_of(output: Any) -> Tensor:
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """What a block returned, with other hidden states."""
+    """Return a block's output with other hidden states."""
     return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """``tree`` with every tensor replaced; anything that is not a container stays as it is."""
+    """Return ``tree`` with every tensor replaced; anything but containers stays the same."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, dict):
@@ -295,7 +297,7 @@ def around(
     sample: Tensor | Sample,
     outputs: Sequence[Any],
 ) -> tuple[Tensor, Tensor]:
-    """What the first block is given, and the logits if block i puts out ``outputs[i]``.
+    """Return the first block's input, and the logits if block i returns ``outputs[i]``.
 
     No block runs: it is the embedding, the last norm and the head alone that are tried.
     """
@@ -317,7 +319,7 @@ def around(
 def _recording(
     modules: Sequence[nn.Module], recording: Recording, outputs: Sequence[Any]
 ) -> Iterator[None]:
-    """Let every block note its call and put out 0; stop the forward at the last one.
+    """Let every block note its call and return 0; stop the forward at the last one.
 
     What the next block is given then is what the model adds in between.
     """
@@ -343,7 +345,7 @@ def _recording(
 
 
 def _nonsense(tensor: Tensor) -> Tensor:
-    """NaN of the same shape; 0 where there is no NaN."""
+    """Return NaN of the same shape; 0 for dtypes without NaN."""
     return torch.full_like(tensor, math.nan if tensor.is_floating_point() else 0)
 
 
@@ -351,7 +353,7 @@ def _nonsense(tensor: Tensor) -> Tensor:
 def _standing_in(
     modules: Sequence[nn.Module], stand_in: Callable[[int], Callable[..., Any]]
 ) -> Iterator[None]:
-    """Every block's forward is another one for a while."""
+    """Replace every block's forward for a while."""
     own = [module.__dict__.get("forward") for module in modules]  # accelerate's hooks put one there
     try:
         for index, module in enumerate(modules):
@@ -365,7 +367,7 @@ def _standing_in(
 
 
 def _share(call: Call, first: Call) -> Call:
-    """``call`` with the tensors that equal the first sample's replaced by those: held once."""
+    """Replace tensors of ``call`` that equal the first sample's by those, to hold them once."""
     args, kwargs = _same(call.args, first.args), _same(call.kwargs, first.kwargs)
     return replace(call, args=args, kwargs=kwargs)
 

@@ -22,14 +22,14 @@ from .weights import Axes, Weights
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """Parameters by name, each with the axis that the stream's channels lie on; tied ones once."""
+    """Parameters by name, each with its axis over the stream's channels; tied ones once."""
 
     axes: Axes
     channels: int
 
     @classmethod
     def of(cls, weights: Weights, blocks: Sequence[Block], traced: Trace) -> Residual:
-        """Find them."""
+        """Find the parameters."""
         channels = traced.inputs[0].shape[-1]
         inside = {id(module) for block in blocks for module in block.module.modules()}
         names = {id(p): name for name, p in weights.model.named_parameters()}
@@ -47,7 +47,7 @@ class Residual:
 
 
 def _outside(module: nn.Module, channels: int) -> Iterator[tuple[nn.Parameter, int]]:
-    """Embeddings, projections into and out of the stream, norms."""
+    """Find embeddings, projections into and out of the stream, and norms."""
     for name, parameter in module.named_parameters(recurse=False):
         shape = parameter.shape
         if isinstance(module, nn.Linear):
@@ -64,7 +64,7 @@ def _outside(module: nn.Module, channels: int) -> Iterator[tuple[nn.Parameter, i
 
 
 def _inside(block: Block, traced: Trace, channels: int) -> Iterator[tuple[nn.Parameter, int]]:
-    """Readers by their columns, writers by their rows and biases, routers, norms on the stream."""
+    """Find readers by columns, writers by rows and biases, routers, norms on the stream."""
     held = set()
     for layer in block.layers:
         module, first = layer.module, 0
@@ -86,7 +86,7 @@ def _inside(block: Block, traced: Trace, channels: int) -> Iterator[tuple[nn.Par
 
 
 def _vectors(block: Block, traced: Trace, channels: int) -> list[nn.Parameter]:
-    """Weights of norms whose input is the stream or goes to it; not of those on queries or keys."""
+    """Find weights of norms on the stream; norms of queries or keys do not count."""
     linears = {layer.name: layer.module for layer in block.layers}
     owners = {
         module: [p for p in module.parameters(recurse=False) if p.shape == (channels,)]

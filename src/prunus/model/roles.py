@@ -1,4 +1,4 @@
-"""Finds what each linear layer of a block is for, from the data flow of one small forward.
+"""The purpose of each linear layer of a block, from the data flow of one small forward.
 
 Every layer's output is cut from the graph and becomes a leaf, so the gradient of a layer's input
 with respect to a leaf is nonzero exactly when the one reaches the other with no third layer
@@ -51,7 +51,7 @@ def probe_block(
     hidden: Tensor,
     weights: Weights,
 ) -> Block:
-    """The block with its layers' sites, roles and kinds.
+    """Return the block with its layers' sites, roles and kinds.
 
     Args:
         index: its position in the model.
@@ -99,7 +99,7 @@ def probe_block(
 def _found(
     module: nn.Module, linears: Mapping[str, nn.Module], call: Call, hidden: Tensor
 ) -> tuple[dict[str, nn.Module], set[str]]:
-    """Those that are layers, and which of them the block multiplies by hand and does not call.
+    """Return those that are layers, and which of them the block multiplies by hand.
 
     A linear map that puts out more than a tensor is a router; a 3-D parameter of which no matrix
     was multiplied holds no experts.
@@ -122,8 +122,8 @@ def _found(
     off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not off <= (1e-3 if hidden.dtype == torch.float32 else 0.03):
         raise UnsupportedModelError(
-            f"{next(iter(by_hand))}: to watch what is multiplied with it changes the output of its "
-            f"block by {off:.2g} of its largest. This architecture is not handled yet."
+            f"{next(iter(by_hand))}: watching its products changes the output of its block by "
+            f"{off:.2g} of the largest value. This architecture is not handled yet."
         )
     layers = {
         name: linear
@@ -135,7 +135,7 @@ def _found(
 
 
 def _twins(linears: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> dict[str, str]:
-    """For every expert but one of each stack, that one: it ran, as did its like in other stacks.
+    """Name, for every expert but one of each stack, the one that ran in its place.
 
     Raises:
         UnsupportedModelError: the probing tokens reached no expert that can stand for the others.
@@ -155,7 +155,7 @@ def _twins(linears: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> di
     if unseen:
         raise UnsupportedModelError(
             f"No expert of {', '.join(unseen[:2])} and its like ran in the probing forward of a "
-            "few tokens, so prunus cannot see what they are for. Not handled yet."
+            "few tokens, so prunus cannot tell their role. Not handled yet."
         )
     return {n: chosen[e.stack] for n, e in experts.items() if n != chosen[e.stack]}
 
@@ -165,7 +165,7 @@ def _without(named: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
 
 
 def _twin(name: str, linear: nn.Module, seen: Layer, twins: Mapping[str, str]) -> Layer:
-    """The layer of an expert, from that of the one that stands for it."""
+    """Make the layer of an expert from the one that stands for it."""
     assert isinstance(linear, Expert)
     index = linear.index
     own = {other: twin for twin, other in twins.items() if twin.endswith(f".{index}")}
@@ -174,7 +174,7 @@ def _twin(name: str, linear: nn.Module, seen: Layer, twins: Mapping[str, str]) -
 
 
 def _sites_renamed(layers: Mapping[str, Layer]) -> dict[str, Layer]:
-    """Sites are called after their first layer, where that was a router after the next one."""
+    """Name sites after their first layer, also where a router came first."""
     first: dict[str, str] = {}
     for name, layer in layers.items():
         first.setdefault(layer.site, name)
@@ -184,7 +184,7 @@ def _sites_renamed(layers: Mapping[str, Layer]) -> dict[str, Layer]:
 def _routers(
     layers: Mapping[str, Layer], flow: _Flow, linears: Mapping[str, nn.Module]
 ) -> tuple[str, ...]:
-    """Linear maps from the stream to scores of experts, or to one for all that are shared."""
+    """Find linear maps from the stream to scores of experts, or to one shared expert's gate."""
     stacks = [len(m.stack.tensor) for m in linears.values() if isinstance(m, Expert)]
     return tuple(
         name
@@ -214,7 +214,7 @@ class _Flow:
         return {layer: site for site, layers in self.producers.items() for layer in layers}
 
     def kind(self, layer: str) -> Kind:
-        """Attention if the layer's site, or one that it feeds in turn, mixes tokens."""
+        """Return attention if the layer's site, or one that it feeds in turn, mixes tokens."""
         sites, site = [self.site[layer]], self.feeds.get(layer)
         while site is not None and site not in sites:
             sites.append(site)
@@ -230,7 +230,7 @@ def cut_forward(
     negate: str | None = None,
     by_hand: Collection[str] = (),
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """One forward with every layer's output cut off: random, and one negated.
+    """Run one forward with every layer's output cut off: random, and one negated.
 
     Returns the block's input and output, and each layer's input and, as a leaf, its output.
     """
@@ -289,7 +289,7 @@ def _flow(
 
 
 def reached(target: Tensor, leaves: list[Tensor], earlier: bool = False) -> list[bool]:
-    """For each leaf, whether ``target`` depends on it (on its tokens before the last one)."""
+    """Tell for each leaf whether ``target`` depends on it (on tokens before the last one)."""
     if target.grad_fn is None:
         return [False] * len(leaves)
     generator = torch.Generator().manual_seed(0)
@@ -301,14 +301,14 @@ def reached(target: Tensor, leaves: list[Tensor], earlier: bool = False) -> list
 
 
 def _last_token(activation: Tensor) -> Tensor:
-    """The last token's features; some blocks fold batch and tokens into one dimension."""
+    """Return the last token's features; some blocks fold batch and tokens together."""
     return activation.flatten(0, -2)[-1]
 
 
 def _roles(
     flow: _Flow, odd: Callable[[str], bool]
 ) -> tuple[dict[str, Role], dict[str, tuple[slice, ...]]]:
-    """Roles by the rules at the top, and the rows of each half of a fused gate and up."""
+    """Assign roles by the rules at the top, and the rows of each half of a fused gate and up."""
     roles: dict[str, Role] = dict.fromkeys(flow.inputs, "other")
     fused: dict[str, tuple[slice, ...]] = {}
     for site, producers in flow.producers.items():
@@ -348,14 +348,14 @@ def _attention_roles(
 
 
 def _odd(flow: _Flow, layer: str, negated: Mapping[str, Tensor]) -> bool:
-    """Whether negating the layer's output negated the input that it feeds."""
+    """Tell whether negating the layer's output negated the input that it feeds."""
     before = flow.inputs[flow.feeds[layer]].detach().float()
     after = negated[flow.feeds[layer]].detach().float()
     return bool((after + before).abs().max() <= 1e-3 * before.abs().max())
 
 
 def _halves(flow: _Flow, site: str, layer: str) -> tuple[slice, slice]:
-    """The rows of the two halves of a fused gate and up: one after the other, or in turns."""
+    """Find the rows of the halves of a fused gate and up: consecutive or alternating."""
     target, leaf = flow.inputs[site], flow.outputs[layer]
     neurons = target.shape[-1]
     loudest = int(target.detach().abs().flatten(0, -2).sum(0).argmax())

@@ -1,4 +1,4 @@
-"""What the experts of a block were given, and what becomes of those that were given too little."""
+"""The tokens that a block's experts receive, and what happens to experts with too few."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .blocks import Block, Layer
 def fed(
     block: Block, stats: Mapping[str, Statistics], needs: Needs, min_tokens: int | None
 ) -> Mapping[str, Statistics]:
-    """The statistics of all sites; ``Statistics.white`` for experts that were given too few tokens.
+    """Return the statistics of all sites; ``Statistics.white`` for experts with too few tokens.
 
     So every method prunes such an expert in its own comparison groups, by its weights alone.
 
@@ -46,7 +46,7 @@ def _enough(needs: Needs, inputs: int, asked: int | None) -> int:
 
 
 def routed(layer: Layer, stats: Statistics) -> dict[str, Any]:
-    """For the report: how many tokens an expert was given, and whether they were too few."""
+    """Report how many tokens an expert received, and whether they were too few."""
     if layer.expert is None or TokenSample not in stats:
         return {}
     alone = {} if stats.known else {"by_weights_alone": True}

@@ -1,4 +1,4 @@
-"""Calibration samples: token ids of text, or all that a processor makes of text and images."""
+"""Calibration samples: token ids of text, or what a processor makes of text and images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Sample = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Processed:
-    """Samples of any lengths, each with what its images or sounds became."""
+    """Samples of any length, each with its processed images or sounds."""
 
     samples: tuple[Sample, ...]
 
@@ -33,16 +33,16 @@ class Processed:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each."""
+        """The number of tokens of each sample."""
         return [sample["input_ids"].shape[1] for sample in self.samples]
 
     def numel(self) -> int:
-        """Tokens of all together, as a tensor of ids counts them."""
+        """Return the number of all samples' tokens, as a tensor of ids counts them."""
         return sum(self.lengths)
 
     @property
     def sha256(self) -> str:
-        """Of every tensor: its name, dtype, shape and bytes."""
+        """A hash of every tensor's name, dtype, shape and bytes."""
         digest = hashlib.sha256()
         for sample in self.samples:
             for name, value in sorted(sample.items()):
@@ -56,14 +56,14 @@ Samples = Tensor | Processed
 
 
 def processed(inputs: Sequence[Sample]) -> Processed:
-    """What a processor put out for each sample, checked.
+    """Check what a processor returned for each sample.
 
     Raises:
         CalibrationError: no samples, or one that is not a mapping with ``input_ids`` (1, T).
     """
     if isinstance(inputs, Mapping | str) or not isinstance(inputs, Sequence):
         raise CalibrationError(
-            "inputs is a list of what the processor puts out, one mapping for each sample; got "
+            "inputs is a list of what the processor returns, one mapping per sample; got "
             f"{type(inputs).__name__}. Give [processor(images=…, text=…, return_tensors='pt'), …]."
         )
     if not inputs:
@@ -94,7 +94,7 @@ def _sample(index: int, sample: Any) -> Sample:
 
 
 def either(tokens_ST: Tensor | None, inputs: Sequence[Sample] | None) -> Samples | None:
-    """The one that was given.
+    """Return the one that was given.
 
     Raises:
         InputError: both were.
@@ -107,14 +107,14 @@ def either(tokens_ST: Tensor | None, inputs: Sequence[Sample] | None) -> Samples
 
 
 def keywords(sample: Tensor | Sample, device: torch.device) -> dict[str, Any]:
-    """Arguments of a forward without a cache: of token ids (B, T), or of a processed sample."""
+    """Return arguments of a forward without a cache, for token ids (B, T) or a processed sample."""
     own: Sample = {"input_ids": sample} if isinstance(sample, Tensor) else sample
     placed = {k: x.to(device) if isinstance(x, Tensor) else x for k, x in own.items()}
     return {**placed, "use_cache": False}
 
 
 def each(samples: Samples) -> Iterator[Tensor | Sample]:
-    """One after the other, a row of ids as (1, T)."""
+    """Yield one sample after the other, a row of ids as (1, T)."""
     if isinstance(samples, Tensor):
         return (ids_T[None] for ids_T in samples)
     return iter(samples)

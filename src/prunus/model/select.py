@@ -1,4 +1,4 @@
-"""Partial sparsity: leave some layers dense."""
+"""The layers to prune: all linear layers of all blocks, unless some are left dense."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .blocks import Block, Layer
 def select_layers(
     blocks: Sequence[Block], *, mlp_only: bool = False, skip_blocks: str | None = None
 ) -> list[Layer]:
-    """The layers to prune.
+    """Select the layers to prune.
 
     Args:
         blocks: all blocks of the model.

@@ -1,4 +1,4 @@
-"""Tensors really shrink: one mechanism for every method, family and layout."""
+"""Removal of units: tensors become smaller, by one mechanism for all methods and families."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Undo = list[tuple[Any, str, Any]]
 
 
 def shrink(block: nn.Module, name: str, module: Depth2, keep_U: Tensor) -> Undo:
-    """Take the units out where ``keep_U`` is False; what remains computes as if they wrote zeros.
+    """Remove the units where ``keep_U`` is False; the rest computes as if they wrote zeros.
 
     Weights, biases and the numbers that the modules keep about their widths change; head_dim and
     the ratio of query to key/value heads stay.
@@ -69,7 +69,7 @@ def shrink(block: nn.Module, name: str, module: Depth2, keep_U: Tensor) -> Undo:
 
 
 def restore(undo: Undo) -> None:
-    """Put back what was there."""
+    """Put the tensors back."""
     for owner, name, value in reversed(undo):
         setattr(owner, name, value)
 
@@ -88,7 +88,7 @@ def put(module: nn.Module, weight_OI: Tensor, bias_O: Tensor | None, undo: Undo)
 
 
 def renumber(owner: nn.Module, names: tuple[str, ...], old: int, new: int, undo: Undo) -> None:
-    """Change those of the attributes that hold the old number."""
+    """Change those attributes that hold the old number."""
     for name in names:
         if type(value := getattr(owner, name, None)) is int and value == old:
             _set(owner, name, new, undo)
@@ -96,7 +96,7 @@ def renumber(owner: nn.Module, names: tuple[str, ...], old: int, new: int, undo:
 
 @torch.no_grad()
 def rehearse(block: Block, module: Depth2, call: Call, hidden: Tensor) -> None:
-    """Take out every other unit, look whether the block computes the right thing, and put it back.
+    """Remove every other unit, check that the block computes the right thing, restore it.
 
     Raises:
         UnsupportedModelError: it fails, or gives something else than with those units silenced.
@@ -112,7 +112,7 @@ def rehearse(block: Block, module: Depth2, call: Call, hidden: Tensor) -> None:
 
 
 def _compare(block: Block, module: Depth2, call: Call, hidden: Tensor) -> None:
-    """Half of the units gone against half of the units silenced."""
+    """Compare half of the units removed with half of the units silenced."""
     keep_U = torch.arange(module.units) % 2 == 0
     with _silenced(module, keep_U):
         expected = call(block.module, hidden.clone()).float()
@@ -131,7 +131,7 @@ def _compare(block: Block, module: Depth2, call: Call, hidden: Tensor) -> None:
 
 @contextmanager
 def _silenced(module: Depth2, keep_U: Tensor) -> Iterator[None]:
-    """The reader sees zeros where the removed units write."""
+    """Give the reader zeros where the removed units write."""
     columns = module.columns_UN[~keep_U].flatten()
 
     def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
@@ -156,7 +156,7 @@ def _cannot(module: Depth2, why: str) -> UnsupportedModelError:
 
 
 def _owner(block: nn.Module, name: str, reader: Layer) -> nn.Module:
-    """The module that the reader is a part of."""
+    """Return the module that the reader is a part of."""
     inside = reader.name.removeprefix(f"{name}.")
     return block.get_submodule(inside.rpartition(".")[0])
 

@@ -1,4 +1,4 @@
-"""Finds the depth-2 modules of a block, and which rows and columns make up each unit.
+"""The depth-2 modules of a block, and the rows and columns of each unit.
 
 By looking, not from a config. Random numbers take the place of what q, k and v (or a fused qkv) put
 out, so that every head attends to something else; the gradient of one head's output then says which
@@ -53,7 +53,7 @@ class Depth2:
 
     @property
     def units(self) -> int:
-        """How many there are."""
+        """The number of units."""
         return len(self.columns_UN)
 
     @property
@@ -63,12 +63,12 @@ class Depth2:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """First level, then second."""
+        """The first level's layers, then the second level's."""
         return (*(layer for layer, _ in self.sources), self.reader)
 
     @property
     def parameters(self) -> int:
-        """Of one unit: its rows with their biases, and its columns."""
+        """Parameters of one unit: its rows with their biases, and its columns."""
         count = self.columns_UN.shape[1] * self.reader.shape[0]
         for layer, rows_UM in self.sources:
             count += rows_UM.shape[1] * (layer.shape[1] + (layer.bias_O is not None))
@@ -76,16 +76,16 @@ class Depth2:
 
     @property
     def shared(self) -> bool:
-        """Whether one key/value head serves all: then query heads go alone."""
+        """Whether all query heads share one key/value head; then query heads are removed alone."""
         return self.kv_heads == 1 and self.units > 1
 
     @property
     def heads_per_unit(self) -> int:
-        """Query heads of a unit."""
+        """The number of query heads in a unit."""
         return self.heads // self.units
 
     def left(self, kept: int) -> tuple[int, int]:
-        """Query heads and key/value heads when ``kept`` units stay."""
+        """Return the numbers of query and key/value heads when ``kept`` units stay."""
         return kept * self.heads_per_unit, 1 if self.shared else kept * self.kv_heads // self.units
 
 
@@ -93,7 +93,7 @@ class Depth2:
 def find_modules(
     block: Block, call: Call, hidden: Tensor, wanted: Sequence[Unit] = ("heads", "neurons")
 ) -> list[Depth2]:
-    """The block's depth-2 modules, attention first.
+    """Find the block's depth-2 modules, attention first.
 
     Args:
         block: with roles, its weights at hand.
@@ -111,8 +111,8 @@ def find_modules(
         readers = [layer for layer in block.layers if layer.role == role]
         if len(readers) != 1:
             raise UnsupportedModelError(
-                f"{block.name} has {len(readers)} layers that prunus knows for the second level of "
-                f"a depth-2 module of {unit}; structured pruning needs one. "
+                f"{block.name} has {len(readers)} layers that could be the second level of its "
+                f"{unit}; structured pruning needs exactly one. "
                 + ONLY.format(other="neurons" if unit == "heads" else "heads")
             )
         with without_zeros(block.module, but=[layer.module for layer in block.layers]):
@@ -162,7 +162,7 @@ def _attention(block: Block, reader: Layer, call: Call, hidden: Tensor) -> Depth
 
 
 def _rows(layer: Layer, read_HO: Tensor, units: list[list[int]]) -> Tensor:
-    """The layer's rows of each unit (U, M): none in two units, as many in each."""
+    """Return the layer's rows of each unit (U, M): no row in two units, equally many in each."""
     read_UO = torch.stack([read_HO[heads].any(0) for heads in units])
     counts = read_UO.sum(1)
     if bool((read_UO.sum(0) > 1).any()) or int(counts.min()) != int(counts.max()):
@@ -176,7 +176,7 @@ def _rows(layer: Layer, read_HO: Tensor, units: list[list[int]]) -> Tensor:
 def _reach(
     block: Block, reader: Layer, makers: list[Layer], heads: int, call: Call, hidden: Tensor
 ) -> dict[Layer, Tensor]:
-    """For each maker, which of its rows each head reads: bool (H, O)."""
+    """Tell for each maker which of its rows each head reads: bool (H, O)."""
     generator = torch.Generator().manual_seed(0)
     leaves: dict[Layer, Tensor] = {}
     seen: list[Tensor] = []
@@ -214,6 +214,6 @@ def _reach(
 
 
 def moved(module: Depth2, device: torch.device) -> Depth2:
-    """The same with its indices on a device."""
+    """Return the same with its indices on a device."""
     sources = tuple((layer, rows_UM.to(device)) for layer, rows_UM in module.sources)
     return replace(module, columns_UN=module.columns_UN.to(device), sources=sources)

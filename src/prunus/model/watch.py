@@ -1,4 +1,4 @@
-"""Forwards of one block that stop as soon as what was wanted has been seen."""
+"""Forwards of one block that stop as soon as they have shown what was asked for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def watch(
     module: nn.Module | None = None,
     stop: bool = True,
 ) -> Tensor | None:
-    """Run the block and hand over what these modules read and put out, as (T, ·).
+    """Run the block and hand over what these modules read and return, as (T, ·).
 
     Args:
         block: whose call it is.
@@ -81,7 +81,7 @@ def watch(
 
 @contextmanager
 def eager(model: PreTrainedModel) -> Iterator[None]:
-    """Attention by transformers' plain code, which returns its maps; then as it was."""
+    """Switch attention to transformers' plain code, which returns its maps; then switch back."""
     config: Any = model.config
     own = config._attn_implementation
     config._attn_implementation = "eager"
@@ -93,7 +93,7 @@ def eager(model: PreTrainedModel) -> Iterator[None]:
 
 @torch.no_grad()
 def attention_maps(block: Block, reader: Layer, call: Call, hidden: Tensor, heads: int) -> Tensor:
-    """What each head attends to, (B, H, T, T); within ``eager``, with a call recorded there.
+    """Return each head's attention (B, H, T, T); within ``eager``, with a call recorded there.
 
     Raises:
         UnsupportedModelError: the attention module does not return them.

@@ -1,4 +1,4 @@
-"""Where a model's weights are: in memory, or elsewhere until a block is needed (law 9)."""
+"""Where a model's weights are: in memory, or elsewhere until a block is needed."""
 
 from __future__ import annotations
 
@@ -25,44 +25,44 @@ class Weights(Protocol):
 
     @property
     def origin(self) -> object | None:
-        """What it was read from, for those who write it: a ``storage.origin.Origin``."""
+        """The source of the model, for those who write it: a ``storage.origin.Origin``."""
         ...
 
     @contextmanager
     def at_hand(self, name: str) -> Iterator[nn.Module]:
-        """The block of that name with its weights; changes last until the end, or for good."""
+        """Return the block of that name with its weights; changes may last only until the end."""
         ...
 
     @contextmanager
     def passing(self, blocks: Sequence[str]) -> Iterator[None]:
-        """Forwards of the whole model: each of these blocks comes when it runs, and goes."""
+        """Return a context for forwards of the whole model that loads each block as it runs."""
         ...
 
     def fold(self, axes: Axes, order_I: Tensor) -> None:
-        """Reorder axes of parameters, now or whenever they come."""
+        """Reorder axes of parameters, now or when they are loaded."""
         ...
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """All weights are at hand, always."""
+    """A model whose weights are all in memory."""
 
     model: PreTrainedModel
     origin: object | None = None
 
     @contextmanager
     def at_hand(self, name: str) -> Iterator[nn.Module]:
-        """The block; changes last."""
+        """Return the block; changes last."""
         yield self.model.get_submodule(name)
 
     @contextmanager
     def passing(self, blocks: Sequence[str]) -> Iterator[None]:
-        """Nothing to do."""
+        """Do nothing."""
         yield
 
     @torch.no_grad()
     def fold(self, axes: Axes, order_I: Tensor) -> None:
-        """Reorder them in place."""
+        """Reorder the parameters in place."""
         for name, axis in axes:
             tensor = self.model.get_parameter(name)
             tensor.copy_(tensor.index_select(axis, order_I.to(tensor.device)))

@@ -1,4 +1,4 @@
-"""``--permutation gather`` made real: weights in the order of their pattern, behind an index."""
+"""``--permutation gather`` at run time: weights in the order of their pattern, behind an index."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def index_inputs(model: PreTrainedModel, layers: Sequence[LayerReport], orders: 
 
 
 def index(module: nn.Module, order_I: Tensor) -> None:
-    """Let the module read its inputs in this order."""
+    """Make the module read its inputs in this order."""
     module.register_buffer("input_order", order_I, persistent=False)
     module.register_forward_pre_hook(_indexed)
 

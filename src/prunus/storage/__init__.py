@@ -1,4 +1,4 @@
-"""What lies on disk: checkpoints in every form, the journal, orders, widths, packed integers.
+"""Everything on disk: checkpoints in all formats, the journal, orders, widths, packed integers.
 
 It may import ``report``, ``model``, ``maths`` and ``base``.
 """

@@ -80,8 +80,8 @@ def check_names(model: PreTrainedModel, layers: Iterable[str]) -> None:
     names = {f"{name}.weight": torch.empty(1, 1, device="meta") for name in layers}
     if revert_weight_conversion(model, dict(names)).keys() != names.keys():
         raise UnsupportedModelError(
-            f"transformers stores layers of {type(model).__name__} under other names than it loads "
-            "them, which packed files do not know yet. Leave --pack out."
+            f"transformers stores layers of {type(model).__name__} under other names than it "
+            "loads, which packed files do not support yet. Leave --pack out."
         )
 
 
@@ -125,7 +125,7 @@ def _write_weights(
 
 
 def _groups(shards: Sequence[Path]) -> list[list[Path]]:
-    """Put neighbours that are small together."""
+    """Group small neighbours together."""
     groups: list[list[Path]] = []
     size = 0
     for path in shards:
@@ -182,7 +182,7 @@ def _write_group(
 
 
 def _with_packed(shard: Path) -> dict[str, Tensor]:
-    """The shard's tensors, with integers in place of those weights that have them."""
+    """Return the shard's tensors, with integers in place of weights that have them."""
     tensors, beside = load_file(shard), packed_beside(shard)
     if beside.exists():
         integers = load_file(beside)
@@ -204,7 +204,7 @@ def _claim_packed(folder: Path, model: PreTrainedModel, grid: Grid, names: set[s
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy where the file system has no such thing."""
+    """Link the same file under another name, or copy it where the file system cannot link."""
     try:
         os.link(source, target)
     except OSError:

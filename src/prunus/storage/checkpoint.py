@@ -53,7 +53,7 @@ GIT_LFS, POINTER = b"version https://git-lfs", 1024  # how a pointer begins; byt
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint is: arguments that transformers takes.
+    """The place of a checkpoint, as arguments that transformers takes.
 
     Attributes:
         location: the folder.
@@ -79,7 +79,7 @@ class Source:
 
 
 def find(checkpoint: str | Path) -> Source:
-    """A folder, a GGUF file, a folder that holds one, or a hub id, which becomes a folder.
+    """Find a folder, a GGUF file, a folder that holds one, or a hub id, which becomes a folder.
 
     Raises:
         CheckpointError: none of these, or a folder whose files are damaged.
@@ -108,7 +108,7 @@ def find(checkpoint: str | Path) -> Source:
 
 
 def folder_of(checkpoint: str | Path) -> Path:
-    """Where the files beside the weights of a folder, a GGUF or a hub id would lie."""
+    """Return where the files beside the weights of a folder, a GGUF or a hub id would lie."""
     source = find(checkpoint)
     return Path(source.location) if source.gguf_file is None else Path(checkpoint).expanduser()
 
@@ -150,7 +150,7 @@ def _gguf(path: Path) -> Source:
 
 
 def read_tensors(tensors: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the checkpoint, one in memory at a time."""
+    """Yield every tensor of the checkpoint, one in memory at a time."""
     for file in sorted(set(tensors.values())):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():
@@ -160,7 +160,7 @@ def read_tensors(tensors: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
 def load_model(
     checkpoint: str | Path, *, dtype: Dtype = "auto", trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A causal language model in eval mode on the CPU.
+    """Load a causal language model in eval mode on the CPU.
 
     Raises:
         CheckpointError: not there, damaged, incomplete, or of no causal language model.
@@ -177,7 +177,7 @@ def load_weights(
     trust_remote_code: bool = False,
     stream: bool = False,
 ) -> Weights:
-    """The same; with ``stream`` a block's weights are read when it needs them, but for a GGUF.
+    """Load a model; with ``stream``, weights of a block are read when needed (not from a GGUF).
 
     Raises:
         CheckpointError: as ``load_model``.
@@ -199,7 +199,7 @@ def load_weights(
 
 
 def _origin(source: Source, dtype: Dtype) -> Origin | None:
-    """The files that the model comes from; None: it is no folder of safetensors."""
+    """Return the files that the model comes from; None if it is no folder of safetensors."""
     if not source.is_folder:
         return None
     folder = Path(source.location)
@@ -247,7 +247,7 @@ def _loaded(
 
 
 def _check_loading(checkpoint: str | Path, loading: Mapping[str, Any]) -> None:
-    """Tensors that are missing, have another shape, or no place."""
+    """Raise CheckpointError for tensors that are missing, misshapen or unexpected."""
     missing = sorted(loading["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -260,14 +260,14 @@ def _check_loading(checkpoint: str | Path, loading: Mapping[str, Any]) -> None:
         unused = sorted(loading["unexpected_keys"])
         warnings.warn(
             f"{checkpoint} holds {len(unused)} tensors that its config.json has no place for: "
-            f"{', '.join(unused[:3])} … They are no part of the model.",
+            f"{', '.join(unused[:3])} … They are not part of the model.",
             CheckpointWarning,
             stacklevel=3,
         )
 
 
 def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer beside the checkpoint.
+    """Load the tokenizer beside the checkpoint.
 
     Raises:
         CheckpointError: there is none.
@@ -299,12 +299,12 @@ def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A tokenizer that is only to be handed on."""
+    """A tokenizer that is only handed on, as files."""
 
     files: tuple[Path, ...]
 
     def save_pretrained(self, folder: Path) -> None:
-        """Copy them."""
+        """Copy the files."""
         for file in self.files:
             shutil.copyfile(file, folder / file.name)
 
@@ -312,7 +312,7 @@ class TokenizerFiles:
 def tokenizer_to_copy(
     checkpoint: str | Path, trust_remote_code: bool, say: Callable[[str], None]
 ) -> Any:
-    """The tokenizer; its files where it cannot be loaded; None where there are none."""
+    """Return the tokenizer; its files if it cannot be loaded; None if there are none."""
     try:
         return load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     except CheckpointError:
@@ -338,13 +338,13 @@ def _explained(checkpoint: str | Path) -> Iterator[None]:
                 "(trust_remote_code=True) to run it."
             ) from None
         raise CheckpointError(
-            f"{checkpoint} cannot be loaded as a causal language model: {first_line(error)}. Get a "
-            "whole checkpoint of one."
+            f"{checkpoint} cannot be loaded as a causal language model: {first_line(error)}. Get "
+            "a complete checkpoint of one."
         ) from error
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model whose config does not claim that they are a GGUF."""
+    """Return the same weights in a model whose config does not claim that they are a GGUF."""
     config = copy.deepcopy(model.config)
     del config.quantization_config
     with init_empty_weights():

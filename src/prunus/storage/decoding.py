@@ -1,4 +1,4 @@
-"""Reads weights that a checkpoint stores in 8 or 4 bits as the plain numbers that they stand for.
+"""Weights that a checkpoint stores in 8 or 4 bits, decoded to the plain numbers they stand for.
 
 Pruning needs ordinary weights. What ``config.json`` claims about their format is judged before
 any work: a format that can be decoded is decoded file by file into a temporary folder, which

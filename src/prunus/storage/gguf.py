@@ -50,7 +50,7 @@ TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """A record of what was written.
 
     Attributes:
         output: the file.
@@ -71,7 +71,7 @@ class Exported:
     bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return the record for ``--json``."""
         return asdict(self)
 
 
@@ -90,7 +90,7 @@ class _Entry:
 
     @property
     def bytes(self) -> int:
-        """In the file."""
+        """Size of the tensor in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -195,7 +195,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _shapes(files: Mapping[str, Path]) -> dict[str, Shape]:
-    """Of every stored tensor, in the order of ``read_tensors``, from the headers."""
+    """Read the shapes of all stored tensors from headers, in the order of ``read_tensors``."""
     shapes: dict[str, Shape] = {}
     for file in sorted(set(files.values())):
         with safe_open(file, framework="pt") as opened:
@@ -206,7 +206,7 @@ def _shapes(files: Mapping[str, Path]) -> dict[str, Shape]:
 
 
 def _runnable(index: int, widths: Widths) -> Widths:
-    """The widths with which llama.cpp computes what the block does; see the module's text."""
+    """Return widths with which llama.cpp computes what the block does; see the module's text."""
     change: dict[str, int] = {}
     if not widths.heads and (index == 0 or widths.bias_o):
         change |= {"heads": 1, "kv_heads": 1}
@@ -216,7 +216,7 @@ def _runnable(index: int, widths: Widths) -> Widths:
 
 
 def _describe(gguf: Any, writer: Any, config: Any, held: Sequence[Widths], name: str) -> None:
-    """The keys of the architecture."""
+    """Write the keys of the architecture."""
 
     def one_or_list(numbers: list[int]) -> int | list[int]:
         return numbers if writer.arch == "deci" else numbers[0]
@@ -248,7 +248,7 @@ def _entries(
     held: Sequence[Widths],
     dtype: torch.dtype,
 ) -> dict[str, _Entry]:
-    """By name on disk: the stored tensors in their order, then those that have to be made."""
+    """List entries by name on disk: stored tensors in their order, then those to be made."""
     wanted = tensor_shapes(config, held)
     there = [name for name, shape in stored.items() if wanted.get(name) == shape]
     entries: dict[str, _Entry] = {}
@@ -271,7 +271,7 @@ def _entries(
 
 
 def _llama3_factors(config: Any) -> Tensor:
-    """By what Llama 3 divides each frequency ``θ^(-2i/d)``, (d/2,)."""
+    """Return the divisor of each frequency ``θ^(-2i/d)`` in Llama 3, (d/2,)."""
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     dim = Family.of(config).head_dim
     exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
@@ -281,7 +281,7 @@ def _llama3_factors(config: Any) -> Tensor:
 
 
 def _write(gguf: Any, writer: Any, entries: Mapping[str, _Entry], files: dict[str, Path]) -> None:
-    """Header, keys, and the tensors one by one."""
+    """Write header, keys, and the tensors one by one."""
     for entry in entries.values():
         stored_as = gguf.GGMLQuantizationType[TYPES[entry.dtype]]
         writer.add_tensor_info(entry.name, entry.shape, None, entry.bytes, raw_dtype=stored_as)
@@ -314,7 +314,7 @@ def _in_order(
 
 
 def pairwise(rows_OI: Tensor, heads: int) -> Tensor:
-    """Rows of each head in the order 0, d/2, 1, d/2 + 1, …: neighbours rotate together.
+    """Order the rows of each head as 0, d/2, 1, d/2 + 1, …: neighbours rotate together.
 
     transformers rotates row i of a head with row i + d/2, llama.cpp row 2i with row 2i + 1.
 

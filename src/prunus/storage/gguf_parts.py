@@ -1,4 +1,4 @@
-"""A GGUF in parts, ``NAME-00001-of-00003.gguf`` and so on: as one file, for transformers reads one.
+"""A GGUF in parts, ``NAME-00001-of-00003.gguf`` and so on, as one: transformers reads one file.
 
 llama.cpp and the hub split large models so. The first part has the keys; the tensors are spread.
 """
@@ -20,7 +20,7 @@ SPLIT = "split."  # keys that are about the parts
 
 
 def parts(file: Path) -> list[Path]:
-    """All parts of the GGUF that this is a part of, in order; the file alone if it is whole.
+    """Return all parts of a GGUF in order; the file alone if it is whole.
 
     Raises:
         CheckpointError: with the parts that are missing.
@@ -42,7 +42,7 @@ def parts(file: Path) -> list[Path]:
 
 
 def wholes(files: Sequence[Path]) -> list[Path]:
-    """The GGUFs among these: each once, by its first part where it is split.
+    """Return each GGUF among these once, by its first part if it is split.
 
     Raises:
         CheckpointError: as ``parts``.
@@ -52,7 +52,7 @@ def wholes(files: Sequence[Path]) -> list[Path]:
 
 @contextmanager
 def whole(folder: str, gguf_file: str | None) -> Iterator[str]:
-    """The folder to load from: where there are parts, one with a whole file of the same name.
+    """Return the folder to load from: of a split GGUF, one with a whole file of the same name.
 
     That file lies in the folder for temporary files and is removed at the end.
 
@@ -85,7 +85,7 @@ def whole(folder: str, gguf_file: str | None) -> Iterator[str]:
 
 
 def _merge(every: Sequence[Path], merged: Path) -> None:
-    """Write one file; the tensors go from file to file, mapped."""
+    """Write one file; the tensors are copied from mapped files."""
     try:
         from gguf import GGUFReader, GGUFWriter
     except ImportError:
@@ -124,26 +124,26 @@ def _merge(every: Sequence[Path], merged: Path) -> None:
 
 
 def _check(every: Sequence[Path], readers: Sequence[Any]) -> None:
-    """Raise CheckpointError where the parts' own keys say that they are not all, or not of one."""
+    """Raise CheckpointError if the parts' keys say that parts are missing or of another model."""
     seen: set[str] = set()
     for number, (part, reader) in enumerate(zip(every, readers, strict=True)):
         said = _said(reader, "no"), _said(reader, "count")
         if said not in ((number, len(every)), (None, None)):
             raise CheckpointError(
-                f"{part} says that it is part {said[0]} (from 0) of {said[1]}, which its name does "
-                "not. Download the parts again, under the names that they had."
+                f"{part} says that it is part {said[0]} (from 0) of {said[1]}, but its name says "
+                "otherwise. Download the parts again, under the names that they had."
             )
         twice = seen.intersection(tensor.name for tensor in reader.tensors)
         if twice:
             raise CheckpointError(
-                f"{part} holds {min(twice)}, which a part before it holds already: they are not of "
-                "one model. Download the parts again."
+                f"{part} holds {min(twice)}, which an earlier part holds already: they belong to "
+                "different models. Download the parts again."
             )
         seen |= {tensor.name for tensor in reader.tensors}
     expected = _said(readers[0], "tensors.count")
     if "general.architecture" not in readers[0].fields or expected not in (None, len(seen)):
         raise CheckpointError(
-            f"The parts of {every[0]} hold {len(seen)} tensors, where the first speaks of "
+            f"The parts of {every[0]} hold {len(seen)} tensors, but the first part declares "
             f"{expected if expected is not None else 'no model'}. Download the parts again."
         )
 

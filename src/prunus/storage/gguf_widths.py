@@ -25,7 +25,7 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 class Widths(BaseModel):
-    """Of one block.
+    """The widths of one block.
 
     Attributes:
         heads: of the queries.
@@ -46,7 +46,7 @@ class Widths(BaseModel):
 
 @dataclass(frozen=True)
 class Family:
-    """What a config says of all blocks.
+    """The part of a config that holds for all blocks.
 
     Attributes:
         hidden: width of the residual stream.
@@ -72,7 +72,7 @@ class Family:
 
 
 def read_widths(folder: Path, config: Any) -> list[Widths]:
-    """Of every block: from ``widths.json`` where there is one, else the config's.
+    """Read each block's widths from ``widths.json`` if there is one, else from the config.
 
     Raises:
         CheckpointError: a file that cannot be read, of another number of blocks than the config, or
@@ -134,7 +134,7 @@ def _block_shapes(index: int, widths: Widths, family: Family) -> dict[str, Shape
 
 
 def tensor_shapes(config: Any, blocks: Sequence[Widths]) -> dict[str, Shape]:
-    """The tensors of a model by their names on disk; the norm of a half that is gone is not one."""
+    """Return all tensors by name on disk; a half that is gone has no norm either."""
     family = Family.of(config)
     table = (config.vocab_size, family.hidden)
     shapes: dict[str, Shape] = {
@@ -151,7 +151,7 @@ def tensor_shapes(config: Any, blocks: Sequence[Widths]) -> dict[str, Shape]:
 def check_shapes(
     stored: Mapping[str, Shape], config: Any, blocks: Sequence[Widths], where: Path
 ) -> None:
-    """The stored tensors are those that the widths demand, no more and no fewer.
+    """Check that the stored tensors are those that the widths demand, no more and no fewer.
 
     Raises:
         CheckpointError: with the first tensor that is missing, has another shape or has no place.
@@ -167,7 +167,7 @@ def check_shapes(
             raise CheckpointError(f"{where} has no tensor {name}, for which {source}.")
         if found is not None and found != shape:
             raise CheckpointError(
-                f"{name} in {where} is {_by(found)}, but {source} for {_by(shape)}. Mend the "
+                f"{name} in {where} is {_by(found)}, but {source} for {_by(shape)}. Correct the "
                 "widths, or prune again."
             )
     extra = sorted(n for n in stored.keys() - demanded.keys() - spare if 0 not in stored[n])

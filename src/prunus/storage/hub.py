@@ -32,7 +32,7 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def snapshot(name: str) -> Path:
-    """The folder of a hub id, downloaded unless it is in the cache: all that belongs to the model.
+    """Return the folder of a hub id, downloaded unless the cache has all of the model's files.
 
     Every call in one process has the same commit, also if the branch moves meanwhile.
 
@@ -47,15 +47,15 @@ def snapshot(name: str) -> Path:
     folder = downloaded(repo, revision or None)
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(
-            f"{repo} has no safetensors on the hub (commit {folder.name}), and prunus reads no "
-            "pickle. If it has a .gguf, download that and give the file."
+            f"{repo} has no safetensors on the hub (commit {folder.name}), and prunus does not "
+            "read pickle files. If it has a .gguf, download that and give the file."
         )
     return folder
 
 
 @cache
 def downloaded(repo: str, revision: str | None) -> Path:
-    """The snapshot, with all files that are read of it; remembered."""
+    """Download the snapshot with all files that are read of it; remember it."""
     asked: dict[str, Any] = {"repo_id": repo, "revision": revision}
     try:
         return Path(str(snapshot_download(**asked, ignore_patterns=list(UNREAD))))
@@ -66,7 +66,7 @@ def downloaded(repo: str, revision: str | None) -> Path:
         return partial
     except HFValidationError:
         raise CheckpointError(
-            f"{repo} is no folder here and no hub id. Give a folder, a .gguf or a hub id "
+            f"{repo} is neither a local folder nor a hub id. Give a folder, a .gguf or a hub id "
             "(org/model)."
         ) from None
     except RevisionNotFoundError:
@@ -80,7 +80,7 @@ def downloaded(repo: str, revision: str | None) -> Path:
         ) from None
     except RepositoryNotFoundError:
         raise CheckpointError(
-            f"{repo} is no folder here, and the hub has no such model that you may read. Check "
+            f"{repo} is not a local folder, and the hub has no such model that you may read. Check "
             f"the name; if it is private, {LOG_IN}."
         ) from None
     except Exception as error:  # of the connection, or of the disk: half a dozen kinds
@@ -90,7 +90,7 @@ def downloaded(repo: str, revision: str | None) -> Path:
 
 
 def commit_of(folder: str | Path) -> str | None:
-    """``org/model@commit`` where the folder is a snapshot in a hub cache."""
+    """Return ``org/model@commit`` if the folder is a snapshot in a hub cache."""
     parts = Path(folder).absolute().parts
     if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
         return None
@@ -98,7 +98,7 @@ def commit_of(folder: str | Path) -> str | None:
 
 
 def _partial(asked: dict[str, Any]) -> Path | None:
-    """What other software left in the cache, where it is enough for a model."""
+    """Return what other software left in the cache, if it is enough for a model."""
     try:
         found = snapshot_download(**asked, allow_patterns=list(NEEDED), local_files_only=True)
     except LocalEntryNotFoundError:
@@ -116,10 +116,10 @@ def _unreachable(repo: str, revision: str | None, error: Exception) -> Checkpoin
     at = f" at {revision}" if revision else ""
     if constants.HF_HUB_OFFLINE:
         return CheckpointError(
-            f"{repo} is no folder here and not in the hub's cache{at}, and HF_HUB_OFFLINE forbids "
-            "to download it. Unset that, or give a folder."
+            f"{repo} is not a local folder and not in the hub's cache{at}, and HF_HUB_OFFLINE "
+            "forbids to download it. Unset that, or give a folder."
         )
     return CheckpointError(
-        f"{repo} is no folder here and not in the hub's cache{at}, and the hub cannot be reached "
-        f"({first_line(error)}). Check the connection, or give a folder."
+        f"{repo} is not a local folder and not in the hub's cache{at}, and the hub cannot be "
+        f"reached ({first_line(error)}). Check the connection, or give a folder."
     )

@@ -1,4 +1,4 @@
-"""A run's diary: every finished block is on disk at once, so that a run can be taken up again.
+"""The journal of a run: every finished block is on disk at once, so that a run can be resumed.
 
 The folder ``.NAME.unfinished`` beside the output has a shard for each block and ``journal.jsonl``:
 first the fingerprint of the run, then a line for each block, appended after its shard is safe.
@@ -36,7 +36,7 @@ REPORTS = TypeAdapter(list[LayerReport])
 
 @dataclass
 class Journal:
-    """The blocks that are done.
+    """The finished blocks of a run.
 
     Attributes:
         folder: where it is kept; the finished checkpoint is built inside and moved out.
@@ -66,7 +66,7 @@ class Journal:
         allow_different: bool = False,
         defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> Journal:
-        """A new one, or that of an unfinished run with the same fingerprint.
+        """Begin a journal, or take up that of an unfinished run with the same fingerprint.
 
         With ``allow_different`` it may differ in what can change the last bits alone. ``defaults``
         are those of entries that an earlier version's fingerprint lacks.
@@ -107,16 +107,16 @@ class Journal:
             return
         if not resume:
             raise CheckpointError(
-                f"An unfinished run is in {self.folder}. Go on with --resume, or remove that "
+                f"An unfinished run is in {self.folder}. Continue with --resume, or remove that "
                 "folder."
             )
         first = lines[0].get("fingerprint") if lines else None
         if not isinstance(first, dict):
             raise CheckpointError(
-                f"{self.folder / LINES} is damaged. Remove {self.folder} and start anew."
+                f"{self.folder / LINES} is damaged. Remove {self.folder} and start again."
             )
         if different := check_same(first, fingerprint, self.folder, allow_different, defaults):
-            say(f"going on although {told(different)}: the last bits may be others")
+            say(f"continuing although {told(different)}: the last bits may differ")
             lines.append({"different": different})
             self._append(lines[-1])
         self.different = followed(x["different"] for x in lines if "different" in x)
@@ -129,7 +129,7 @@ class Journal:
         say(f"resuming: {len(self.blocks)} blocks are done")
 
     def holds(self, blocks: Iterable[int]) -> bool:
-        """Whether all of these are done."""
+        """Return whether all of these blocks are done."""
         return all(index in self.blocks for index in blocks)
 
     def order_residual(self, order_I: Tensor) -> None:
@@ -143,7 +143,7 @@ class Journal:
         self._append({"outliers": self.outliers})
 
     def note_learned(self, index: int, notes: Mapping[str, Any]) -> None:
-        """What was learned for the blocks from ``index`` on."""
+        """Note what was learned for the blocks from ``index`` on."""
         self.learned[index] = dict(notes)
         self._append({"learned": index, **notes})
 
@@ -179,7 +179,7 @@ class Journal:
 
     @contextmanager
     def found(self, block: Block) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]] | None]:
-        """What an earlier run noted of the block, and its tensors; None: it is still to do.
+        """Return the notes and tensors of a finished block; None if it is still to do.
 
         Raises:
             CheckpointError: the shard has other bytes than were written, or whatever is wrong with
@@ -196,16 +196,16 @@ class Journal:
             yield line, load_file(path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(
-                f"{path} is damaged ({error}). Remove {self.folder} and start anew."
+                f"{path} is damaged ({error}). Remove {self.folder} and start again."
             ) from None
 
     def shard(self, index: int) -> Path:
-        """The file with the tensors of a block."""
+        """Return the file with the tensors of a block."""
         return self.folder / f"block-{index:05d}.safetensors"
 
     @contextmanager
     def finished(self, output: Path) -> Iterator[Path]:
-        """A folder that becomes ``output`` when all goes well; then the journal goes.
+        """Make a folder that becomes ``output`` on success; then remove the journal.
 
         Raises:
             CheckpointError: it cannot be written, or ``output`` is taken by now.
@@ -224,17 +224,17 @@ class Journal:
         self.remove()
 
     def remove(self) -> None:
-        """Forget the run."""
+        """Remove the journal."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.blocks = {}
 
     def close(self) -> None:
-        """Let other processes have it."""
+        """Let other processes have the journal."""
         if self.held is not None:
             self.held.close()
 
     def _lock(self) -> None:
-        """Until it is closed or this process ends, where the system knows such locks."""
+        """Lock the journal until it is closed or this process ends, where the system can."""
         try:
             import fcntl
         except ImportError:
@@ -265,7 +265,7 @@ def fill(block: Block, tensors: Mapping[str, Tensor]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, a piece at a time."""
+    """Hash a file, one piece at a time."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(2**22):
@@ -274,12 +274,12 @@ def sha256(path: Path) -> str:
 
 
 def packed_beside(shard: Path) -> Path:
-    """The file with what a packed checkpoint holds in place of the shard's quantised weights."""
+    """Return the file that replaces the shard's quantised weights in a packed checkpoint."""
     return shard.with_suffix(".packed")
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file that is there whole or not at all, also after a power cut."""
+    """Write a safetensors file as a whole or not at all, even after a power cut."""
     part = path.with_suffix(".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with _explained(path):
@@ -299,13 +299,13 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} could not be written: {reason(error)}. Make room (what is done is kept, and "
-            "--resume goes on from there), or choose another --output."
+            f"{path} could not be written: {reason(error)}. Make room (finished blocks are kept, "
+            "and --resume continues from there), or choose another --output."
         ) from error
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; one that was cut off at the end is not there."""
+    """Read all whole lines; a line that was cut off at the end is ignored."""
     lines: list[dict[str, Any]] = []
     try:
         text = path.read_text(encoding="utf-8")
@@ -313,14 +313,14 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     except (OSError, UnicodeDecodeError):
         raise CheckpointError(
-            f"{path} cannot be read. Remove {path.parent} and start anew."
+            f"{path} cannot be read. Remove {path.parent} and start again."
         ) from None
     for line in text.split("\n")[:-1]:
         try:
             lines.append(dict(json.loads(line)))
         except (ValueError, TypeError):
             raise CheckpointError(
-                f"{path} is damaged. Remove {path.parent} and start anew."
+                f"{path} is damaged. Remove {path.parent} and start again."
             ) from None
     if not text.endswith("\n") and text:  # cut off: what follows must not continue that line
         with _explained(path):

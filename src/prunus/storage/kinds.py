@@ -1,4 +1,4 @@
-"""Tells what a checkpoint is before it is loaded, and which Auto class loads it as that.
+"""The kind of a checkpoint, found before it is loaded, and the Auto class that loads it.
 
 ``config.json`` names the class that was saved (``architectures``). A causal language model, or a
 model that also takes images or sound and writes text, is loaded as just that class, even where
@@ -47,7 +47,7 @@ NO_WEIGHTS = ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TU
 
 
 def check(source: Source) -> None:
-    """Refuse what is no language model that prunus can prune as what it is.
+    """Reject what is no language model that prunus can prune.
 
     Raises:
         UnsupportedModelError: an adapter, a pipeline, another head, an encoder(-decoder).
@@ -56,7 +56,7 @@ def check(source: Source) -> None:
 
 
 def auto_class(source: Source) -> Any:
-    """The Auto class that loads the checkpoint as the class that it was saved from.
+    """Return the Auto class that loads the checkpoint as the class it was saved from.
 
     Raises:
         UnsupportedModelError: as ``check``.
@@ -65,12 +65,12 @@ def auto_class(source: Source) -> Any:
 
 
 def class_at(location: str | Path) -> Any:
-    """The same for a folder or a hub id."""
+    """Return that Auto class for a folder or a hub id."""
     return getattr(transformers, auto_name(location))
 
 
 def auto_name(location: str | Path) -> str:
-    """The name of that class, for a folder or a hub id.
+    """Return the name of that class, for a folder or a hub id.
 
     Raises:
         UnsupportedModelError: as ``check``.
@@ -92,13 +92,13 @@ def auto_name(location: str | Path) -> str:
 
 
 def auto_of(model: PreTrainedModel) -> str:
-    """The name of the Auto class that makes such a model again."""
+    """Return the name of the Auto class that makes such a model again."""
     auto, _ = _makes([type(model).__name__], str(model.config.model_type))
     return auto or CAUSAL
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Refuse a model in memory that cannot be pruned as what it is.
+    """Reject a model in memory that cannot be pruned as what it is.
 
     Raises:
         UnsupportedModelError: adapters, no language-model head, an encoder-decoder, no forward.
@@ -117,7 +117,7 @@ def check_model(model: PreTrainedModel) -> None:
 
 
 def _makes(declared: Sequence[str], kind: str) -> tuple[str | None, str]:
-    """The Auto class that makes a declared class of this model type, or any, and which it is."""
+    """Return the Auto class that makes a declared class of this model type, and its name."""
     for auto, table in AUTO.items():
         made = str(_names(table).get(kind, ""))
         if made in declared or (made and not declared):
@@ -126,7 +126,7 @@ def _makes(declared: Sequence[str], kind: str) -> tuple[str | None, str]:
 
 
 def _refuse_parts(location: str | Path) -> None:
-    """An adapter, or a pipeline of several models."""
+    """Reject an adapter, or a pipeline of several models."""
     adapter = _read(location, "adapter_config.json")
     if adapter is not None:
         base = adapter.get("base_model_name_or_path") or "the model that it was trained on"
@@ -140,13 +140,14 @@ def _refuse_parts(location: str | Path) -> None:
         raise UnsupportedModelError(f"{location} holds an adapter ({kind} of {base}). {cure}")
     if _read(location, "model_index.json") is not None:
         raise UnsupportedModelError(
-            f"{location} is a pipeline of several models (model_index.json), as for diffusion. "
+            f"{location} is a pipeline of several models (model_index.json), such as for "
+            "diffusion. "
             f"{DECODER}"
         )
 
 
 def _refuse_declared(location: str | Path, name: str) -> None:
-    """A class that neither causal nor multimodal language models have."""
+    """Reject a class that neither causal nor multimodal language models have."""
     for end, (what, cure) in HEADS.items():
         if name.endswith(end):
             raise _not_causal(location, name, f": {what}. {cure}")
@@ -164,7 +165,7 @@ def _refuse_declared(location: str | Path, name: str) -> None:
 
 
 def _refuse_encoder(location: str | Path, config: Mapping[str, Any], name: str) -> None:
-    """A model whose text goes through an encoder, whatever else the Auto class makes of it."""
+    """Reject a model whose text passes through an encoder, whatever the Auto class is."""
     try:
         whole = CONFIG_MAPPING[str(config.get("model_type"))].from_dict(dict(config))
     except Exception:  # of any kind: transformers will say what is wrong with it
@@ -174,7 +175,7 @@ def _refuse_encoder(location: str | Path, config: Mapping[str, Any], name: str) 
 
 
 def _encodes(config: Any) -> bool:
-    """Whether text goes through an encoder."""
+    """Return whether text passes through an encoder."""
     parts = (getattr(config, part, None) for part in getattr(config, "sub_configs", ()))
     return any(getattr(part, "is_encoder_decoder", False) for part in (config, *parts))
 
@@ -190,12 +191,12 @@ def _encoder_decoder(location: str | Path, name: str) -> UnsupportedModelError:
 
 
 def _is_embedder(location: str | Path) -> bool:
-    """Whether sentence-transformers wrote it."""
+    """Return whether sentence-transformers wrote it."""
     return _read(location, "config_sentence_transformers.json") is not None
 
 
 def _read(location: str | Path, name: str) -> dict[str, Any] | None:
-    """A JSON object beside the weights; None where there is none that can be read."""
+    """Read a JSON object beside the weights; None if there is none that can be read."""
     path = Path(location).expanduser() / name
     try:
         if not path.parent.is_dir():
@@ -207,7 +208,7 @@ def _read(location: str | Path, name: str) -> dict[str, Any] | None:
 
 
 def _names(table: str) -> Mapping[str, Any]:
-    """Classes by model type; nothing where this transformers has no such table."""
+    """Return classes by model type; nothing if this transformers has no such table."""
     return getattr(modeling_auto, table, {})
 
 

@@ -1,8 +1,8 @@
-"""Keeps what a run does not change: the source's own bytes, names, dtypes, fields and files.
+"""What a run does not change: the source's own bytes, names, dtypes, fields and files.
 
 A pruned checkpoint is the checkpoint that it was made from with some numbers replaced. Loading and
 saving a model would lose more than that: dtypes are rounded to the model's, tensors that
-transformers ignores vanish, config.json and the tokenizer are written anew in the form of one
+transformers ignores vanish, config.json and the tokenizer are rewritten in the form of one
 version, other programs' files are left behind. So what is written is laid over the source.
 """
 

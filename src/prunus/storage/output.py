@@ -1,4 +1,4 @@
-"""Writes a model that is in memory, and the texts beside any checkpoint."""
+"""Writes of a model that is in memory, and of the texts beside any checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_model(
     texts: Mapping[str, str],
     own_names: bool = False,
 ) -> None:
-    """Safetensors shards, config, generation config, tokenizer, and ``texts`` by file name.
+    """Write safetensors shards, configs, tokenizer, and ``texts`` by file name.
 
     ``own_names``: tensors have the names of the model's modules, which some families' files do not.
     """
@@ -28,7 +28,7 @@ def write_model(
 
 
 def _forget_loading(path: Path) -> None:
-    """Take out how transformers was called when it read the tokenizer, which it writes down."""
+    """Remove how transformers was called to read the tokenizer, which it records."""
     if path.is_file():
         content = json.loads(path.read_text(encoding="utf-8"))
         kept = {k: v for k, v in content.items() if k not in ("is_local", "local_files_only")}
@@ -38,7 +38,7 @@ def _forget_loading(path: Path) -> None:
 
 
 def write_texts(folder: Path, tokenizer: Any, texts: Mapping[str, str]) -> None:
-    """The tokenizer, and ``texts`` by file name; every file for others to read."""
+    """Write the tokenizer, and ``texts`` by file name; make every file readable for others."""
     if tokenizer is not None:
         try:
             tokenizer.save_pretrained(folder)

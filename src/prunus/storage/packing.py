@@ -1,4 +1,4 @@
-"""Integers in the layout that transformers and vLLM read: the compressed-tensors library's own.
+"""Integers in the layout that transformers and vLLM read, by the compressed-tensors library.
 
 In a packed file a layer's ``weight`` is replaced by ``weight_packed`` (int32), ``weight_scale``,
 ``weight_zero_point`` (int32, packed) and ``weight_shape``; the ``quantization_config`` in
@@ -28,7 +28,7 @@ PACKED = ".weight_packed"
 
 
 def check(layers: Sequence[Layer], grid: Grid) -> None:
-    """Raise InputError, with the layer's name, where these cannot be packed."""
+    """Raise InputError, with the layer's name, if these layers cannot be packed."""
     _library(grid)
     common = math.gcd(*(layer.shape[1] for layer in layers))
     for layer in layers:
@@ -40,7 +40,7 @@ def check(layers: Sequence[Layer], grid: Grid) -> None:
         if layer.transposed:
             raise InputError(
                 f"{layer.name} is a Conv1D, which stores (inputs, outputs); compressed-tensors "
-                "packs nn.Linear alone. Leave --pack out."
+                "packs only nn.Linear. Leave --pack out."
             )
         if grid.bits == 4 and layer.shape[0] <= 8:
             raise InputError(
@@ -57,7 +57,7 @@ def check(layers: Sequence[Layer], grid: Grid) -> None:
 
 
 def packed(quantized: Quantized) -> dict[str, Tensor]:
-    """What a file holds in place of ``weight``, by the end of its name.
+    """Return what a file holds in place of ``weight``, by the end of its name.
 
     The library's compressor is given the integers themselves, as weights on a grid of step 1: made
     from the dequantised weights they would not all survive, with 8 bits in bfloat16.
@@ -74,7 +74,7 @@ def packed(quantized: Quantized) -> dict[str, Tensor]:
 
 
 def config(grid: Grid, ignore: Sequence[str]) -> dict[str, Any]:
-    """The ``quantization_config`` for ``config.json``; ``ignore`` names linear layers left alone.
+    """Return the ``quantization_config`` for ``config.json``; ``ignore`` names other linear layers.
 
     With ``dequantize``, transformers unpacks while it loads. Without, it would refuse every zero
     point: compressed-tensors 0.20 expects them unpacked there, and packed when it reads them.
@@ -90,7 +90,7 @@ def config(grid: Grid, ignore: Sequence[str]) -> dict[str, Any]:
 
 
 def grid_of(config_json: Mapping[str, Any]) -> Grid | None:
-    """The grid of a packed checkpoint, from its ``config.json``; None: it is not packed.
+    """Return the grid of a packed checkpoint, from its ``config.json``; None if it is not packed.
 
     Raises:
         CheckpointError: packed in a way that prunus does not write.
@@ -107,12 +107,12 @@ def grid_of(config_json: Mapping[str, Any]) -> Grid | None:
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(
             "config.json has a quantization_config that prunus did not write, which loaders would "
-            "act on."
+            "follow."
         ) from None
 
 
 def read_unpacked(tensors: Mapping[str, Path], grid: Grid) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a packed checkpoint, one in memory at a time, layers as their ``weight``."""
+    """Yield every tensor of a packed checkpoint, layers as their ``weight``, one at a time."""
     library = _library(grid)
     parts = library.compressor.compression_param_names(library.scheme)
     for file in sorted(set(tensors.values())):

@@ -1,4 +1,4 @@
-"""A pruned checkpoint as it lies on disk, beside its report."""
+"""A pruned checkpoint on disk, beside its report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_layers(
     trust_remote_code: bool = False,
     packed: Grid | None = None,
 ) -> Iterator[Stored]:
-    """Every tensor with its name and the layers in it, each with its weight (O, I).
+    """Yield every tensor with its name and its layers, each with its weight (O, I).
 
     First all tensors of the files. What the model has under another name or in another layout, such
     as experts that lie there one by one, comes after that through transformers' own mapping, a
@@ -68,7 +68,7 @@ def _of(layer: LayerReport, tensor: Tensor) -> tuple[LayerReport, Tensor]:
 def pairs(
     new: Weights, old: Weights, before: Callable[[str], None] = lambda block: None
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """Every tensor and what it was in the source, with one block at hand at a time.
+    """Yield every tensor and what it was in the source, with one block in memory at a time.
 
     Args:
         new: the checkpoint.
@@ -77,7 +77,9 @@ def pairs(
     """
     names = list(find_blocks(new.model))
     if names != list(find_blocks(old.model)):
-        raise CheckpointError("The source has other blocks than the checkpoint; it is not of it.")
+        raise CheckpointError(
+            "The source's blocks differ from the checkpoint's: this is not what it was made from."
+        )
     for block in names:
         with new.at_hand(block) as module, old.at_hand(block) as dense:
             before(block)

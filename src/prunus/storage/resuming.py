@@ -1,8 +1,8 @@
-"""What a resumed run takes over from the unfinished one, and in what it may differ from that.
+"""What a resumed run takes over from the unfinished one, and in what the two may differ.
 
 The model, the recipe and the text must be the same. The number of threads is taken over. A version,
 the device or the number of processes may change the last bits of a sum and nothing else, so the run
-goes on with others only where it is told to.
+continues with different ones only on request.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Differences = dict[str, list[Any]]
 
 @contextmanager
 def threads_of(output: Path | None, team: Team, say: Callable[[str], None]) -> Iterator[None]:
-    """Compute with as many threads as the unfinished run of ``output`` had; then as before.
+    """Compute with as many threads as the unfinished run of ``output``; then as before.
 
     Sums over another number of threads differ in their last bits. ``output`` is None where there
     is nothing to resume. The first process reads the journal for all.
@@ -45,7 +45,7 @@ def threads_of(output: Path | None, team: Team, say: Callable[[str], None]) -> I
 
 
 def begun_with(output: Path) -> dict[str, Any]:
-    """The fingerprint of the unfinished run of ``output``; empty where there is none to read."""
+    """Return the fingerprint of the unfinished run of ``output``; empty if there is none."""
     try:
         with open(unfinished(output) / LINES, encoding="utf-8") as file:
             first = json.loads(file.readline())["fingerprint"]
@@ -55,7 +55,7 @@ def begun_with(output: Path) -> dict[str, Any]:
 
 
 def blocks_done(output: Path) -> set[int]:
-    """The blocks that the unfinished run of ``output`` says are done."""
+    """Return the blocks that the unfinished run of ``output`` has done."""
     try:
         lines = (unfinished(output) / LINES).read_text(encoding="utf-8").split("\n")[:-1]
         return {line["block"] for line in map(json.loads, lines) if "block" in line}
@@ -70,7 +70,7 @@ def check_same(
     allowed: bool,
     defaults: Mapping[str, Any],
 ) -> Differences:
-    """What differs between the run in ``folder`` and this one, where it is ``allowed`` to.
+    """Return in what the run in ``folder`` and this one differ, if the difference is ``allowed``.
 
     ``defaults`` stand for what the version that began the run did not know yet.
 
@@ -84,21 +84,21 @@ def check_same(
     for name in found:
         if name not in HARMLESS:
             raise InputError(
-                f"The unfinished run in {folder} is another one: its {name} was "
-                f"{found[name][0]!r}, now it is {found[name][1]!r}. Give what it had, or remove "
-                "that folder."
+                f"The unfinished run in {folder} differs from this one: its {name} was "
+                f"{found[name][0]!r}, now it is {found[name][1]!r}. Use the same, or remove that "
+                "folder."
             )
     if found and not allowed:
         raise InputError(
-            f"The unfinished run in {folder} was begun elsewhere: {told(found)}. Go on as it was "
-            "begun, for the same bytes; or give --allow-different (allow_different=True), at the "
-            "price of the last bits."
+            f"The unfinished run in {folder} was started differently: {told(found)}. Continue as "
+            "it was started, for the same bytes; or give --allow-different "
+            "(allow_different=True), which may change the last bits."
         )
     return found
 
 
 def told(different: Differences) -> str:
-    """In words."""
+    """Put differences into words."""
     return ", ".join(
         f"its {name} was {' then '.join(map(repr, values[:-1]))}, now it is {values[-1]!r}"
         for name, values in different.items()
@@ -106,7 +106,7 @@ def told(different: Differences) -> str:
 
 
 def followed(earlier: Iterable[Mapping[str, list[Any]]]) -> Differences:
-    """The differences of several runs, each beside the one that began it, as one."""
+    """Merge the differences of several runs, each with the one that began it."""
     found: Differences = {}
     for different in earlier:
         for name, (first, now) in different.items():

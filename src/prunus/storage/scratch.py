@@ -20,7 +20,7 @@ LOCK = "in-use"
 
 
 class Scratch:
-    """A folder that is removed when nobody holds this any more; at the latest by the next one.
+    """A folder that is removed when nobody holds it any more, at the latest by the next one.
 
     A lock says whether its process lives, where the system knows such locks. A process that was
     killed leaves its folder, unlocked: whoever makes one beside it removes it.
@@ -39,7 +39,7 @@ class Scratch:
 
 
 def check_spill(spill: str | Path) -> Path:
-    """Return the folder for activations, after a trial of which nothing is left.
+    """Raise CheckpointError if activations cannot be put there; leave nothing of the trial.
 
     Raises:
         CheckpointError: nothing can be put there.
@@ -62,7 +62,7 @@ def _remove(folder: Path, lock: IO[bytes] | None) -> None:
 
 
 def _locked(path: Path) -> IO[bytes] | None:
-    """The file, open and locked; None where somebody else holds it or nobody can."""
+    """Open and lock the file; None if somebody else holds it or nobody can."""
     try:
         import fcntl
 
@@ -78,7 +78,7 @@ def _locked(path: Path) -> IO[bytes] | None:
 
 
 class Spilled:
-    """A list of tensors, one file each, in a folder of its own that goes when the list does."""
+    """A list of tensors, one file each, in a folder of its own that is removed with the list."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -89,7 +89,7 @@ class Spilled:
         self._count = 0
 
     def append(self, tensor: Tensor) -> None:
-        """Write one more."""
+        """Write one more tensor."""
         self._count += 1
         self[self._count - 1] = tensor
 
@@ -111,7 +111,7 @@ class Spilled:
             ) from None
 
     def copy(self) -> Spilled:
-        """Another one with the same tensors, in a folder beside."""
+        """Return a list of the same tensors, in a folder beside."""
         copied = Spilled(self._folder.path.parent)
         for tensor in self:
             copied.append(tensor)

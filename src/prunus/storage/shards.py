@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint folder: those, and only those, that transformers loads."""
+"""The safetensors files of a checkpoint folder: those that transformers loads, and no others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMED = "transformers_weights"  # a field of config.json that names another file
 
 
 def check_shards(folder: Path) -> dict[str, Path]:
-    """Every tensor's name and the shard that holds it, after a look at each shard's header.
+    """Return every tensor's name and its shard, after a look at each shard's header.
 
     As transformers reads them: the file that ``transformers_weights`` in config.json names, else
     ``model.safetensors``, else the shards of the index; of a shard all that it holds, also what the
@@ -35,7 +35,7 @@ def check_shards(folder: Path) -> dict[str, Path]:
             if tensor in held:
                 raise CheckpointError(
                     f"{folder}: {tensor} is in two files, {held[tensor]} and {file}. Download the "
-                    "checkpoint again, or save it anew with save_pretrained."
+                    "checkpoint again, or save it again with save_pretrained."
                 )
             held[tensor] = file
     for tensor, file in (indexed or {}).items():
@@ -43,13 +43,13 @@ def check_shards(folder: Path) -> dict[str, Path]:
             where = f"{held[tensor]} does" if tensor in held else "no other file does either"
             raise CheckpointError(
                 f"{folder / chosen} says that {file} holds {tensor}, which it does not ({where}). "
-                "The files are not of one save: download the checkpoint again."
+                "The files do not belong together: download the checkpoint again."
             )
     return {tensor: folder / file for tensor, file in held.items()}
 
 
 def _chosen(folder: Path) -> str:
-    """The name of the file, or of the index, that transformers begins with."""
+    """Return the name of the file, or of the index, that transformers begins with."""
     config: Any = None
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -64,7 +64,7 @@ def _chosen(folder: Path) -> str:
 
 
 def _indexed(index: Path) -> dict[str, str]:
-    """By tensor the file that holds it, as the index has it."""
+    """Return the file of each tensor, as the index has it."""
     try:
         content = json.loads(index.read_text("utf-8"))
         files: dict[str, str] = dict(content["weight_map"])
@@ -80,13 +80,13 @@ def _indexed(index: Path) -> dict[str, str]:
 
 
 def _inside(said: Path, file: Path) -> None:
-    """Names, not resolved paths: a hub cache links its files elsewhere."""
+    """Check that names lie inside the folder, unresolved: a hub cache links its files elsewhere."""
     if file.is_absolute() or ".." in file.parts:
         raise CheckpointError(f"{said} names {file}, which lies outside of the folder.")
 
 
 def _header(folder: Path, file: str) -> list[str]:
-    """The names of a file's tensors."""
+    """Return the names of a file's tensors."""
     path = folder / file
     if not path.exists():
         raise CheckpointError(
@@ -103,7 +103,7 @@ def _header(folder: Path, file: str) -> list[str]:
 
 
 def _others(folder: Path) -> str:
-    """What the folder holds that might be taken for a checkpoint, and why it is not read."""
+    """Say what else in the folder might be taken for a checkpoint, and why it is not read."""
     if list(folder.glob("*.bin")):
         return " It holds .bin files: prunus reads no pickle."
     variants = sorted(x.name for x in folder.glob("model.*.safetensors"))

@@ -1,4 +1,4 @@
-"""A model whose weights stay in their files until a block is needed (law 9)."""
+"""A model whose weights stay in their files until a block is needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .scratch import Scratch
 
 @dataclass
 class Streamed:
-    """Weights stay in their files; a block's are read when it is needed and let go after.
+    """A model whose weights stay in files; a block's are read when needed and dropped after.
 
     What lies outside of the blocks (embeddings, last norm, head) is read once and stays.
 
@@ -45,7 +45,7 @@ class Streamed:
         keep: Scratch | None = None,
         origin: Origin | None = None,
     ) -> Streamed:
-        """From a model that transformers loaded with ``device_map={"": "disk"}``.
+        """Make one of a model that transformers loaded with ``device_map={"": "disk"}``.
 
         Args:
             model: with hooks that would load each module for each forward; they are taken off.
@@ -86,11 +86,11 @@ class Streamed:
 
     @property
     def converted_bytes(self) -> int:
-        """Of the copies that transformers made of what it keeps in another layout."""
+        """Bytes of the copies that transformers made of what it keeps in another layout."""
         return sum(x.stat().st_size for x in self.keep.path.iterdir()) if self.keep else 0
 
     def read(self, name: str) -> Tensor:
-        """A tensor of the model, from its file, in the order of channels that holds by now."""
+        """Read a tensor of the model from its file, in the current order of its channels."""
         tensor = self.files[name].clone()  # a copy: what is mapped is the file
         for axis in range(tensor.ndim):
             if (name, axis) in self._orders:
@@ -102,7 +102,7 @@ class Streamed:
 
     @cached_property
     def _wide(self) -> set[str]:
-        """Parts of names that are float32 in half precision; from disk transformers forgets it."""
+        """Parts of names that are float32 in half precision; from disk, transformers forgets it."""
         half, found = self.model.dtype, set[str]()
         if half in (torch.float16, torch.bfloat16):
             found |= set(self.model._keep_in_fp32_modules_strict or ())
@@ -112,7 +112,7 @@ class Streamed:
 
     @contextmanager
     def at_hand(self, name: str) -> Iterator[nn.Module]:
-        """The block with its weights; what they become is lost at the end, but for shapes."""
+        """Return the block with its weights; in the end changes are lost, except for shapes."""
         module = self.model.get_submodule(name)
         absent = {
             key: tensor
@@ -134,7 +134,7 @@ class Streamed:
 
     @contextmanager
     def passing(self, blocks: Sequence[str]) -> Iterator[None]:
-        """Each block is at hand while it runs."""
+        """Load each block while it runs."""
         own = {name: self.model.get_submodule(name).forward for name in blocks}
 
         def coming(name: str) -> Any:
@@ -152,7 +152,7 @@ class Streamed:
             yield
 
     def fold(self, axes: Axes, order_I: Tensor) -> None:
-        """Reorder what is at hand now, and all else when it is read."""
+        """Reorder what is in memory now, and the rest when it is read."""
         order_I = order_I.cpu()
         here = [(n, a) for n, a in axes if not self.model.get_parameter(n).is_meta]
         InMemory(self.model).fold(here, order_I)
@@ -163,7 +163,7 @@ class Streamed:
 
 
 def note_untied(model: PreTrainedModel) -> None:
-    """Let the config say what the files say: a stored head that differs from the embeddings stays.
+    """Make the config say what the files say: a stored head that differs from embeddings stays.
 
     transformers does not tie tensors that are both stored and differ, whatever the config declares.
     Other programs go by the config.
@@ -176,7 +176,7 @@ def note_untied(model: PreTrainedModel) -> None:
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Make ``tensor`` the parameter or buffer of that name."""
+    """Set the parameter or buffer of that name to ``tensor``."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._parameters:

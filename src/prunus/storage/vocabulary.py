@@ -83,8 +83,8 @@ def _tokens(tokenizer: Any, rows: int, source: str | Path) -> tuple[list[str], l
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     if max(by_id) >= rows:
         raise CheckpointError(
-            f"The tokenizer of {source} has {max(by_id) + 1} tokens, the embedding {rows} rows; "
-            "they are not of the same model."
+            f"The tokenizer of {source} has {max(by_id) + 1} tokens, but the embedding has {rows} "
+            "rows: they belong to different models."
         )
     added = tokenizer.added_tokens_decoder
     names, kinds = [], []
@@ -122,7 +122,7 @@ def _add_bytes(
 
 
 def _pre_tokenizer(content: Any) -> str | None:
-    """llama.cpp's name of how the text is split."""
+    """Return llama.cpp's name for how the text is split."""
     found = content["pre_tokenizer"] or {}
     steps = found.get("pretokenizers", [found])
     for name, wanted in PRE_TOKENIZERS.items():
@@ -142,7 +142,7 @@ def _merge(pair: Any) -> str:
 def _add_sentencepiece(
     writer: Any, content: Any, names: list[str], kinds: list[int], source: str | Path
 ) -> None:
-    """The score of a token is minus the rank of the first merge that makes it.
+    """Score a token by minus the rank of the first merge that makes it.
 
     Where a Metaspace step adds the leading ▁, llama.cpp differs in two places: text that begins
     with a space gets a second one, and so does text after a special token.
@@ -182,7 +182,7 @@ def _add_sentencepiece(
 
 
 def _add_special(writer: Any, tokenizer: Any) -> None:
-    """Ids of the special tokens, whether text gets them, and the chat template."""
+    """Write ids of the special tokens, whether text gets them, and the chat template."""
     for kind in ("bos", "eos", "unk", "pad"):
         number = getattr(tokenizer, f"{kind}_token_id")
         if number is not None:
@@ -200,7 +200,7 @@ def _add_special(writer: Any, tokenizer: Any) -> None:
 
 
 def _copy(writer: Any, path: Path, tokens: int) -> None:
-    """Every ``tokenizer.*`` key of a GGUF."""
+    """Copy every ``tokenizer.*`` key of a GGUF."""
     from gguf import GGUFReader
 
     try:
@@ -211,8 +211,8 @@ def _copy(writer: Any, path: Path, tokens: int) -> None:
         raise CheckpointError(f"{path} has no tokenizer that can be read: {error}.") from None
     if count != tokens:
         raise CheckpointError(
-            f"The tokenizer of {path} has {count} tokens, the embedding {tokens} rows; they are "
-            "not of the same model."
+            f"The tokenizer of {path} has {count} tokens, but the embedding has {tokens} rows: "
+            "they belong to different models."
         )
     for name, field in content.items():
         inner = field.types[-1] if len(field.types) > 1 else None

@@ -1,4 +1,4 @@
-"""Checkpoints whose blocks have different widths: ``widths.json``, and the model it makes again.
+"""Checkpoints whose blocks have different widths: ``widths.json``, and how to rebuild the model.
 
 A family's config has one width for all blocks. Where all blocks are equally wide still, the stock
 config gets the new numbers and nothing else is needed. Where they are not, or where a block has a
@@ -34,7 +34,7 @@ _WIDTHS = "_prunus_widths"
 
 
 def stock_config(model: PreTrainedModel, blocks: Sequence[str], widths: Widths) -> Any:
-    """The family's own config with the new widths; None where it cannot say them.
+    """Return the family's config with the new widths; None if it cannot express them.
 
     Proof is by construction: a model made from it has the same parameters with the same shapes, and
     its modules hold the same numbers.
@@ -61,7 +61,7 @@ def stock_config(model: PreTrainedModel, blocks: Sequence[str], widths: Widths) 
 
 
 def adopt(config: Any, stock: Any) -> None:
-    """The model's own config, which its modules share, with the stock config's numbers."""
+    """Give the model's config, which its modules share, the stock config's numbers."""
     own = config.to_dict()
     for name, value in stock.to_dict().items():
         if isinstance(getattr(config, name, None), PreTrainedConfig):  # of the text, or a tower
@@ -71,7 +71,7 @@ def adopt(config: Any, stock: Any) -> None:
 
 
 def _says(config: Any, model: PreTrainedModel, blocks: Sequence[str], widths: Widths) -> bool:
-    """Whether a model that is made from the config is like this one."""
+    """Return whether a model that is made from the config is like this one."""
     with init_empty_weights():
         made = type(model)(type(config).from_dict(config.to_dict()))
     return _shapes(made) == _shapes(model) and all(
@@ -96,23 +96,23 @@ def _number(block: nn.Module, path: str) -> Any:
 
 
 def to_json(widths: Widths) -> str:
-    """The text of ``widths.json``."""
+    """Return the text of ``widths.json``."""
     lines = ",\n  ".join(json.dumps(width) for width in widths)
     return f'{{"format": {FORMAT}, "blocks": [\n  {lines}\n]}}\n'
 
 
 def widths_of(model: PreTrainedModel) -> Widths | None:
-    """Those of a model in memory whose config cannot say them; None where it can."""
+    """Return the widths of a model in memory whose config cannot express them; else None."""
     return getattr(model, _WIDTHS, None)
 
 
 def note_widths(model: PreTrainedModel, widths: Widths | None) -> None:
-    """Keep them with the model, which has them no matter where it is written next."""
+    """Keep the widths with the model, which has them wherever it is written next."""
     setattr(model, _WIDTHS, widths)
 
 
 def read_widths(folder: str | Path) -> Widths | None:
-    """What the folder's file says; None where there is none.
+    """Read the folder's file; None if there is none.
 
     Raises:
         CheckpointError: damaged, or of a later format.
@@ -124,7 +124,7 @@ def read_widths(folder: str | Path) -> Widths | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         form, blocks = content["format"], content["blocks"]
         if not all(isinstance(block, dict) for block in blocks):
-            raise ValueError("its blocks are no objects")
+            raise ValueError("its blocks are not objects")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}). Copy the checkpoint again.") from None
     if form != FORMAT:
@@ -139,7 +139,7 @@ def rebuilt(
     dtype: Any,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
-    """The model of a folder with ``widths.json``, its tensors loaded.
+    """Rebuild the model of a folder with ``widths.json``, and load its tensors.
 
     Args:
         folder: with config.json of the dense model.
@@ -158,7 +158,7 @@ def rebuilt(
     blocks = find_blocks(model)
     if len(blocks) != len(widths):
         raise CheckpointError(
-            f"{folder / FILE} speaks of {len(widths)} blocks; config.json has {len(blocks)}."
+            f"{folder / FILE} has {len(widths)} blocks, but config.json has {len(blocks)}."
         )
     state = {
         name: tensor.to(dtype) if dtype != "auto" and tensor.is_floating_point() else tensor
@@ -217,7 +217,7 @@ def _fill(folder: Path, model: PreTrainedModel, state: Mapping[str, Tensor]) -> 
     missing = [key for key in loading.missing_keys if key not in tied]
     if missing or loading.unexpected_keys:
         raise CheckpointError(
-            f"{folder} does not hold the tensors that its config and {FILE} speak of: missing "
+            f"{folder} does not hold the tensors that its config and {FILE} require: missing "
             f"{missing[:3]}, unexpected {loading.unexpected_keys[:3]}."
         )
     model.tie_weights()

@@ -1,4 +1,4 @@
-"""The beginning-of-text token (BOS): which windows begin with it."""
+"""The beginning-of-text token (BOS), and which windows begin with it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Bos = Literal["auto", "yes", "no"]
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts BOS before a text by itself."""
+    """Return whether the tokenizer puts BOS before a text by itself."""
     bos = getattr(tokenizer, "bos_token_id", None)
     return bos is not None and list(tokenizer("a").input_ids[:1]) == [bos]
 
 
 def first_token(tokenizer: Any, bos: str) -> int | None:
-    """The token that every window begins with: BOS for ``yes``, else None.
+    """Return the token that every window begins with: BOS for ``yes``, else None.
 
     Raises:
         InputError: ``yes``, and the tokenizer has no BOS; a value that is none of the three.
@@ -37,14 +37,14 @@ def first_token(tokenizer: Any, bos: str) -> int | None:
 
 
 def stream_with(ids_T: Tensor, first: int, length: int) -> Tensor:
-    """Token ids in which every window of ``length`` begins with ``first``, which counts."""
+    """Return token ids in which every window of ``length`` begins with ``first``, included."""
     pieces = ids_T.split(length - 1)
     start_T = torch.tensor([first], dtype=ids_T.dtype)
     return torch.cat([part for piece_T in pieces for part in (start_T, piece_T)])
 
 
 def missing_bos(model: PreTrainedModel, tokenizer: Any, windows_NL: Tensor, bos: str) -> str | None:
-    """A warning for windows without BOS in a family that was never trained without it, or None.
+    """Return a warning for windows without BOS in a family that was always trained with it.
 
     The rule: the model's type has "gemma" in its name, its tokenizer adds BOS by itself, and
     ``bos`` is ``auto``. Gemma's outputs without BOS are far from those with it.

@@ -20,7 +20,7 @@ TURNS = ("user", "assistant")
 
 
 def messages_of(value: Any) -> list[Message] | None:
-    """The messages of a chat, each with a role and a content; None where the value is no chat.
+    """Return the messages of a chat, each with role and content; None if it is no chat.
 
     Known are OpenAI's ``role`` and ``content``, ShareGPT's ``from`` and ``value``, pairs of
     ``input`` and ``output``, UltraChat's list of strings (the user speaks first), the same as a
@@ -51,12 +51,12 @@ def messages_of(value: Any) -> list[Message] | None:
 
 
 def is_blank(messages: Sequence[Message]) -> bool:
-    """Whether nobody says anything."""
+    """Return whether all messages are empty."""
     return not any(str(message["content"]).strip() for message in messages)
 
 
 def chat_text(messages: Sequence[Message], tokenizer: Any) -> tuple[str, bool]:
-    """A chat as one text, and whether the tokenizer's template refused it.
+    """Return a chat as one text, and whether the tokenizer's template refused it.
 
     Through the chat template where there is one. A beginning-of-text token that the template writes
     is left out where the tokenizer adds its own, so that no document has two. Without a template,
@@ -76,7 +76,7 @@ def chat_text(messages: Sequence[Message], tokenizer: Any) -> tuple[str, bool]:
 
 
 def _turned(value: Mapping[str, Any]) -> Any:
-    """A mapping of lists, as ``datasets`` stores a list of mappings, the other way round."""
+    """Turn a mapping of lists, as ``datasets`` stores it, into a list of mappings."""
     for role, content in KEYS:
         names, texts = value.get(role), value.get(content)
         if isinstance(names, list) and isinstance(texts, list) and len(names) == len(texts):
@@ -85,7 +85,7 @@ def _turned(value: Mapping[str, Any]) -> Any:
 
 
 def _message(turn: Mapping[str, Any], role: str, content: str) -> Message:
-    """Without keys that hold nothing, which parquet adds to every message and templates read."""
+    """Drop keys that hold nothing: parquet adds them to every message, and templates read them."""
     name = str(turn[role])
     others = {k: v for k, v in turn.items() if k not in (role, content) and v is not None}
     said = {"role": ROLES.get(name.lower(), name.lower()), "content": _said(turn.get(content))}
@@ -93,7 +93,7 @@ def _message(turn: Mapping[str, Any], role: str, content: str) -> Message:
 
 
 def _said(content: Any) -> str:
-    """The text of a message, of its text parts where it has parts."""
+    """Return the text of a message, or of its text parts."""
     if content is None:
         return ""
     if isinstance(content, str):

@@ -1,4 +1,4 @@
-"""Rows of data sets as texts: which fields are read, by their names."""
+"""Rows of data sets as texts: the fields to read are chosen by their names."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Dialect:
 
     Attributes:
         kind: how the values become text. ``text``: as it is. ``chat``: see ``chats``. ``parts``:
-            those that are not empty, a blank line between them. ``completion``: the second goes on
-            where the first ends. ``choices``: a question and the choice that is right.
+            those that are not empty, a blank line between them. ``completion``: the second
+            continues the first. ``choices``: a question and the right choice.
         slots: alternatives for one place each; a slot that begins with ``""`` may be empty.
     """
 
@@ -31,7 +31,7 @@ class Dialect:
     slots: tuple[tuple[str, ...], ...]
 
     def fields(self, names: Iterable[str]) -> dict[int, str] | None:
-        """The field for each slot among these names; None where one that is needed is missing."""
+        """Return the field for each slot among these names; None if a required one is missing."""
         have, found = set(names), {}
         for place, slot in enumerate(self.slots):
             name = next((name for name in slot if name in have), None)
@@ -71,7 +71,7 @@ DIALECTS: Sequence[Dialect] = (  # the first that fits a row's names
 
 @dataclass
 class RowReader:
-    """Turns rows into texts, and remembers what it read.
+    """A reader that turns rows into texts, and remembers what it read.
 
     Attributes:
         wanted: the field to read, whatever its name; None: by the table.
@@ -90,7 +90,7 @@ class RowReader:
     names: dict[str, None] = field(default_factory=dict)
 
     def texts(self, rows: Iterable[tuple[str, Row]], keep_empty: bool = False) -> list[str]:
-        """The texts of rows, each with where it stands; null and empty ones are counted.
+        """Yield the texts of rows with their positions; null and empty ones are counted.
 
         ``keep_empty``: blank rows are text too, as where rows are scored as one text.
         """
@@ -104,7 +104,7 @@ class RowReader:
         return texts
 
     def columns(self, where: str, names: Sequence[str]) -> list[str]:
-        """Which columns of a table are to be read."""
+        """Return which columns of a table to read."""
         self.names.update(dict.fromkeys(names))
         if self.wanted is not None:
             return [name for name in names if name == self.wanted]
@@ -124,12 +124,12 @@ class RowReader:
 
     @property
     def label(self) -> str | None:
-        """The fields that were read, the most frequent first; None: none had a name."""
+        """The fields that were read, the most frequent first; None if none had a name."""
         return ", ".join(label for label, _ in self.read.most_common()) or None
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What the user should know of the rows."""
+        """What the user should know about the rows."""
         if not self.refused:
             return ()
         return (
@@ -188,7 +188,7 @@ class RowReader:
         return self._chat(messages) if messages else string_of(value)
 
     def _completion(self, prompt: Any, completion: Any) -> str | None:
-        """A completion goes on where its prompt ends, with a blank line where neither has space."""
+        """Join prompt and completion, with a blank line unless one of them has space there."""
         if isinstance(completion, str) and (prompt is None or isinstance(prompt, str)):
             prompt = prompt or ""
             apart = prompt and not prompt[-1:].isspace() and not completion[:1].isspace()
@@ -208,7 +208,7 @@ class RowReader:
 
 
 def _dialect(names: tuple[str, ...], where: str) -> tuple[Kind, dict[int, str]]:
-    """How to read rows with these fields, and which of them."""
+    """Choose how to read rows with these fields, and which of them."""
     found = _first(names)
     if found is not None:
         return found
@@ -228,7 +228,7 @@ def _first(names: tuple[str, ...]) -> tuple[Kind, dict[int, str]] | None:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Names of fields, of a sensible length: a file without a header has sentences for names."""
+    """List names of fields of a sensible length: a file without a header has sentences instead."""
     shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in map(str, names)]
     more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
     return (", ".join(shown[:20]) or "none") + more

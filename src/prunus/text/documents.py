@@ -1,4 +1,4 @@
-"""Texts, and what is known of where they came from."""
+"""Texts, and what is known about their origin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN = 60  # characters of the first document that are printed
 
 @dataclass(frozen=True)
 class Documents:
-    """Texts and where they are from.
+    """Texts and their origin.
 
     Attributes:
         name: the SOURCE and the files read.
@@ -34,11 +34,11 @@ class Documents:
     remarks: tuple[str, ...] = ()
 
     def joined(self) -> str:
-        """All documents as one text, as perplexity is measured."""
+        """Return all documents as one text, as perplexity is measured."""
         return self.joiner.join(self.texts)
 
     def lines(self) -> list[str]:
-        """What to print before they are used: a summary, then the remarks."""
+        """Return what to print before they are used: a summary, then the remarks."""
         first = next((text for text in self.texts if text.strip()), "").lstrip()
         count = len(self.texts)
         parts = [f"{count} document{'s' if count > 1 else ''}"]

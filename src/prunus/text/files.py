@@ -21,7 +21,7 @@ Rows = Iterator[tuple[str, Row]]
 
 
 def text_files(paths: Iterable[Path]) -> list[Path]:
-    """Those of these paths that are text files, in order.
+    """Return those of these paths that are text files, in order.
 
     ``.json`` and tables beside other texts are more often about those than texts themselves, and
     compressed files are often the same once more: they count where there are no others.
@@ -31,13 +31,13 @@ def text_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def ending(path: Path) -> str | None:
-    """The ending by which a file is read; None: it is no text file."""
+    """Return the ending that tells how to read a file; None if it is no text file."""
     name = path.name.lower()
     return next((e for e in ENDINGS if name.endswith(e)), None)
 
 
 def read_file(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
-    """The documents of a file, without byte-order marks.
+    """Read the documents of a file, without byte-order marks.
 
     Raises:
         CalibrationError: it cannot be read, or no text is found in its rows; says where.
@@ -46,7 +46,7 @@ def read_file(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
     if found is None:
         raise CalibrationError(
             f"{path}: cannot read {path.suffix or 'a file without ending'}; "
-            f"text comes as {', '.join(KINDS)}, also with {' or '.join(PACKED)} behind it."
+            f"text comes as {', '.join(KINDS)}, also with {' or '.join(PACKED)} at the end."
         )
     kind = next(e for e in KINDS if found.startswith(e))
     try:
@@ -70,7 +70,7 @@ def _json_lines(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
 
 
 def _json(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
-    """One array of rows, or one row; or, as C4 has them, JSON lines by another name."""
+    """Read one array of rows, or one row; or JSON lines under another name, as C4 has them."""
     with _opened(path) as file:
         content = file.read().removeprefix(BOM)
     try:
@@ -101,7 +101,7 @@ def _table(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
 
 
 def _cells(path: Path, file: TextIO) -> Rows:
-    """The rows of a table whose first row has the names of the columns."""
+    """Yield the rows of a table whose first row has the names of the columns."""
     delimiter = "\t" if ".tsv" in path.name.lower() else ","
     table = csv.DictReader(file, delimiter=delimiter, strict=True)
     try:
@@ -119,7 +119,7 @@ def _cells(path: Path, file: TextIO) -> Rows:
 
 @contextmanager
 def _any_length() -> Iterator[None]:
-    """Let a cell have more than the 131,072 characters that Python allows it else."""
+    """Allow cells longer than the 131,072 characters of Python's default."""
     before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         yield
@@ -143,7 +143,7 @@ def _parquet(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
 
 @contextmanager
 def _opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """A text file, decompressed, without the byte-order mark that it may begin with."""
+    """Open a text file, decompressed, without a byte-order mark at its beginning."""
     encoding: Any = {"encoding": "utf-8-sig", "newline": newline}
     if path.suffix.lower() == ".gz":
         with gzip.open(path, "rt", **encoding) as file:
@@ -156,7 +156,7 @@ def _opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def _from_zstandard(path: Path) -> bytes:
-    """All frames of a file; one that was cut off is an error, not a shorter text."""
+    """Decompress all frames of a file; a truncated one is an error, not a shorter text."""
     if sys.version_info >= (3, 14):
         from compression import zstd
 

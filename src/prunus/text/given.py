@@ -1,4 +1,4 @@
-"""Text and token ids that are given in Python, in the forms that people have them."""
+"""Text and token ids that are given in Python, in their common forms."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Texts:
     kind: str
 
     def documents(self, split: Split, field: str | None, tokenizer: Any) -> Documents:
-        """Their texts, as those of a file would be read.
+        """Return the texts, read like those of a file.
 
         Raises:
             CalibrationError: no text is found in a row; says in which.
@@ -59,12 +59,12 @@ def how_many(given: Given | None, asked: int) -> int:
 
 
 def is_source(value: Any) -> bool:
-    """Whether this names text, rather than being it."""
+    """Return whether this names text, rather than being it."""
     return value is None or isinstance(value, str | Path)
 
 
 def source_name(asked: str | None, default: str, given: Any) -> str:
-    """What a recipe calls its calibration text.
+    """Return the recipe's name for the calibration text.
 
     Raises:
         CalibrationError: it was given in Python when the recipe was run, and now it is not.
@@ -74,14 +74,14 @@ def source_name(asked: str | None, default: str, given: Any) -> str:
     if asked in (IDS, TEXTS):
         what, argument = ("token ids", "tokens_ST") if asked == IDS else ("texts", "calibration")
         raise CalibrationError(
-            f"This recipe was run on {what} given in Python, which it does not hold. Give a "
+            f"This recipe was run on {what} given in Python, which a recipe cannot hold. Give a "
             f"calibration source, or the same {what} as {argument}."
         )
     return asked or default
 
 
 def collect(value: Any, name: str, most: int | None = None, flat: bool = False) -> Tensor | Texts:
-    """Token ids (samples, tokens), or texts, from whatever holds them.
+    """Collect token ids (samples, tokens), or texts, from whatever holds them.
 
     Args:
         value: see ``EXPECTED``; also the output of a tokenizer, a list of ids or of batches, of
@@ -123,13 +123,13 @@ def _check_iterable(value: Any, kind: str, name: str) -> None:
         raise CalibrationError(f"{name} is {EXPECTED}; got {kind}.")
     if not hasattr(value, "__len__"):
         raise CalibrationError(
-            f"{name} is a {kind}, which does not say where it ends. Give a list of what it yields, "
+            f"{name} is a {kind}, which has no known end. Give a list of what it yields, "
             "such as list(itertools.islice(data, 1000))."
         )
 
 
 def _collected(value: Iterable[Any], kind: str, name: str, most: int | None) -> Tensor | Texts:
-    """What an iterable yields, one by one or in batches."""
+    """Collect what an iterable yields, one by one or in batches."""
     batches: list[Tensor] = []
     rows: list[Row] = []
     loader = isinstance(value, DataLoader)
@@ -170,7 +170,7 @@ def _together(batches: Sequence[Tensor], name: str) -> Tensor:
 
 
 def _ids(item: Any, where: str) -> Tensor | None:
-    """The token ids of a tensor, an array, numbers, or a batch that has some; None: it is text.
+    """Return the token ids of a tensor, an array, numbers or a batch; None if it is text.
 
     Raises:
         CalibrationError: they are no integers, or padded.
@@ -209,7 +209,7 @@ def _ids(item: Any, where: str) -> Tensor | None:
 
 
 def _batch(item: Any) -> list[Row]:
-    """The rows of a batch of texts, as a DataLoader collates them or leaves them."""
+    """Return the rows of a batch of texts, as a DataLoader collates them or leaves them."""
     if isinstance(item, Mapping):
         columns = {
             name: values for name, values in item.items() if isinstance(values, list | tuple)
@@ -226,7 +226,7 @@ def _check_ends(loader: Any, name: str) -> None:
         len(loader)
     except TypeError:
         raise CalibrationError(
-            f"{name} is a DataLoader of texts that does not say where it ends. Give a list of them."
+            f"{name} is a DataLoader of texts without a known end. Give a list of them."
         ) from None
 
 
@@ -235,7 +235,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether it is a list of whole numbers."""
+    """Return whether it is a list of whole numbers."""
     numbers = isinstance(value, list | tuple) and len(value) > 0
     return numbers and all(
         isinstance(x, int | np.integer) and not isinstance(x, bool) for x in value

@@ -1,4 +1,4 @@
-"""Data sets that go by a short name: on the hub, or as files below a folder."""
+"""Data sets with a short name: on the hub, or as files below a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .files import read_file, text_files
 
 @dataclass(frozen=True)
 class HubText:
-    """A data set that goes by a short name, as the papers' code reads it.
+    """A data set with a short name, read as the papers' code reads it.
 
     Attributes:
         path: its name on the hub.
@@ -104,7 +104,7 @@ SPLITS = {  # what parts are called in the names of files, word by word
 def known_text(
     name: str, split: Split, data_dir: str | Path | None, reader: RowReader
 ) -> Documents:
-    """A known name: below ``data_dir`` and nowhere else where one is given, else from the hub."""
+    """Read a known name: only below ``data_dir`` if one is given, otherwise from the hub."""
     known = HUB[name]
     if data_dir is None:
         return _from_hub(name, split, reader)
@@ -117,16 +117,16 @@ def known_text(
 
 
 def split_named(files: list[Path]) -> str | None:
-    """The part of a data set that these files are, by their names; all parts where it is several.
+    """Name the split that these files belong to, or all splits if there are several.
 
-    None where no name says any.
+    None if no file name says.
     """
     words = [word for p in files for word in re.findall("[a-z]+", p.name.lower())]
     return " and ".join(dict.fromkeys(SPLITS[word] for word in words if word in SPLITS)) or None
 
 
 def _below(data_dir: Path, name: str, split: Split) -> list[Path]:
-    """``data_dir/name/*`` or ``data_dir/name*``; of the split, where their names tell."""
+    """Return ``data_dir/name/*`` or ``data_dir/name*``; those of the split, if names tell."""
     folder = data_dir / name
     files = text_files(folder.rglob("*") if folder.is_dir() else data_dir.glob(f"{name}*"))
     if not files:
@@ -143,8 +143,8 @@ def _below(data_dir: Path, name: str, split: Split) -> list[Path]:
         chosen = [p for p in chosen if _names(p, ("test",))] or chosen
     if not chosen:
         raise CalibrationError(
-            f"For {split}, {data_dir} has only {', '.join(p.name for p in files)}, by name the "
-            f"other part of {name}. Give the file's own path to use it all the same."
+            f"For {split}, {data_dir} has only {', '.join(p.name for p in files)}, by their names "
+            f"the other split of {name}. Give the file's own path to use it anyway."
         )
     return chosen
 

@@ -7,11 +7,11 @@ from typing import Any
 
 
 class NoTextError(Exception):
-    """A field holds something that is no text; the message is its kind."""
+    """A field that holds something other than text; the message is its kind."""
 
 
 def string_of(value: Any, lists: bool = True) -> str | None:
-    """The text that a field holds; strings of a list stand on lines of their own.
+    """Return the text that a field holds; strings of a list get a line each.
 
     Raises:
         NoTextError: it holds something else.
@@ -26,7 +26,7 @@ def string_of(value: Any, lists: bool = True) -> str | None:
 
 
 def question_of(value: Any) -> str | None:
-    """A question, its context or its answer, in words.
+    """Return a question, its context or its answer in words.
 
     True and false become yes and no, numbers their digits; of several answers (SQuAD's ``text``
     among them) the first counts; ARC's questions have a ``stem``.
@@ -45,7 +45,7 @@ def question_of(value: Any) -> str | None:
 
 
 def chosen_answer(choices: Any, key: Any) -> str | None:
-    """The choice that is right: by its label, its place from 0, its letter, or its text.
+    """Return the right choice: by its label, its place from 0, its letter, or its text.
 
     None where the key names none of them, as in test sets whose answers are kept secret.
     """
@@ -62,7 +62,7 @@ def chosen_answer(choices: Any, key: Any) -> str | None:
 
 
 def _choices(choices: Any) -> tuple[list[str], list[str]]:
-    """Their texts, and their labels where they have any."""
+    """Return the texts of the choices, and their labels if they have any."""
     if isinstance(choices, Mapping) and "text" in choices:
         return [str(text) for text in choices["text"]], [
             str(label) for label in choices.get("label", [])

@@ -19,7 +19,7 @@ DIGESTED = 1024  # windows that are copied at once
 
 @dataclass(frozen=True)
 class Protocol:
-    """What the statistics were gathered on: printed, and recorded with the checkpoint.
+    """The text that the statistics were gathered on: printed, and recorded with the checkpoint.
 
     Attributes:
         source: the SOURCE and its files.
@@ -65,7 +65,7 @@ class Protocol:
         )
 
     def _choices(self) -> str:
-        """Those that are not the same for every text."""
+        """Return the choices that differ between texts."""
         bos = None if self.bos == "auto" else self.bos
         chosen = {"field": self.field, "split": self.split, "bos": bos}
         return "".join(f"{name} {value}; " for name, value in chosen.items() if value is not None)
@@ -80,7 +80,7 @@ def sample_windows(
     seed: int,
     first: int | None = None,
 ) -> tuple[Tensor, Protocol]:
-    """Token ids (samples, length), drawn as Wanda, SparseGPT, RIA and DaSS draw theirs.
+    """Draw token ids (samples, length) as Wanda, SparseGPT, RIA and DaSS draw theirs.
 
     Per sample: a document uniformly with replacement, drawn again until it has more than
     ``length`` tokens; then a window at ``randint(0, tokens − length − 1)``. The draws are those of
@@ -140,7 +140,7 @@ def sample_windows(
 
 
 def digest(ids_ST: Tensor) -> str:
-    """SHA-256 of token ids, the same on every machine."""
+    """Compute the SHA-256 of token ids, the same on every machine."""
     found = hashlib.sha256()
     for part in ids_ST.split(DIGESTED):
         found.update(part.cpu().to(torch.int64).numpy().astype("<i8").tobytes())
@@ -150,7 +150,7 @@ def digest(ids_ST: Tensor) -> str:
 def _run_together(
     all_ids: list[array[int]], draw: random.Random, wanted: int
 ) -> tuple[array[int], int]:
-    """Documents in a random order, until there are four times as many tokens as are wanted.
+    """Join documents in random order until there are four times as many tokens as wanted.
 
     Returns the tokens, and how many documents they are from.
     """

@@ -1,6 +1,6 @@
 """Calibration text that the model writes itself: no data needed.
 
-Source: Li et al. 2024, "Greedy Output Approximation" (paper 5), section 4, its data-free variant.
+Source: Li et al. 2024, "Greedy Output Approximation" (GOA), section 4, its data-free variant.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def generate(
     seed: int,
     wrote: Callable[[int], None] = lambda samples: None,
 ) -> tuple[Tensor, Protocol]:
-    """Token ids (samples, length), sampled from the dense model at temperature 1.
+    """Sample token ids (samples, length) from the dense model at temperature 1.
 
     Each window starts with the beginning-of-text token, or with a random token where the tokenizer
     has none, and never ends early. The global random state is left as it was.
@@ -68,7 +68,7 @@ def generate(
 
 @contextmanager
 def _own_generation_config(model: PreTrainedModel) -> Iterator[None]:
-    """Without the checkpoint's temperature, top-p and penalties, which fill what a config omits."""
+    """Drop the checkpoint's temperature, top-p and penalties, which fill what a config omits."""
     theirs = model.generation_config
     model.generation_config = GenerationConfig()
     try:

@@ -1,4 +1,4 @@
-"""Turns a SOURCE into documents.
+"""From a SOURCE to documents.
 
 A SOURCE is a known name (``c4``, ``wikitext2``, ``ptb``, ``lambada``, ``builtin``), or a path: a
 file of text, rows or a table (see ``files``), or a folder of them. A known name is never a path:
@@ -30,7 +30,7 @@ def read_documents(
     field: str | None = None,
     tokenizer: Any = None,
 ) -> Documents:
-    """The documents of a SOURCE.
+    """Read the documents of a SOURCE.
 
     Args:
         source: a known name, or a path.
@@ -62,7 +62,7 @@ def read_documents(
 
 
 def finished(documents: Documents, split: Split, reader: RowReader) -> Documents:
-    """Documents without blank ones, where those are not scored, and with what is known of them.
+    """Return documents with what is known of them, without blank ones unless they are scored.
 
     Raises:
         CalibrationError: nothing is left, or it is no Unicode.
@@ -83,7 +83,8 @@ def finished(documents: Documents, split: Split, reader: RowReader) -> Documents
             text.encode()
     except UnicodeEncodeError:
         raise CalibrationError(
-            f"{documents.name} holds half a surrogate pair, which is no character. Mend the file."
+            f"{documents.name} contains an unpaired surrogate, which is not a character. Fix the "
+            "file."
         ) from None
     return replace(
         documents,
@@ -102,7 +103,7 @@ def _exists(source: str) -> bool:
 
 
 def _builtin(split: Split) -> Documents:
-    """The Python documentation's own prose; every fifth topic is held out for evaluation.
+    """Return the Python documentation's prose; every fifth topic is held out for evaluation.
 
     Some topics stand under several names, or whole inside of another; each text counts once, so
     that nothing which is calibrated on is scored.

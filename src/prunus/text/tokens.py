@@ -1,4 +1,4 @@
-"""From a recipe to calibration token ids, and the checks that any token ids must pass."""
+"""From a recipe to calibration token ids, and the checks of any token ids."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def calibration_tokens(
     bos: str,
     say: Callable[[str], None],
 ) -> tuple[Tensor, Protocol]:
-    """Token ids (samples, length) and what they are.
+    """Return token ids (samples, length) and a record of what they are.
 
     From documents, or where there are none from text that the model writes.
     """
@@ -41,8 +41,8 @@ def calibration_tokens(
     if documents is None:
         if bos == "no":
             raise InputError(
-                "The model writes its text from a beginning-of-text token on, so --bos no does not "
-                "go with --calibration self. Leave it out."
+                "The model starts its own text with a beginning-of-text token, so --bos no cannot "
+                "be used with --calibration self. Leave it out."
             )
         say(f"the model writes {samples} × {length} tokens of calibration text")
         ids_ST, protocol = generate(model, tokenizer, samples=samples, length=length, seed=seed)
@@ -63,7 +63,7 @@ def calibration_tokens(
 
 
 def given_samples(samples: Any, model: PreTrainedModel) -> tuple[Samples, Protocol]:
-    """What came in Python, checked: token ids, or samples as a processor makes them."""
+    """Check what was given in Python: token ids, or samples as a processor makes them."""
     if not isinstance(samples, Processed):
         return given_tokens(samples, model)
     for sample in samples:
@@ -71,7 +71,7 @@ def given_samples(samples: Any, model: PreTrainedModel) -> tuple[Samples, Protoc
     longest, limit = max(samples.lengths), context_length(model)
     if limit is not None and longest > limit:
         raise CalibrationError(
-            f"inputs has a sample of {longest} tokens, and the model takes {limit}."
+            f"inputs has a sample of {longest} tokens, but the model takes at most {limit}."
         )
     names = ", ".join(sorted({name for sample in samples for name in sample}))
     return samples, Protocol(
@@ -80,7 +80,7 @@ def given_samples(samples: Any, model: PreTrainedModel) -> tuple[Samples, Protoc
 
 
 def given_tokens(ids_ST: Any, model: PreTrainedModel) -> tuple[Tensor, Protocol]:
-    """Token ids that came in Python, checked."""
+    """Check token ids that were given in Python."""
     if not isinstance(ids_ST, Tensor) or ids_ST.ndim != 2 or ids_ST.is_floating_point():
         shape = tuple(ids_ST.shape) if isinstance(ids_ST, Tensor) else ""
         kind = f"{ids_ST.dtype} " if isinstance(ids_ST, Tensor) else ""
@@ -96,14 +96,14 @@ def given_tokens(ids_ST: Any, model: PreTrainedModel) -> tuple[Tensor, Protocol]
     longest = context_length(model)
     if longest is not None and length > longest:
         raise CalibrationError(
-            f"tokens_ST has samples of {length} tokens, and the model takes {longest}."
+            f"tokens_ST has samples of {length} tokens, but the model takes at most {longest}."
         )
     ids_ST = checked(ids_ST.to(torch.int64), model)
     return ids_ST, Protocol("tokens given", samples, length, 0, 0, 0, False, digest(ids_ST))
 
 
 def checked(ids: Tensor, model: PreTrainedModel) -> Tensor:
-    """The same ids, if the model has an embedding for each."""
+    """Return the same ids, if the model has an embedding for each."""
     table: Any = model.get_input_embeddings()
     rows = int(table.weight.shape[0])
     low, high = int(ids.min()), int(ids.max())
@@ -116,7 +116,7 @@ def checked(ids: Tensor, model: PreTrainedModel) -> Tensor:
 
 
 def tokenize(tokenizer: Any, text: str, bos: str = "auto") -> list[int]:
-    """A whole text, with whatever special tokens the tokenizer adds; never truncated.
+    """Tokenize a whole text with the tokenizer's own special tokens; never truncated.
 
     Unless ``bos`` is ``auto``, without the beginning-of-text token: windows have it, or none.
     """
@@ -125,7 +125,7 @@ def tokenize(tokenizer: Any, text: str, bos: str = "auto") -> list[int]:
 
 
 def window_length(model: PreTrainedModel, length: int | None) -> int:
-    """Tokens per window: as asked, else 2048 or the model's context where that is shorter."""
+    """Return the tokens per window: as asked, else 2048 or the model's shorter context."""
     limit = context_length(model)
     if length is None:
         return min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
@@ -135,7 +135,7 @@ def window_length(model: PreTrainedModel, length: int | None) -> int:
 
 
 def needed(tokenizer: Any) -> Any:
-    """The tokenizer, or an error if there is none."""
+    """Return the tokenizer, or raise an error if there is none."""
     if tokenizer is None:
         raise InputError("A model in memory needs tokenizer=…, or token ids in place of text.")
     return tokenizer

@@ -14,14 +14,14 @@ SMALLEST = 1e-4  # of the mean input size: a dead input must not get a scale of 
 
 
 def row_errors(change_OI: Tensor, gram_II: Tensor) -> Tensor:
-    """``‖X Δwᵀ‖² / T`` of each output row, from ``XᵀX / T``."""
+    """Compute ``‖X Δwᵀ‖² / T`` of each output row from ``XᵀX / T``."""
     return (change_OI @ gram_II * change_OI).sum(1)
 
 
 def input_scale(
     weights: Sequence[Tensor], gram_II: Tensor, grid: Grid, steps: int = 20
 ) -> tuple[Tensor, float]:
-    """``s_I = size_I^α`` with the α in 0, 1/steps … 1 of the lowest output error, and that α.
+    """Find ``s_I = size_I^α`` with the lowest output error for α in 0, 1/steps … 1; and that α.
 
     Inputs that are large get finer steps: what is rounded is ``W · s``, what is read ``Q(W·s)/s``,
     and the layer's input is as it was. The weights are those of all layers that read it; each
@@ -57,7 +57,7 @@ def input_scale(
 
 
 def clipping(weight_OI: Tensor, gram_II: Tensor, grid: Grid, lowest: float = 0.5) -> Tensor:
-    """γ_OG, for both ends of each range: of 1, 0.95 … ``lowest`` that of the lowest output error.
+    """Find γ_OG for both ends of each range: of 1, 0.95 … ``lowest`` the best by output error.
 
     Each group is judged by what it alone adds to the output; where a row's groups together come
     out worse than unclipped, it stays unclipped. (AWQ's code does the first, not the second.)
@@ -80,7 +80,7 @@ def clipping(weight_OI: Tensor, gram_II: Tensor, grid: Grid, lowest: float = 0.5
 
 
 def _diagonal_blocks(gram_II: Tensor, grid: Grid) -> Tensor:
-    """The Gram of each group's inputs (G, N, N), a shorter last group filled with zeros."""
+    """Return the Gram of each group's inputs (G, N, N); zeros fill a shorter last group."""
     inputs = len(gram_II)
     size = min(grid.group or inputs, inputs)
     filled = grid.groups(inputs) * size

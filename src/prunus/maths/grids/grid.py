@@ -55,11 +55,11 @@ class Grid:
         return int(2**self.bits - 1)
 
     def groups(self, inputs: int) -> int:
-        """How many grids a row of that many inputs has: G."""
+        """Return how many grids a row with that many inputs has: G."""
         return -(-inputs // (self.group or inputs))
 
     def fake(self, weight_OI: Tensor, low_OG: Tensor, high_OG: Tensor) -> Tensor:
-        """Ŵ in the weight's dtype, differentiable in γ0 and γ1 (and in the weight).
+        """Return Ŵ in the weight's dtype, differentiable in γ0 and γ1 (and in the weight).
 
         Rounding passes gradients as if it were not there; clipping stops those of the weight and
         sends them to the strength that clips. The values are those of ``quantize``.
@@ -77,7 +77,7 @@ class Grid:
     def quantize(
         self, weight_OI: Tensor, low_OG: Tensor | None = None, high_OG: Tensor | None = None
     ) -> Quantized:
-        """The integers, with clipping strengths of 1 where none are given."""
+        """Return the integers; the clipping strengths are 1 unless given."""
         one = torch.ones((), device=weight_OI.device)
         low_OG, high_OG = (one if x is None else x for x in (low_OG, high_OG))
         q_OGN, scale_OG1, zero_OG1 = self._integers(weight_OI, low_OG, high_OG)
@@ -91,7 +91,7 @@ class Grid:
     def _integers(
         self, weight_OI: Tensor, low_OG: Tensor, high_OG: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Q (O, G, N), h and z (O, G, 1), in float32 or wider.
+        """Return Q (O, G, N), and h and z (O, G, 1), in float32 or wider.
 
         A shorter last group is filled up with zeros, which change no range.
         """
@@ -112,7 +112,7 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A layer's integers and their grids.
+    """The integers of a layer, and their grids.
 
     Attributes:
         q_OI: uint8, 0 to ``2^bits − 1``.
@@ -127,7 +127,7 @@ class Quantized:
     grid: Grid
 
     def dequantize(self) -> Tensor:
-        """``(q − z) · h`` in the dtype of h, rounded once; exactly 0 where q = z."""
+        """Return ``(q − z) · h`` in the dtype of h, rounded once; exactly 0 where q = z."""
         wide = torch.promote_types(self.scale_OG.dtype, torch.float32)
         new_OI = self.steps_OI.to(wide) * self._spread(self.scale_OG).to(wide)
         return new_OI.to(self.scale_OG.dtype)
@@ -138,7 +138,7 @@ class Quantized:
         return self.q_OI.to(torch.int16) - self._spread(self.zero_OG).to(torch.int16)
 
     def masked(self, mask_OI: Tensor) -> Quantized:
-        """The same with q = z, which is 0, wherever the mask is False."""
+        """Return the same integers with q = z, which means 0, wherever the mask is False."""
         return replace(self, q_OI=torch.where(mask_OI, self.q_OI, self._spread(self.zero_OG)))
 
     def _spread(self, each_OG: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class Quantized:
 
 
 def _smallest_step(dtype: torch.dtype) -> float:
-    """Above 0 after rounding to the dtype, and a normal number in float32.
+    """Return the smallest step that stays above 0 in the dtype and is normal in float32.
 
     The step of a group of zeros. (OmniQuant's floor of 1e-5 would erase small weights.)
     """
@@ -160,5 +160,5 @@ def _rounded(x: Tensor) -> Tensor:
 
 
 def _straight_through(x: Tensor, value: Tensor) -> Tensor:
-    """``value``, with the gradient of ``x``."""
+    """Return ``value`` with the gradient of ``x``."""
     return value.detach() + (x - x.detach())

@@ -41,7 +41,7 @@ class Assignment:
     seed: int = 0
 
     def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: Share) -> Tensor:
-        """The order: boxes one after the other; position p of it reads channel ``order_I[p]``."""
+        """Return the order, box after box; position p of it reads channel ``order_I[p]``."""
         pattern = along_inputs(pattern, score_OI)
         stored_I = torch.arange(score_OI.shape[1], device=score_OI.device)
         if pattern.keep == pattern.of or score_OI.shape[1] == pattern.of:
@@ -61,7 +61,7 @@ class Assignment:
 
 
 def _refill(channels_IO: Tensor, boxes_KM: Tensor, pattern: NM, slot: int) -> None:
-    """One slot of every box, in place: the best assignment of its channels to the boxes."""
+    """Fill one slot of every box again, in place, by the best assignment of channels to boxes."""
     threshold_KO = thresholds(channels_IO, boxes_KM, pattern, slot)
     gain_KK = torch.cdist(threshold_KO, channels_IO[boxes_KM[:, slot]], p=1)
     _, chosen_K = linear_sum_assignment(gain_KK.cpu().numpy(), maximize=True)

@@ -1,4 +1,4 @@
-"""Pairs of channels change places while that keeps more: the last step of the assignment."""
+"""Exchanges of pairs of channels while they increase the kept score: the assignment's last step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GAIN = 1e-7  # of all scores: less is rounding
 
 
 def exchanged(channels_IO: Tensor, boxes_KM: Tensor, pattern: NM, rounds: int) -> Tensor:
-    """The boxes after at most ``rounds`` rounds of the best exchanges, or until none gains."""
+    """Return the boxes after at most ``rounds`` rounds of the best exchanges, while any gains."""
     if rounds < 1:
         return boxes_KM
     search = Exchanges(channels_IO, boxes_KM, pattern)
@@ -22,7 +22,7 @@ def exchanged(channels_IO: Tensor, boxes_KM: Tensor, pattern: NM, rounds: int) -
 
 
 class Exchanges:
-    """What every exchange of two channels of different boxes gains, kept up to date.
+    """The gain of every exchange of two channels of different boxes, kept up to date.
 
     Exact: an exchange gains the sum of what each of its two boxes gains. With channel v in place of
     its own at position a, a's box keeps ``Σ max(v, t_a)`` beside what its others keep.
@@ -38,7 +38,7 @@ class Exchanges:
         self._refresh(torch.arange(len(boxes_KM), device=boxes_KM.device))
 
     def one_round(self) -> bool:
-        """The best exchanges, at most one for each box; whether there was any."""
+        """Make the best exchanges, at most one per box; return whether there were any."""
         size, order_I = self.pattern.of, self.boxes_KM.flatten()
         best_I, partner_I = self.gain_II().max(1)
         touched, moved = set[int](), order_I.clone()
@@ -55,7 +55,7 @@ class Exchanges:
         return bool(touched)
 
     def gain_II(self) -> Tensor:
-        """Of exchanging the channels at positions a and b; 0 within a box."""
+        """Return the gain of exchanging the channels at positions a and b; 0 within a box."""
         gain_II = self._kept_II - self._kept_II.diagonal()[:, None]
         gain_II = (gain_II + gain_II.T) / 2
         boxes, size = self.boxes_KM.shape
@@ -65,7 +65,7 @@ class Exchanges:
         return gain_II
 
     def _refresh(self, box_R: Tensor) -> None:
-        """Thresholds and what is kept, where these boxes are concerned."""
+        """Recompute thresholds and kept scores of these boxes."""
         size = self.pattern.of
         position_R = (box_R[:, None] * size + torch.arange(size, device=box_R.device)).flatten()
         threshold_MRO = torch.stack(
@@ -85,6 +85,6 @@ class Exchanges:
 
 
 def thresholds(channels_IO: Tensor, boxes_KM: Tensor, pattern: NM, slot: int) -> Tensor:
-    """t: per box and row, the keep-th largest of the box without its slot."""
+    """Return t: per box and row, the keep-th largest score of the box without its slot."""
     rest_KR = torch.cat([boxes_KM[:, :slot], boxes_KM[:, slot + 1 :]], 1)
     return torch.stack([channels_IO[rest_R].topk(pattern.keep, 0).values[-1] for rest_R in rest_KR])

@@ -1,4 +1,4 @@
-"""The baseline: the best split of every pair of stripes, greedily, with escapes."""
+"""The baseline: the best split of every pair of stripes, chosen greedily, with escapes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPLITS = [(0, *rest) for rest in combinations(range(1, 8), 3)]
 
 @dataclass(frozen=True)
 class Greedy:
-    """Split the 8 columns of two stripes of 4 anew, wherever that gains most.
+    """A greedy search that splits the 8 columns of two stripes of 4 again wherever that gains most.
 
     Passes over the pairs by falling gain, each stripe touched once a pass, until a pass gains
     nothing. An escape then applies a random exchange between a random pair of stripes, which may
@@ -38,10 +38,12 @@ class Greedy:
     seed: int = 0
 
     def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: Share) -> Tensor:
-        """The order: stripes one after the other; position p reads channel ``order_I[p]``."""
+        """Return the order, stripe after stripe; position p reads channel ``order_I[p]``."""
         pattern = along_inputs(pattern, score_OI)
         if (pattern.keep, pattern.of) != (2, 4):
-            raise PatternError(f"The greedy search is for 2:4, not {pattern}. Use Assignment.")
+            raise PatternError(
+                f"The greedy search only works for 2:4, not for {pattern}. Use Assignment."
+            )
         generator = torch.Generator().manual_seed(self.seed)
         order_I = torch.arange(score_OI.shape[1], device=score_OI.device)
         search = _Pairs(score_OI.float().T.contiguous(), order_I.view(-1, 4))
@@ -58,7 +60,7 @@ class Greedy:
 
 
 class _Pairs:
-    """For every pair of stripes its best split and what that gains."""
+    """The best split of every pair of stripes, and its gain."""
 
     def __init__(self, channels_IO: Tensor, stripes_K4: Tensor) -> None:
         self.channels_IO, self.stripes_K4 = channels_IO, stripes_K4.clone()
@@ -69,7 +71,7 @@ class _Pairs:
         self._refresh(combinations(range(count), 2))
 
     def one_pass(self) -> bool:
-        """Apply the best splits of untouched stripes; whether there was any."""
+        """Apply the best splits of untouched stripes; return whether there were any."""
         touched: set[int] = set()
         for flat in self.gain_KK.flatten().argsort(descending=True).tolist():
             a, b = divmod(flat, len(self.gain_KK))
@@ -104,7 +106,7 @@ class _Pairs:
         self._refresh(pair for pair in sorted(pairs) if pair[0] != pair[1])
 
     def _refresh(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Best split and gain of these pairs, in batches."""
+        """Recompute best split and gain of these pairs, in batches."""
         pairs_P2 = torch.tensor(list(pairs), dtype=torch.int64, device=self.gain_KK.device).view(
             -1, 2
         )
@@ -126,7 +128,7 @@ class _Pairs:
 
 
 def _two_of_four(columns_B8O: Tensor, four: tuple[int, ...]) -> Tensor:
-    """Σ over rows of the two highest of four columns: max(h + h', a + b, c + d), h the higher."""
+    """Sum the two highest of four columns over rows: max(h + h', a + b, c + d), h the higher."""
     a, b, c, d = (columns_B8O[:, i] for i in four)
     high_BO = torch.maximum(a, b) + torch.maximum(c, d)
     return torch.maximum(high_BO, torch.maximum(a + b, c + d)).sum(1)

@@ -1,4 +1,4 @@
-"""Channels dealt to boxes by their importance."""
+"""An order that deals channels to boxes by their importance."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .retained import along_inputs
 
 @dataclass(frozen=True)
 class Heuristic:
-    """Sort the channels by ``Σ_o S[o, i]`` and deal them to the K = I / M boxes, M times K.
+    """A deal of the channels, sorted by ``Σ_o S[o, i]``, to the K = I / M boxes, M times K.
 
     Attributes:
-        snake: every other deal goes backwards (the authors' code); otherwise each begins with the
+        snake: every other deal runs backwards (the authors' code); otherwise each begins with the
             first box (the paper's text).
 
     Reference: Zhang et al. 2024, "Plug-and-Play", section 4.2, step 1.
@@ -24,7 +24,7 @@ class Heuristic:
     snake: bool = True
 
     def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: Share) -> Tensor:
-        """The order: boxes one after the other; position p of it reads channel ``order_I[p]``."""
+        """Return the order, box after box; position p of it reads channel ``order_I[p]``."""
         size = along_inputs(pattern, score_OI).of
         ranked_I = score_OI.float().sum(0).argsort(descending=True, stable=True)
         dealt_MK = ranked_I.view(size, -1).clone()

@@ -1,4 +1,4 @@
-"""Which orders a method wants of the channels that its layers share, and how they become real."""
+"""The orders that a method wants for the channels that its layers share."""
 
 from __future__ import annotations
 
@@ -43,11 +43,13 @@ class Ordering:
 
     def __post_init__(self) -> None:
         if self.rows < 1:
-            raise InputError(f"ordering.rows is how many rows to hold, not {self.rows}.")
+            raise InputError(
+                f"ordering.rows is the number of rows to hold, at least 1; got {self.rows}."
+            )
 
 
 def together(scores: Sequence[Tensor]) -> Tensor:
-    """The scores of layers that share their inputs, one below the other, each with mean 1.
+    """Stack the scores of layers that share their inputs, each scaled to mean 1.
 
     Equal weight to each layer's share: the scale of a score says little between layers.
     """
@@ -55,5 +57,5 @@ def together(scores: Sequence[Tensor]) -> Tensor:
 
 
 def thinned(score_OI: Tensor, rows: int) -> Tensor:
-    """At most ``rows`` of the rows, evenly spread."""
+    """Return at most ``rows`` of the rows, evenly spread."""
     return score_OI[:: -(-len(score_OI) // rows)].clone()

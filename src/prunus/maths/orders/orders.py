@@ -16,7 +16,7 @@ FILE = "channel_orders.json"
 
 @dataclass
 class Orders:
-    """Position p of an order has the channel that was at ``order_I[p]`` before.
+    """The orders of a checkpoint: position p has the channel that was at ``order_I[p]`` before.
 
     Attributes:
         residual: of the residual stream, folded into the whole model; None: as it was.
@@ -33,7 +33,7 @@ class Orders:
         return bool(self.residual is not None or self.folded or self.gathered)
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """Return the text of the file."""
         content = {
             "residual": None if self.residual is None else self.residual.tolist(),
             "folded": {site: order_I.tolist() for site, order_I in self.folded.items()},
@@ -43,7 +43,7 @@ class Orders:
 
     @classmethod
     def read(cls, folder: Path) -> Orders:
-        """Those beside a checkpoint; none where it has no such file.
+        """Read the orders beside a checkpoint; none if it has no such file.
 
         Raises:
             CheckpointError: the file is damaged, or holds something that is no order.

@@ -1,4 +1,4 @@
-"""What an order of the input channels keeps of a score, and the two values that bound it."""
+"""The score that an order of the input channels keeps, and the two values that bound it."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Retained:
 
 
 def retained(score_OI: Tensor, pattern: NM, order_I: Tensor) -> float:
-    """Σ of the ``keep`` highest scores of every ``of`` consecutive inputs in this order."""
+    """Sum the ``keep`` highest scores of every ``of`` consecutive inputs in this order."""
     groups_OKM = score_OI.float()[:, order_I].view(len(score_OI), -1, pattern.of)
     return float(groups_OKM.topk(pattern.keep, 2).values.sum(dtype=torch.float64))
 
 
 def along_inputs(pattern: Pattern, score_OI: Tensor) -> NM:
-    """The pattern, if an order of the inputs matters to it and the layer fits.
+    """Return the pattern if an order of the inputs matters to it and the layer fits.
 
     Raises:
         PatternError: it is not N:M along inputs.

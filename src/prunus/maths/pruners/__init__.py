@@ -1,4 +1,4 @@
-"""Compositions that the engine runs."""
+"""Compositions of parts that the loop runs."""
 
 from .activation_aware import ActivationAware
 from .compose import Compose

@@ -1,4 +1,4 @@
-"""Quantises a block, pruned already or not; what is 0 stays 0."""
+"""Quantisation of a block, pruned or dense; what is 0 stays 0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .on_grid import on_grid
 
 @dataclass(frozen=True)
 class ActivationAware:
-    """``Ŵ = Q(W · s) / s``, ranges clipped, by the output error on calibration text.
+    """The rule ``Ŵ = Q(W · s) / s`` with clipped ranges, chosen by the output error.
 
     One s for each site, since whatever makes a site's input makes it for all of its layers: a norm
     behind the residual stream, up's rows before a gated down, v's rows before o. Where the scale
@@ -51,15 +51,15 @@ class ActivationAware:
 
     @property
     def needs(self) -> Needs:
-        """The Gram, if anything is searched."""
+        """The Gram matrix, if anything is searched."""
         return (Gram,) if self.scales or self.clip else ()
 
     def pattern(self, layer: LayerView) -> Pattern:
-        """That of the zeros."""
+        """Return the pattern of the zeros."""
         return self.zeros
 
     def check(self, block: BlockView, plan: Plan) -> None:
-        """Every planned layer must fit the pattern."""
+        """Check that every planned layer fits the pattern."""
         for layer in block.planned(plan):
             check_fit(self.zeros, layer, layer.shape, plan[layer.name])
 
@@ -82,7 +82,7 @@ class ActivationAware:
     def _quantized(
         self, weight_OI: Tensor, gram_II: Tensor | None, scale_I: Tensor | None, exponent: float
     ) -> Pruned:
-        """One layer; the Gram is that of the scaled inputs."""
+        """Quantise one layer; the Gram is that of the scaled inputs."""
         mask_OI = weight_OI != 0
         scaled_OI = weight_OI if scale_I is None else weight_OI.float() * scale_I
         strength_OG = None
@@ -99,7 +99,7 @@ class ActivationAware:
 
 
 def _takes_scale(block: BlockView, readers: Sequence[LayerView]) -> bool:
-    """Whether a scale of the site's inputs could be folded into what makes them."""
+    """Return whether a scale of the site's inputs could be folded into their producer."""
     reader = readers[0]
     if reader.site not in block.interior:
         return True

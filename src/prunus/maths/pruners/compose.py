@@ -15,7 +15,7 @@ from ..updates.keep import Keep
 
 @dataclass(frozen=True)
 class Compose:
-    """score → mask → (refine) → update, on one layer."""
+    """One layer through score → mask → (refinement) → update."""
 
     score: Score
     pattern: Pattern
@@ -24,7 +24,7 @@ class Compose:
 
     @property
     def needs(self) -> Needs:
-        """Those of all parts, each once."""
+        """The statistics of all parts, each once."""
         refinement = self.refinement.needs if self.refinement else ()
         return tuple(dict.fromkeys((*self.score.needs, *refinement, *self.update.needs)))
 
@@ -36,7 +36,7 @@ class Compose:
         *,
         score_stats: Statistics | None = None,
     ) -> Pruned:
-        """Prune; ``score_stats`` are for a score that reads another tensor than the layer does."""
+        """Prune a layer; ``score_stats`` are for a score that reads another tensor."""
         score_OI = self.score(weight_OI, stats if score_stats is None else score_stats)
         if not isinstance(score_OI, Tensor) or score_OI.shape != weight_OI.shape:
             found = getattr(score_OI, "shape", type(score_OI).__name__)

@@ -1,4 +1,4 @@
-"""DaSS on a block: each role of a gated MLP by its own rule, attention by Wanda."""
+"""DaSS on a block: each role of a gated MLP has its own rule, attention uses Wanda."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GATE_UP = ("gate", "up", "gate_up")
 
 @dataclass(frozen=True)
 class DaSS:
-    """Gate and up by the intermediate activation, down and attention by Wanda.
+    """DaSS for gate and up, by the intermediate activation; Wanda for down and attention.
 
     A matrix that holds gate and up together (Phi-3) is pruned half by half, so its masks are those
     of the same weights stored apart.
@@ -44,22 +44,22 @@ class DaSS:
 
     @classmethod
     def with_pattern(cls, pattern: Pattern | None) -> DaSS:
-        """The paper's groups; an N:M pattern is turned along outputs for gate and up."""
+        """Return the paper's groups; N:M is turned along the outputs for gate and up."""
         if pattern is None:
             return cls()
         return cls(Compose(DaSSScore(), _turned(pattern)), Compose(Wanda(), pattern))
 
     @property
     def needs(self) -> Needs:
-        """Those of both rules, each once."""
+        """The statistics of both rules, each once."""
         return tuple(dict.fromkeys((*self.gate_up.needs, *self.rest.needs)))
 
     def pattern(self, layer: LayerView) -> Pattern:
-        """By role."""
+        """Return the pattern of the layer's role."""
         return self._rule(layer).pattern
 
     def check(self, block: BlockView, plan: Plan) -> None:
-        """Every planned layer must fit, and every planned MLP must be gated."""
+        """Check that every planned layer fits, and that every planned MLP is gated."""
         for layer in block.planned(plan):
             if layer.role == "up" and not block.gated:
                 raise UnsupportedModelError(
@@ -97,7 +97,7 @@ class DaSS:
 
 
 def _turned(pattern: Pattern) -> Pattern:
-    """N:M along outputs, also where there are several to choose from."""
+    """Turn N:M along the outputs, also a choice of several."""
     if isinstance(pattern, OneOf):
         return OneOf(tuple(NM(option.keep, option.of, "output") for option in pattern.options))
     return NM(pattern.keep, pattern.of, "output") if isinstance(pattern, NM) else pattern

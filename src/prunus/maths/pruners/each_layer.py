@@ -18,11 +18,11 @@ P = TypeVar("P", bound=LayerPruner)
 
 @dataclass(frozen=True)
 class EachLayer:
-    """Runs ``pruner`` on every planned layer, each with the statistics of its own site.
+    """One layer pruner, run on every planned layer with the statistics of its own site.
 
     Attributes:
         pruner: of one layer.
-        ordering: the orders that the engine puts the channels into first; None: as stored.
+        ordering: the orders that the loop puts the channels into first; None: as stored.
     """
 
     pruner: LayerPruner
@@ -30,15 +30,15 @@ class EachLayer:
 
     @property
     def needs(self) -> Needs:
-        """Those of the layer pruner."""
+        """The statistics of the layer pruner."""
         return self.pruner.needs
 
     def pattern(self, layer: LayerView) -> Pattern:
-        """The same for every layer."""
+        """Return the layer pruner's pattern, the same for every layer."""
         return self.pruner.pattern
 
     def check(self, block: BlockView, plan: Plan) -> None:
-        """Every planned layer must fit the pattern."""
+        """Check that every planned layer fits the pattern."""
         for layer in block.planned(plan):
             check_fit(self.pruner.pattern, layer, layer.shape, plan[layer.name])
 
@@ -52,7 +52,7 @@ class EachLayer:
 
 
 def for_share(pruner: P, share: Share) -> P:
-    """The pruner with that one of its patterns which has this share, where it has several."""
+    """Return the pruner with the one of its patterns that has this share."""
     if isinstance(pruner.pattern, OneOf):
         pruner = replace(pruner, pattern=pruner.pattern.at(share))  # type: ignore[type-var]
     return pruner
@@ -61,7 +61,7 @@ def for_share(pruner: P, share: Share) -> P:
 def check_fit(
     pattern: Pattern, layer: LayerView, shape_OI: tuple[int, int], sparsity: Share
 ) -> None:
-    """``pattern.check`` with the layer's name in the message."""
+    """Check that a layer fits the pattern; a message has the layer's name."""
     try:
         pattern.check(shape_OI, sparsity)
     except PatternError as error:

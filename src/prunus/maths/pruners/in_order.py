@@ -1,4 +1,4 @@
-"""Any layer pruner, in an order of the input channels that suits its pattern."""
+"""A layer pruner in an order of the input channels that suits its pattern."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class InOrder:
 
     @property
     def needs(self) -> Needs:
-        """Those of the score and of the pruner, each once."""
+        """The statistics of the score and of the pruner, each once."""
         return tuple(dict.fromkeys((*self.score.needs, *self.pruner.needs)))
 
     @property
     def pattern(self) -> Pattern:
-        """The pruner's, in the order found."""
+        """The pruner's pattern, in the order found."""
         return self.pruner.pattern
 
     def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: Share) -> Pruned:

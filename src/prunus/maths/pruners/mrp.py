@@ -1,4 +1,4 @@
-"""MRP: many weights of a row go at once, and all that stay take their best values."""
+"""MRP: removes many weights of a row at once; all kept ones take their optimal values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .sparsegpt import by_score, swept, whole_groups
 
 @dataclass(frozen=True)
 class MRP:
-    """Algorithm 1: block of columns by block, choose what goes, then compensate everything.
+    """Algorithm 1: for each block of columns, choose what to remove, then compensate everything.
 
     Mask S (eq. 14) scores each weight alone: OBS. Mask M (eq. 12), for N:M, takes in every group
     the subset whose joint removal costs least. Compensation M (eq. 11) gives all kept weights of
@@ -104,7 +104,7 @@ class MRP:
     def _steered(
         self, weight_OI: Tensor, system: Damped, decide: Decide, block: int, team: Team
     ) -> tuple[Tensor, Tensor]:
-        """The mask, and weights that are compensated for all of it but its last block."""
+        """Return the mask, and weights that are compensated for all of it but its last block."""
         inputs = weight_OI.shape[1]
         mask_OI = torch.ones_like(weight_OI, dtype=torch.bool)
         multipliers = Multipliers(weight_OI, system, self.between, team=team)
@@ -117,7 +117,7 @@ class MRP:
 
 
 def best_subsets(system: Damped, pattern: NM, lo: int, hi: int, weight_OB: Tensor) -> Tensor:
-    """Mask M of columns lo to hi − 1: per row and group, the cheapest subset P goes.
+    """Mask M of columns lo to hi − 1: per row and group, remove the cheapest subset P.
 
     Its cost is ``½ w_P (H⁻¹_PP)⁻¹ w_Pᵀ``: equation (12) within each group, groups apart. Inverses
     in float64, once per group and subset. Weights of dead inputs cost nothing.

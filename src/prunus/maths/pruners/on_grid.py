@@ -1,4 +1,4 @@
-"""Any block pruner, with what it keeps on an integer grid."""
+"""A block pruner with its kept weights on an integer grid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..views import BlockView, LayerView
 
 @dataclass(frozen=True)
 class OnGrid:
-    """Prune, then quantise; or quantise, then prune ("Joint-Wanda" and its like).
+    """Pruning, then quantisation; or quantisation, then pruning ("Joint-Wanda" and the like).
 
     A pruned weight is the grid's 0, exactly. Kept weights that are nearest to 0 are rounded to it
     too: so more weights are 0 than were pruned, and the report says how many.
@@ -44,20 +44,20 @@ class OnGrid:
 
     @property
     def needs(self) -> Needs:
-        """Those of the pruner."""
+        """The statistics of the pruner."""
         return self.pruner.needs
 
     @property
     def ordering(self) -> Ordering | None:
-        """That of the pruner."""
+        """The orders of the pruner."""
         return self.pruner.ordering
 
     def pattern(self, layer: LayerView) -> Pattern:
-        """That of the pruner."""
+        """Return the pruner's pattern."""
         return self.pruner.pattern(layer)
 
     def check(self, block: BlockView, plan: Plan) -> None:
-        """What the pruner checks."""
+        """Check what the pruner checks."""
         self.pruner.check(block, plan)
 
     def __call__(
@@ -85,7 +85,7 @@ class OnGrid:
 
 
 def on_grid(pruned: Pruned, quantized: Quantized, pack: bool) -> Pruned:
-    """The same mask, with the values that the integers stand for, and 0 where it prunes."""
+    """Return the same mask, with the values that the integers stand for."""
     quantized = quantized.masked(pruned.mask_OI)
     weight_OI = quantized.dequantize()
     kept_on_zero = int((weight_OI == 0)[pruned.mask_OI].sum())

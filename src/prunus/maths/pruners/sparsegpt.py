@@ -1,4 +1,4 @@
-"""SparseGPT: mask and update together, column block by column block."""
+"""SparseGPT: mask and update together, one block of columns after the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..updates.sparsegpt import Decide, SparseGPTSweep, sweep
 
 @dataclass(frozen=True)
 class SparseGPT:
-    """Sweeps the columns from left to right; each pruned weight's error goes to those after it.
+    """A sweep from left to right that moves each pruned weight's error to later columns.
 
     Unstructured: at the start of every block of columns the pattern picks a mask among the block's
     weights as updated so far. N:M: group by group, when its first column is reached.
@@ -64,7 +64,7 @@ def swept(
     pattern: Pattern,
     refinement: Refinement | None,
 ) -> Pruned:
-    """The sweep that decides on the way; with a refinement a second one, on the refined mask."""
+    """Run the sweep that chooses the mask; with a refinement, run it again on the refined mask."""
     system, team = stats[Gram].damped(damp), stats.team.splitting(len(weight_OI))
     own = team.share(len(weight_OI))
     new_RI, mask_RI = sweep(
@@ -79,7 +79,7 @@ def swept(
 
 
 def by_score(score: OBS, system: Damped, pattern: Pattern, sparsity: Share, team: Team) -> Decide:
-    """The pattern's mask of the columns' OBS scores; the team has the layer's other rows."""
+    """Return the pattern's mask of the columns' OBS scores; the team has the layer's other rows."""
 
     def decide(lo: int, hi: int, weight_RB: Tensor) -> Tensor:
         score_OB = score.scored(weight_RB, system, slice(lo, hi))
@@ -95,13 +95,13 @@ def by_score(score: OBS, system: Damped, pattern: Pattern, sparsity: Share, team
 
 
 def whole_groups(pattern: Pattern, block_size: int) -> int:
-    """The block size, raised to whole groups of an N:M pattern."""
+    """Return the block size, raised to whole groups of an N:M pattern."""
     group = pattern.group_size or 1
     return -(-block_size // group) * group
 
 
 def block_sparsity(pattern: Pattern, sparsity: Share, outputs: int, lo: int, hi: int) -> Share:
-    """The share of columns lo to hi − 1 that goes, so that the blocks add up to the exact count.
+    """Return the share of columns lo to hi − 1 to remove; all blocks add up to the exact count.
 
     After columns 0 to hi − 1 exactly ``floor(s · hi · …)`` weights are gone, whatever the blocks.
     """

@@ -1,4 +1,4 @@
-"""A structured method: a score for heads, one for neurons, and what happens around them."""
+"""A method for heads and neurons: a score for each, and what happens around the removal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TARGETS = ("both", "heads", "neurons")
 
 @dataclass(frozen=True)
 class UnitPruner:
-    """Which units go, and what is done for the weights that stay.
+    """The scores that choose units, and the repair of the weights that stay.
 
     Attributes:
         heads: what groups of heads are worth.
@@ -57,17 +57,17 @@ class UnitPruner:
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """The kinds that are pruned."""
+        """The kinds of units that are removed."""
         if self.target == "both":
             return ("heads", "neurons")
         return ("heads",) if self.target == "heads" else ("neurons",)
 
     def score(self, unit: Unit) -> UnitScore:
-        """Of that kind of unit."""
+        """Return the score of that kind of unit."""
         return self.heads if unit == "heads" else self.neurons
 
     def wants(self, what: Literal["maps", "gradients"]) -> bool:
-        """Whether any of its scores reads that."""
+        """Return whether any of the scores reads that."""
         return any(self.score(unit).wants == what for unit in self.units)
 
     @property
@@ -82,7 +82,7 @@ class UnitPruner:
 
     @property
     def reads(self) -> list[str]:
-        """Names of what it reads beside the weights, each once."""
+        """Names of what the scores read beside the weights, each once."""
         names = []
         for score in (self.heads, self.neurons):
             names += [kind.__name__ for kind in (*score.first, *score.second)]
@@ -92,7 +92,7 @@ class UnitPruner:
 
     @property
     def reads_text(self) -> bool:
-        """Whether it needs calibration."""
+        """Whether the method needs calibration."""
         scores = [self.score(unit) for unit in self.units]
         read = any(score.first or score.second or score.wants != "nothing" for score in scores)
         return read or self.compensation or self.recovery != "none"

@@ -13,7 +13,7 @@ SHARE = 0.05  # of a unit's weights that may be exchanged in one bundle, at firs
 
 
 class Values(Protocol):
-    """Which values the kept weights have, and so what an exchange is worth.
+    """The values that the kept weights have, and so the worth of an exchange.
 
     Attributes:
         loss_O: of every row, as it is now.
@@ -22,27 +22,27 @@ class Values(Protocol):
     loss_O: Tensor
 
     def prices(self, rows_R: Tensor, kept_RI: Tensor) -> tuple[Tensor, Tensor]:
-        """What each pruned weight of these rows gains, and each kept one costs: (R, I) both.
+        """Return what pruned weights of these rows gain and kept ones cost: (R, I) both.
 
         Only where the weight is pruned (the gain) or kept (the cost) does the number matter.
         """
         ...
 
     def attempt(self, rows_R: Tensor, tried_RI: Tensor) -> Tensor:
-        """The loss of these rows with another mask, (R,)."""
+        """Return the loss of these rows with another mask, (R,)."""
         ...
 
     def accept(self, rows_R: Tensor, better_R: Tensor) -> None:
-        """Take over the last attempt in those of its rows that are better."""
+        """Take over the last attempt in those of its rows that improved."""
         ...
 
 
 def exchange(mask_OI: Tensor, values: Values, cells: Cells, rounds: int) -> Tensor:
-    """The mask after at most ``rounds`` bundles per unit.
+    """Return the mask after at most ``rounds`` bundles per unit.
 
     A bundle pairs the highest gains with the lowest costs of a cell, as if they did not influence
-    one another. Where the unit's loss did not fall the unit goes back, and tries half as many the
-    next time; where it did, twice as many.
+    each other. If the unit's loss did not fall, the bundle is undone and the next one is half as
+    large; if it did, the next one is twice as large.
     """
     kept_OI = mask_OI.clone()
     size = cells.rows * mask_OI.shape[1]
@@ -68,7 +68,7 @@ def exchange(mask_OI: Tensor, values: Values, cells: Cells, rounds: int) -> Tens
 def _bundle(
     gain_RI: Tensor, cost_RI: Tensor, kept_RI: Tensor, cells: Cells, allowed_U: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The mask after at most ``allowed_U`` exchanges per unit, and how many they were.
+    """Make at most ``allowed_U`` exchanges per unit; return the mask and their number.
 
     A cell gives one, or, where it is the whole unit, as many as are allowed.
     """

@@ -1,4 +1,4 @@
-"""Where one kept and one pruned weight may change places without breaking the pattern."""
+"""The places where a kept and a pruned weight may be exchanged without breaking the pattern."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Cells:
 
     @classmethod
     def of(cls, pattern: Pattern, shape_OI: tuple[int, int]) -> Cells:
-        """Rows, for ``layer`` and ``row``; N:M groups; parts of a column for ``column``."""
+        """Make the cells: whole rows, N:M groups, or parts of a column for ``column``."""
         outputs, inputs = shape_OI
         if isinstance(pattern, NM):
             return cls(1, pattern.of) if pattern.along == "input" else cls(pattern.of, pattern.of)
@@ -45,36 +45,36 @@ class Cells:
 
     @property
     def along_outputs(self) -> bool:
-        """Whether the weights of a cell are of different rows, and so do not meet in the loss."""
+        """Whether a cell's weights lie in different rows, so that they do not meet in the loss."""
         return self.rows > 1
 
     def split(self, tensor_RI: Tensor) -> Tensor:
-        """(R, I) as (U, C, L)."""
+        """View (R, I) as (U, C, L)."""
         if self.along_outputs:
             return tensor_RI.reshape(-1, self.rows, tensor_RI.shape[1]).transpose(1, 2)
         return tensor_RI.reshape(len(tensor_RI), -1, self.length)
 
     def join(self, tensor_UCL: Tensor) -> Tensor:
-        """(U, C, L) as (R, I)."""
+        """View (U, C, L) as (R, I)."""
         if self.along_outputs:
             return tensor_UCL.transpose(1, 2).flatten(0, 1)
         return tensor_UCL.flatten(1, 2)
 
     def place(self, unit: Tensor, cell: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and column of a weight."""
+        """Return row and column of a weight."""
         if self.along_outputs:
             return unit * self.rows + member, cell
         return unit, cell * self.length + member
 
     def rows_of(self, units_U: Tensor) -> Tensor:
-        """The numbers of the rows of some units, (R,)."""
+        """Return the numbers of the rows of some units, (R,)."""
         within = torch.arange(self.rows, device=units_U.device)
         return (units_U[:, None] * self.rows + within).flatten()
 
     def sum(self, tensor_R: Tensor) -> Tensor:
-        """A row's number, such as its loss, summed over each unit: (R,) → (U,)."""
+        """Sum a number per row, such as its loss, over each unit: (R,) → (U,)."""
         return tensor_R.view(-1, self.rows).sum(1)
 
     def spread(self, tensor_U: Tensor) -> Tensor:
-        """A unit's number for each of its rows, as a column: (U,) → (R, 1)."""
+        """Give each row its unit's number, as a column: (U,) → (R, 1)."""
         return tensor_U.repeat_interleave(self.rows)[:, None]

@@ -18,7 +18,7 @@ STEPS = 2  # of conjugate gradients, before a bundle is judged
 def exchange_compensated(
     weight_OI: Tensor, mask_OI: Tensor, system: Damped, cells: Cells, rounds: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Bundles, each judged by the loss that two steps of conjugate gradients reach.
+    """Exchange in bundles, each judged by the loss after two steps of conjugate gradients.
 
     Returns:
         The new mask; per row, a lower bound of the least loss on the old mask, and a loss that the
@@ -66,7 +66,7 @@ class _OptimalValues:
         return self._tried.loss_O
 
     def _by_inverse(self, residual_RI: Tensor) -> Tensor:
-        """``(H⁻¹)_KK r``: for two steps it pays, and nothing has to be made ready for each mask."""
+        """Apply ``(H⁻¹)_KK`` to r: enough for two steps, with nothing to prepare for each mask."""
         return residual_RI @ self.system.inverse_II
 
     def accept(self, rows_R: Tensor, better_R: Tensor) -> None:

@@ -15,7 +15,7 @@ CANDIDATES = 8  # of each cell, kept and pruned: 64 pairs
 def exchange_dense(
     weight_OI: Tensor, mask_OI: Tensor, system: Damped, cells: Cells, rounds: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Bundles first, then one exchange at a time in every unit, until none lowers the loss.
+    """Exchange in bundles, then one by one in every unit, until no exchange lowers the loss.
 
     Returns:
         The new mask; the loss of every row before and after.
@@ -28,7 +28,7 @@ def exchange_dense(
 
 
 class _DenseValues:
-    """The kept weights as they are.
+    """The dense values of the kept weights.
 
     With ``δ`` minus the pruned weights and ``g = Hδ``, removing k costs ``½ w_k² H_kk − w_k g_k``
     and returning p gains ``−½ w_p² H_pp − w_p g_p``.
@@ -59,7 +59,7 @@ class _DenseValues:
 
 
 def one_by_one(weight_OI: Tensor, kept_OI: Tensor, system: Damped, cells: Cells) -> None:
-    """In place: the best exchange of every unit, again and again, until none lowers the loss.
+    """Make the best exchange of every unit, in place, until none lowers the loss.
 
     Removing k and returning p changes it by the cost of k less the gain of p less ``w_k w_p H_kp``,
     the last term only where both are of one row. Of each cell the pairs among its 8 cheapest kept
@@ -99,7 +99,7 @@ def _best(
     matrix_II: Tensor,
     cells: Cells,
 ) -> tuple[Tensor, Place, Place]:
-    """Per unit: the change of the loss, the kept weight that goes, the pruned one that returns."""
+    """Find per unit the change of the loss, and the weights to remove and to restore."""
     remove_RI = cost_RI.masked_fill(~kept_RI, float("inf"))
     restore_RI = (-gain_RI).masked_fill(kept_RI, float("inf"))
     kept_UC = cells.split(kept_RI).sum(2)

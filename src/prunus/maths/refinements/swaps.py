@@ -1,4 +1,4 @@
-"""Exchanges of kept and pruned weights, as long as the layer's loss falls. Ours, in no paper."""
+"""Exchanges of kept and pruned weights while the layer's loss falls. Ours, in no paper."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEIGHTS = 2**22  # refined at once: bounds memory, as rows do not influence one 
 
 @dataclass(frozen=True)
 class Swaps:
-    """A kept weight goes and a pruned one returns, within a row or an N:M group, all rows at once.
+    """Exchanges of a kept and a pruned weight within a row or an N:M group, in all rows at once.
 
     The loss is ``½ δᵀHδ`` per row, with ``δ = w − w⁰`` and H the damped Gram. The number of pruned
     weights of every row stays (with the patterns ``column`` and N:M along outputs: of every
@@ -52,7 +52,7 @@ class Swaps:
     def __call__(
         self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics, pattern: Pattern
     ) -> tuple[Tensor, Mapping[str, Any]]:
-        """The refined mask; for the report, exchanged weights and the loss after over before."""
+        """Return the refined mask; for the report, exchanged weights and loss after over before."""
         system = stats[Gram].damped(self.damp)
         weight_OI = weight_OI.float().masked_fill(system.dead_I, 0)  # it does not matter what it is
         cells = Cells.of(pattern, (weight_OI.shape[0], weight_OI.shape[1]))

@@ -1,4 +1,4 @@
-"""How alike two heads attend, and which of two that are alike may go.
+"""The similarity of two heads' attention, and which of two similar heads may be removed.
 
 Source: Li et al. 2024, arXiv:2407.19126, equation 1 and Algorithm 1.
 """
@@ -19,7 +19,7 @@ Kind = Literal["jensen-shannon", "authors"]
 
 
 class HeadDivergence:
-    """Mean over tokens and samples of the distance between two heads' attention, for all pairs.
+    """Distance between the attention of two heads, for all pairs; mean over tokens and samples.
 
     ``D[i, j] = mean_t √(½ KL(P_i‖M) + ½ KL(P_j‖M))``, ``M = (P_i + P_j) / 2``, with natural
     logarithms: 0 for equal heads, at most ``√ln 2 = 0.833``. (Divide by that for base 2.)
@@ -47,7 +47,7 @@ class HeadDivergence:
             self.tokens += count
 
     def merge(self, team: Team) -> None:
-        """Sums of all processes' tokens."""
+        """Add up the sums of all processes."""
         team.sum_(self.sum_HH)
         self.tokens = int(team.total(self.tokens)[0])
 
@@ -60,7 +60,7 @@ class HeadDivergence:
 
 
 def distances(maps_HTS: Tensor, kind: Kind) -> Tensor:
-    """The distance between every two heads at every query position, (H, H, T), float64."""
+    """Compute the distance between every two heads at every query position, (H, H, T), float64."""
     heads, tokens, _ = maps_HTS.shape
     found = maps_HTS.new_zeros(heads, heads, tokens)
     if kind == "authors":
@@ -81,7 +81,7 @@ def distances(maps_HTS: Tensor, kind: Kind) -> Tensor:
 
 
 def between_units(divergence_HH: Tensor, per_unit: int) -> Tensor:
-    """From heads to groups of heads that stand one after the other: (U, U).
+    """Average divergences over groups of consecutive heads: (U, U).
 
     The mean over the heads of both groups of the distance to the nearest head of the other group:
     0 for groups with the same heads in any order, and D itself where a group is one head. (The
@@ -94,18 +94,18 @@ def between_units(divergence_HH: Tensor, per_unit: int) -> Tensor:
 
 
 def ascending(divergence_UU: Tensor, worth_U: Tensor | None = None) -> Tensor:
-    """The divergence at which each unit goes when pairs are visited from the most alike on, (U,).
+    """Return the divergence at which each unit is removed, the most similar pairs first, (U,).
 
     Algorithm 1 in ascending order, as the authors' code runs it: of a pair of which neither is
-    chosen yet the first goes; with ``worth_U`` (U,) the one that is worth less. Removing all units
-    below τ is that algorithm at τ; removing the n lowest is it with a target number. The last unit
-    has no partner left: infinity.
+    chosen yet, the first is removed; with ``worth_U`` (U,) the one that is worth less. Removing
+    all units below τ is that algorithm at τ; removing the n lowest is the algorithm with a target
+    number. The last unit has no partner left: infinity.
     """
     return _chosen(divergence_UU, _by_distance(divergence_UU), math.inf, worth_U)
 
 
 def row_major(divergence_UU: Tensor, threshold: float, worth_U: Tensor | None = None) -> Tensor:
-    """Algorithm 1 as printed: pairs in the order of the matrix; infinity where a unit stays."""
+    """Run algorithm 1 as printed: pairs in the order of the matrix; infinity where a unit stays."""
     units = len(divergence_UU)
     pairs = ((i, j) for i in range(units) for j in range(units) if i < j)
     return _chosen(divergence_UU, pairs, threshold, worth_U)

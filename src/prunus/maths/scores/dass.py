@@ -1,4 +1,4 @@
-"""DaSS: the inputs of a gated MLP, scored by what their neurons put out."""
+"""DaSS: inputs of a gated MLP, scored by the activations of their neurons."""
 
 from __future__ import annotations
 

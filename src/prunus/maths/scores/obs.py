@@ -1,4 +1,4 @@
-"""OBS: the loss that removing one weight costs when all others of its row may answer."""
+"""OBS: the increase of the loss when one weight is removed and all others of its row adapt."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class OBS:
         return self.scored(weight_OI, stats[Gram].damped(self.damp))
 
     def scored(self, weight_OB: Tensor, system: Damped, columns: slice = slice(None)) -> Tensor:
-        """The score of some columns, from their weights as they are now."""
+        """Score some columns by their current weights."""
         if self.diagonal == "full":
             inverse_I = system.inverse_diagonal_I
         else:

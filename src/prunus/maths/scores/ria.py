@@ -1,4 +1,4 @@
-"""RIA: relative importance and activations."""
+"""RIA: relative importance times activations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each unit is worth: higher stays. One row of scores per unit, a column per channel of it.
+"""The worth of each unit; higher is kept. One row of scores per unit, one column per channel.
 
 The worth of a unit is the sum of its row. Where a method has one number per unit, N is 1.
 """
@@ -23,7 +23,7 @@ from .attention import Kind, ascending, between_units, row_major
 
 @dataclass(frozen=True)
 class Gathered:
-    """What is known of one depth-2 module.
+    """What is known about one depth-2 module.
 
     Attributes:
         first: statistics of what the first level reads.
@@ -45,17 +45,17 @@ class UnitScore(Protocol):
 
     @property
     def first(self) -> Needs:
-        """Statistics that it reads of the first level's input."""
+        """Statistics of the first level's input that the score reads."""
         ...
 
     @property
     def second(self) -> Needs:
-        """Statistics that it reads of the second level's input."""
+        """Statistics of the second level's input that the score reads."""
         ...
 
     @property
     def wants(self) -> Literal["nothing", "maps", "gradients"]:
-        """What else it reads."""
+        """What else the score reads."""
         ...
 
     def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor: ...
@@ -63,7 +63,7 @@ class UnitScore(Protocol):
 
 @dataclass(frozen=True)
 class Random:
-    """Numbers drawn from the run's seed, another stream for every module."""
+    """Numbers drawn from the run's seed, from a separate stream for every module."""
 
     first: ClassVar[Needs] = ()
     second: ClassVar[Needs] = ()
@@ -142,7 +142,7 @@ class Flap:
 
 @dataclass(frozen=True)
 class Taylor:
-    """First order in the loss: what it would change if the unit went.
+    """The first-order change of the loss if the unit were removed.
 
     ``by="element"``: ``Σ |w · ∂L/∂w|`` over the unit's weights; ``"vector"``: ``Σ |Σ w · ∂L/∂w|``,
     with the inner sum over one row of the first level, or one column of the second.
@@ -219,7 +219,10 @@ class SecondMoment:
         if self.moment not in ("gaussian", "measured"):
             raise InputError(f"moment is gaussian or measured; got {self.moment!r}.")
         if self.moment == "measured" and self.identity:
-            raise InputError("moment=measured reads activations, and identity=true none.")
+            raise InputError(
+                "moment=measured needs activations, but identity=true uses none. "
+                "Change one of them."
+            )
         if self.norm not in (1, 2):
             raise InputError(f"norm is 1 or 2, the power of the column's norm; got {self.norm}.")
         if self.gated not in ("product", "code"):
@@ -232,7 +235,7 @@ class SecondMoment:
 
     @property
     def second(self) -> Needs:
-        """Those of the second level's, for attention, or where they are measured."""
+        """Second moments of the second level's input, for attention or where they are measured."""
         return () if self.identity else (ChannelMoments,)
 
     def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
@@ -250,7 +253,7 @@ class SecondMoment:
         return (column_U * up_U * (column_U * gate_U / 2))[:, None]
 
     def _values(self, module: UnitsView, gathered: Gathered) -> Tensor:
-        """``v_iᵀ Σ v_i`` for every input i of the second level."""
+        """Compute ``v_iᵀ Σ v_i`` for every input i of the second level."""
         if self.moment == "measured" or (self.mixed and not self.identity):
             moments = gathered.second[ChannelMoments]
             seen_I: Tensor = moments.variance_I if self.centred else moments.second_moment_I
@@ -260,7 +263,7 @@ class SecondMoment:
         return self._moment(gathered, module.values.weight_OI[module.value_row_I].double())
 
     def _moment(self, gathered: Gathered, rows_NI: Tensor) -> Tensor:
-        """``A_iᵀ Σ A_i`` for every row."""
+        """Compute ``A_iᵀ Σ A_i`` for every row."""
         if self.identity:
             return rows_NI.square().sum(1)
         moments = gathered.first[Moments]
@@ -268,14 +271,14 @@ class SecondMoment:
         return ((rows_NI @ sigma_II) * rows_NI).sum(1)
 
     def _gate_and_up(self, module: UnitsView, moments: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """A fused layer has its gate first; of two layers the roles say it."""
+        """Return gate and up: a fused layer has its gate first, roles tell two layers apart."""
         first = module.sources[0][0].role
         return (moments[1], moments[0]) if first == "up" else (moments[0], moments[1])
 
 
 @dataclass(frozen=True)
 class Redundancy:
-    """The divergence at which Algorithm 1 removes the unit: the most alike go first.
+    """The divergence at which algorithm 1 removes the unit; the most similar are removed first.
 
     Fields:
         threshold: τ; 0: as many go as the sparsity asks for. Above 0, those below it go, no matter
@@ -303,18 +306,21 @@ class Redundancy:
         if self.distance not in ("jensen-shannon", "authors"):
             raise InputError(f"distance is jensen-shannon or authors; got {self.distance!r}.")
         if self.goes not in ("first", "weaker"):
-            raise InputError(f"goes is first or weaker, of two heads alike; got {self.goes!r}.")
+            raise InputError(
+                "goes is first or weaker (which of two similar heads is removed); "
+                f"got {self.goes!r}."
+            )
         if self.order == "row-major" and not self.threshold > 0:
             raise InputError("order=row-major is for a threshold above 0: set that too.")
 
     @property
     def second(self) -> Needs:
-        """Second moments of the second level's input, where the weaker of two goes."""
+        """Second moments of the second level's input, if the weaker of two units is removed."""
         return (ChannelMoments,) if self.goes == "weaker" else ()
 
     @property
     def kind(self) -> Kind:
-        """Of distance."""
+        """The kind of distance."""
         return "authors" if self.distance == "authors" else "jensen-shannon"
 
     def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
@@ -328,12 +334,12 @@ class Redundancy:
         return ascending(divergence_UU, worth_U)[:, None]
 
     def count(self, score_UN: Tensor) -> int:
-        """How many are below the threshold."""
+        """Return how many units are below the threshold."""
         return int((score_UN[:, 0] < self.threshold).sum())
 
 
 def _over_units(module: UnitsView, parts: Mapping[str, Tensor]) -> Tensor:
-    """Sums over the rows and columns of every unit, (U, 1)."""
+    """Sum over the rows and columns of every unit, (U, 1)."""
     score_U = parts[module.reader.name].double().sum(0)[module.columns_UN].sum(1)
     for layer, rows_UM in module.sources:
         score_U = score_U + parts[layer.name].double().sum(1)[rows_UM].sum(1)
@@ -341,7 +347,7 @@ def _over_units(module: UnitsView, parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def lowest(score_UN: Tensor, count: int) -> Tensor:
-    """The mask of the units that stay when the ``count`` least worthy go; of equals the first."""
+    """Return the mask of the units that stay when the ``count`` lowest go, ties in order."""
     worth_U = score_UN.double().sum(1).cpu()
     keep_U = torch.ones(len(worth_U), dtype=torch.bool)
     keep_U[worth_U.argsort(stable=True)[:count]] = False

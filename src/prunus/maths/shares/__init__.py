@@ -1,4 +1,4 @@
-"""Which layers are pruned, and how much each."""
+"""How much of each layer is removed."""
 
 from .besa import BESA
 from .owl import OWL

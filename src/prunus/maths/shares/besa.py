@@ -1,4 +1,4 @@
-"""BESA: what share of each layer or row goes, learned from the error at the block's output."""
+"""BESA: the share of each layer or row to remove, learned from the error at the block's output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPEN = 4.0  # logit of a clipping strength at the start: 0.982
 
 @dataclass(frozen=True)
 class Learned:
-    """What a run of gradient descent came to.
+    """The result of a run of gradient descent.
 
     Attributes:
         shares: by layer, of each of its rows (O,), before the budget is made exact.
@@ -110,18 +110,18 @@ class BESA:
                 raise InputError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}.")
         if not 2 <= self.candidates <= 1000 or self.steps < 1 or not self.rate > 0:
             raise InputError(
-                "BESA needs 2 to 1000 candidates, a step or more, and a positive rate; got "
+                "BESA needs 2 to 1000 candidates, at least one step, and a positive rate; got "
                 f"{self.candidates}, {self.steps}, {self.rate:g}."
             )
 
     @property
     def needs(self) -> Needs:
-        """Those of the score."""
+        """The statistics of the score."""
         return self.score.needs
 
     @property
     def span(self) -> int:
-        """Blocks that learn together."""
+        """The number of blocks that learn together."""
         return 2 if self.granularity == "two-blocks" else 1
 
     def learn(
@@ -133,7 +133,7 @@ class BESA:
         stepped: Callable[[int, int], None] = lambda done, total: None,
         team: Team = ALONE,
     ) -> Learned:
-        """Descend.
+        """Learn the shares by gradient descent.
 
         Each step reads one sample. Of several processes the one that has it makes the step, and
         gives its gradient to the others.
@@ -178,7 +178,7 @@ class BESA:
 
 
 class _State:
-    """The logits on their way down."""
+    """The logits during the descent."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class _State:
         return torch.full(shape, OPEN, device=weight_OI.device, requires_grad=True)
 
     def masked(self) -> dict[str, Tensor]:
-        """Every weight as it would be; notes how much of each is gone."""
+        """Return every weight as masked; note how much of each is removed."""
         masked = {}
         for name in self.weights:
             shares = Shares.of(self.logits[name])
@@ -223,7 +223,7 @@ class _State:
         return masked
 
     def deviation(self) -> Tensor:
-        """``Σ (k / k̂ − 1)²`` over the budgets, of the masks made last."""
+        """Return ``Σ (k / k̂ − 1)²`` over the budgets, of the masks made last."""
         total = torch.zeros(())
         for budget in self.budgets:
             sizes = [self.weights[name].numel() for name in budget.layers]
@@ -247,7 +247,7 @@ class _State:
 
     @torch.no_grad()
     def shares(self) -> dict[str, Tensor]:
-        """What is gone of each row (O,), by layer."""
+        """Return the removed share of each row (O,), by layer."""
         found = {}
         for name, logit_RD in self.logits.items():
             keep_OI = Shares.of(logit_RD).hard(self.ranks[name], self.besa.rule)
@@ -256,7 +256,7 @@ class _State:
 
     @torch.no_grad()
     def clipping(self) -> dict[str, Tensor]:
-        """The clipping strengths."""
+        """Return the clipping strengths."""
         return {name: clip.sigmoid() for name, clip in self.clips.items()}
 
     def _quantised(self, name: str) -> Tensor:
@@ -267,6 +267,6 @@ class _State:
 
 
 def _moved(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> float:
-    """Mean movement of a row's share."""
+    """Return how far a row's share has moved, on average."""
     moves = [(now[name] - before[name]).abs() for name in now]
     return float(torch.cat(moves).mean())

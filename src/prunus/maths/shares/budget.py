@@ -1,4 +1,4 @@
-"""Exact counts from shares that only nearly add up."""
+"""Exact counts from shares that add up only approximately."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..views import LayerView
 
 
 def total(layers: Sequence[LayerView], plan: Plan) -> tuple[int, Fraction]:
-    """How many of all the layers' weights are to go, and which share that is."""
+    """Return how many of all the layers' weights to remove, and the share that this is."""
     wanted, weights = Fraction(0), 0
     for layer in layers:
         share = plan[layer.name]
@@ -33,7 +33,7 @@ def settle(
     patterns: Sequence[Pattern],
     budget: float,
 ) -> tuple[dict[str, Share], float]:
-    """Shares that add up to the budget, of the kind that each layer's pattern can have.
+    """Return shares that add up to the budget, each of a kind that its layer's pattern can have.
 
     Args:
         layers: that meet the budget together.
@@ -78,7 +78,7 @@ def settle(
 
 
 def exact_counts(share_G: Tensor, size_G: Tensor, total: int) -> Tensor:
-    """How many of each group's weights go, ``total`` in all, by the smallest change to the shares.
+    """Return how many weights of each group to remove, ``total`` in all, close to the shares.
 
     The change that is smallest in the sum of squares over all weights is one step up or down for
     all groups (those that reach 0 or 1 stay there), found by bisection. Then counts are rounded
@@ -104,10 +104,10 @@ def exact_counts(share_G: Tensor, size_G: Tensor, total: int) -> Tensor:
 
 
 def whole_counts(share_G: Tensor, size_G: Tensor, total: int, whole_G: Tensor) -> Tensor:
-    """The same, in multiples of ``whole_G``: columns that are compared lose equally many each.
+    """Return the same counts in multiples of ``whole_G``: compared columns lose equally many each.
 
-    Groups whose weights can go one by one take up what the others leave; without such groups less
-    than ``total`` goes.
+    Groups whose weights can be removed one by one make up for the rest; without such groups fewer
+    than ``total`` are removed.
     """
     count_G = exact_counts(share_G, size_G, total)
     free_G = whole_G == 1
@@ -126,7 +126,7 @@ def whole_counts(share_G: Tensor, size_G: Tensor, total: int, whole_G: Tensor) -
 
 
 def spread(count: int, rows: int) -> Tensor:
-    """``count`` over rows, as evenly as it goes: some have one more."""
+    """Spread ``count`` over rows as evenly as possible; some have one more."""
     edge = torch.arange(rows + 1) * count // rows
     return edge[1:] - edge[:-1]
 
@@ -134,7 +134,7 @@ def spread(count: int, rows: int) -> Tensor:
 def choose_patterns(
     shares: Sequence[float], sizes: Sequence[int], options: Sequence[NM], budget: float
 ) -> list[NM]:
-    """One of the N:M patterns for each layer, so that at most ``budget`` weights go.
+    """Choose one of the N:M patterns for each layer, removing at most ``budget`` weights.
 
     Each layer first gets the sparsest option that is not above its share; then those that fell
     furthest below it, as a part of the step to the next option, get that one while it fits.

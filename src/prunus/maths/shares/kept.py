@@ -1,4 +1,4 @@
-"""BESA's mathematics: which share of a row goes, as a differentiable mixture of candidates.
+"""BESA's mathematics: the removed share of a row, as a differentiable mixture of candidates.
 
 D candidates ``p_d = d / D``. R is the number of shares that a layer has: O, one for each row, or 1.
 """
@@ -16,7 +16,7 @@ Rule = Literal["probability", "count"]
 
 @dataclass(frozen=True)
 class Ranks:
-    """The order in which the weights of each row would go.
+    """The order in which the weights of each row are removed.
 
     Attributes:
         rank_OI: a weight's place in its row, 0 for the lowest score; equal scores by position.
@@ -28,7 +28,7 @@ class Ranks:
 
     @classmethod
     def of(cls, score_OI: Tensor, candidates: int) -> Ranks:
-        """By ascending score (equation 2)."""
+        """Sort by ascending score (equation 2)."""
         inputs = score_OI.shape[1]
         order_OI = score_OI.float().argsort(dim=1, stable=True)
         place_I = torch.arange(inputs, device=score_OI.device)
@@ -54,7 +54,7 @@ class Shares:
 
     @classmethod
     def of(cls, logit_RD: Tensor) -> Shares:
-        """By a plain softmax of D − 1 logits.
+        """Make the shares from D − 1 logits, by a plain softmax.
 
         (The authors' code takes the softmax of a sigmoid, which holds every share between 0.376
         and 0.624.)
@@ -67,15 +67,15 @@ class Shares:
         return cls(beta_RD, (beta_RD * rate_D).sum(1, keepdim=True) / candidates, tail_RD)
 
     def soft(self, ranks: Ranks) -> Tensor:
-        """``1 − P``: the probability of every weight to stay."""
+        """Return ``1 − P``: the probability of every weight to stay."""
         tail_OD = self.tail_RD.expand(len(ranks.bucket_OI), -1)
         return 1 - tail_OD.gather(1, ranks.bucket_OI.long())
 
     def hard(self, ranks: Ranks, rule: Rule) -> Tensor:
-        """The mask (O, I), True = kept.
+        """Return the mask (O, I), True = kept.
 
-        ``"probability"`` is equation (5): what has ``P >= α`` goes. ``"count"`` is the authors'
-        code: the ``⌊α I⌋`` lowest go.
+        ``"probability"`` is equation (5): weights with ``P >= α`` are removed. ``"count"`` is the
+        authors' code: the ``⌊α I⌋`` lowest are removed.
         """
         if rule == "count":
             inputs = ranks.rank_OI.shape[1]
@@ -83,13 +83,13 @@ class Shares:
         return ranks.bucket_OI >= (self.tail_RD >= self.share_R1).sum(1, keepdim=True)
 
     def counted(self, keep_OI: Tensor) -> Tensor:
-        """The share that is gone, over all rows: its value is counted, its gradient that of α."""
+        """Return the removed share over all rows: counted, with the gradient of α."""
         gone = 1 - keep_OI.float().mean()
         share = self.share_R1.mean()
         return share + (gone - share).detach()
 
     def masked(self, weight_OI: Tensor, ranks: Ranks, keep_OI: Tensor) -> Tensor:
-        """``W ⊙ keep``, with the gradient of ``W ⊙ soft``: straight through, equation (6)."""
+        """Return ``W ⊙ keep`` with the gradient of ``W ⊙ soft``: straight through, equation (6)."""
         masked: Tensor = _Masked.apply(weight_OI, self.tail_RD, ranks.bucket_OI, keep_OI)  # type: ignore[no-untyped-call]
         return masked
 
@@ -120,7 +120,7 @@ class _Masked(torch.autograd.Function):
 
 
 def flattest(share: float, candidates: int, rule: Rule) -> Tensor:
-    """Logits (D − 1,) of the flattest mixture whose mask has this share: ``β_d ∝ exp(η d / D)``.
+    """Find the logits (D − 1,) of the flattest mixture with this share: ``β_d ∝ exp(η d / D)``.
 
     η by bisection. A share beyond the candidates gets the outermost.
     """
@@ -136,7 +136,7 @@ def flattest(share: float, candidates: int, rule: Rule) -> Tensor:
 
 
 def _crossing(shares: Shares) -> Tensor:
-    """Where P falls to α, between two buckets, as a share (R, 1) of the row."""
+    """Find where P falls to α, between two buckets, as a share (R, 1) of the row."""
     candidates = shares.tail_RD.shape[1]
     before_R1 = (shares.tail_RD >= shares.share_R1).sum(1, keepdim=True) - 1
     upper_R1 = shares.tail_RD.gather(1, before_R1)

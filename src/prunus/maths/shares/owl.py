@@ -14,7 +14,7 @@ from ..scores import Wanda
 
 @dataclass(frozen=True)
 class OWL:
-    """A block's density grows linearly with its share of outliers, over a span of ``2 · reach``.
+    """A block density that grows linearly with its share of outliers, over ``2 · reach``.
 
     An outlier is a score above ``multiple`` times the mean score of the block's layers.
 
@@ -34,17 +34,17 @@ class OWL:
 
     @property
     def needs(self) -> Needs:
-        """Those of the score."""
+        """The statistics of the score."""
         return self.score.needs
 
     def outliers(self, scores: Sequence[Tensor]) -> float:
-        """The share of all scores of a block that are outliers."""
+        """Return the share of all scores of a block that are outliers."""
         total = sum(score_OI.numel() for score_OI in scores)
         mean = sum(float(score_OI.sum(dtype=torch.float64)) for score_OI in scores) / total
         return sum(int((score_OI > self.multiple * mean).sum()) for score_OI in scores) / total
 
     def shares(self, outliers: Mapping[int, float]) -> dict[int, float]:
-        """What goes of each block, up to the constant that the budget settles."""
+        """Return the removed share of each block, up to the constant that the budget settles."""
         least, most = min(outliers.values()), max(outliers.values())
         scale = 2 * self.reach / (most - least) if most > least else 0.0
         return {block: -(share - least) * scale for block, share in outliers.items()}

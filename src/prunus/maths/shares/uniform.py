@@ -11,7 +11,7 @@ from ..views import LayerView
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every layer gets the requested sparsity, as in all of the papers' main tables."""
+    """The requested sparsity for every layer, as in the main tables of all papers."""
 
     def __call__(self, layers: Sequence[LayerView], sparsity: float) -> Plan:
         return {layer.name: sparsity for layer in layers}

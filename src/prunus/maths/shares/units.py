@@ -1,4 +1,4 @@
-"""How many units of each module go."""
+"""The number of units of each module to remove."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ Counts = Mapping[Key, int]
 
 
 def removable(modules: Sequence[UnitsView]) -> int:
-    """Parameters in all units of these modules."""
+    """Count the parameters in all units of these modules."""
     return sum(module.units * module.parameters for module in modules)
 
 
 def costs(modules: Sequence[UnitsView]) -> dict[Key, int]:
-    """Parameters of a unit of each module, as it is now."""
+    """Count the parameters of one unit of each module, as it is now."""
     return {(module.block, module.unit): module.parameters for module in modules}
 
 
 def removed(cost: Mapping[Key, int], counts: Counts) -> int:
-    """Parameters in the units that go."""
+    """Count the parameters in the removed units."""
     return sum(counts[key] * parameters for key, parameters in cost.items())
 
 
 def uniform(
     modules: Sequence[UnitsView], share: float, heads: Mapping[int, int] = MappingProxyType({})
 ) -> dict[Key, int]:
-    """The same share of every block: heads first, then neurons until the block's share is met.
+    """Remove the same share of every block: heads first, then neurons until the share is met.
 
-    ``floor(share · U)`` groups of heads go, or more where all neurons but one would not make up for
-    the rest; or as many as ``heads`` says of a block. The rest of the block's parameters comes from
-    its neurons. Never more than the share; less by no more than one unit, as long as one unit of
-    each module may stay.
+    ``floor(share · U)`` groups of heads are removed, or more if all neurons but one would not make
+    up for the rest; or as many as ``heads`` has for a block. The rest of the block's parameters
+    comes from its neurons. Never more than the share is removed, and less by at most one unit, as
+    long as one unit of each module can stay.
     """
     counts: dict[Key, int] = {}
     blocks: dict[int, list[UnitsView]] = {}
@@ -64,7 +64,7 @@ def uniform(
 
 @dataclass
 class Quota:
-    """How many units of each module go: known before, or with a threshold as scores come.
+    """How many units of each module to remove: known before, or by a threshold as scores come.
 
     Attributes:
         modules: to be pruned.
@@ -79,7 +79,10 @@ class Quota:
     below: Callable[[Tensor], int] | None = None
 
     def of(self, module: UnitsView, score_UN: Tensor) -> int:
-        """Of a module, by its scores. Heads come before the neurons of their block."""
+        """Return the number for a module, by its scores.
+
+        Heads come before the neurons of their block.
+        """
         block = module.block
         if self.below is not None and module.unit == "heads":
             both = [m for m in self.modules if m.block == block]
@@ -90,7 +93,7 @@ class Quota:
 def adaptive(
     modules: Sequence[UnitsView], scores: Mapping[Key, Tensor], share: float
 ) -> dict[Key, int]:
-    """The units with the lowest standardised scores of all modules, up to the share.
+    """Remove the units with the lowest standardised scores of all modules, up to the share.
 
     FLAP's "AL-AM": scores (U, N) are standardised over all channels of a module, so that attention
     and MLP, early and late blocks compare; a unit is worth the mean of its channels. Units go from
@@ -115,7 +118,7 @@ def adaptive(
 
 
 def standardised(score_UN: Tensor) -> Tensor:
-    """``(mean_n S[u, n] − mean) / std`` over the module's finite scores, (U,); all equal: 0."""
+    """Compute ``(mean_n S[u, n] − mean) / std`` over finite scores, (U,); 0 if all are equal."""
     score_UN = score_UN.double().cpu()
     finite = score_UN[score_UN.isfinite()]
     if len(finite) < 2 or not float(finite.std()) > 0:
@@ -124,30 +127,30 @@ def standardised(score_UN: Tensor) -> Tensor:
 
 
 def check(modules: Sequence[UnitsView], counts: Counts, share: float) -> None:
-    """Raise InputError where nothing would go, or where the share cannot be had."""
+    """Raise InputError if nothing would be removed, or if the share is out of reach."""
     gone = removed(costs(modules), counts)
     total, blocks = removable(modules), {m.block for m in modules}
     if not gone:
         least = min(module.parameters for module in modules)
         raise InputError(
             f"Nothing would be removed: {share:g} of the parameters in these units is "
-            f"{share * total / len(blocks):,.0f} per block, and the smallest unit has {least:,}. "
-            f"Ask for more{', or use --allocation adaptive' if share * total >= least else ''}."
+            f"{share * total / len(blocks):,.0f} per block, but the smallest unit has {least:,}. "
+            f"Remove more{', or use --allocation adaptive' if share * total >= least else ''}."
         )
     short = share * total - gone
     if short > 0.02 * total and all(counts[m.block, m.unit] == m.units - 1 for m in modules):
         raise InputError(
-            f"{share:g} cannot be removed: one unit of each module stays, so {gone / total:.3g} "
-            "is the most. Ask for less."
+            f"{share:g} cannot be removed: one unit of each module must stay, so at most "
+            f"{gone / total:.3g} can be. Remove less."
         )
 
 
 def share_of(modules: Sequence[UnitsView], parameters: int) -> float:
-    """The share that a budget in parameters is."""
+    """Return the share that a budget in parameters is."""
     total = removable(modules)
     if not 0 < parameters < total:
         raise InputError(
-            f"--parameters is how many are to be removed, above 0 and below the {total:,} in the "
+            f"--parameters is the number to remove, above 0 and below the {total:,} in the "
             f"heads and neurons of these blocks; got {parameters:,}."
         )
     return parameters / total

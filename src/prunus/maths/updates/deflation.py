@@ -1,4 +1,4 @@
-"""A preconditioner for the kept sets of all rows, at little more than the price of the diagonal."""
+"""A preconditioner for the kept sets of all rows, at little more than the cost of the diagonal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDEST = 1e4  # to which eigenvalues, over the rest's mean, are cut: float32 has
 
 
 class Deflation:
-    """H's inverse on each row's kept set, as if H were diagonal but for its leading directions.
+    """H's inverse on each row's kept set, as if H were diagonal except for its leading directions.
 
     With ``S = diag(H)^½`` and ``S⁻¹ H S⁻¹ ≈ ρ I + Q diag(λ − ρ) Qᵀ``, Q the leading eigenvectors
     and ρ the mean of all other eigenvalues, the inverse on a kept set K is, by Woodbury's formula,
@@ -42,7 +42,7 @@ class Deflation:
         self.factor_OKK = torch.linalg.cholesky(small_OKK)
 
     def __call__(self, residual_OI: Tensor) -> Tensor:
-        """M r, for r that is 0 off the mask; to be masked."""
+        """Compute M r, for r that is 0 off the mask; the caller masks the result."""
         along_OK1 = (residual_OI @ self.basis_IK)[:, :, None]
         solved_OK = torch.cholesky_solve(along_OK1, self.factor_OKK)[:, :, 0]
         return (residual_OI * self.diagonal_I).addmm_(solved_OK, self.basis_IK.T, alpha=-1)

@@ -13,7 +13,7 @@ from ..stats import Statistics
 
 @dataclass(frozen=True)
 class Keep:
-    """Ŵ = W where kept, exactly 0 elsewhere; the dtype stays."""
+    """Ŵ = W where kept, exactly 0 elsewhere, in the same dtype."""
 
     needs: ClassVar[Needs] = ()
 

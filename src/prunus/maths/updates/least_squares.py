@@ -1,7 +1,7 @@
 """The best values of the kept weights: all rows at once by conjugate gradients, with a certificate.
 
-For a row with dense weights w⁰ and kept set K (pruned set P), the optimum of the MRP (paper 2,
-eq. 11) is the least-squares solution ``w_K = H_KK⁻¹ (H w⁰)_K``.
+For a row with dense weights w⁰ and kept set K (pruned set P), the optimum of the MRP (Zhao et
+al. 2024, eq. 11) is the least-squares solution ``w_K = H_KK⁻¹ (H w⁰)_K``.
 
 **The certificate.** With ``δ = w − w⁰``, loss ``f = ½ δᵀHδ`` and gradient ``g = Hδ``, take the
 gradient on the pruned weights as multipliers of the Lagrange dual (eq. 8). Its value is
@@ -68,7 +68,7 @@ class LeastSquares:
         stats: Statistics,
         start_OI: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The new weights (float32), and the certificate and iterations for the report."""
+        """Return the new weights (float32), and certificate and iterations for the report."""
         system, team = stats[Gram].damped(self.damp), stats.team.splitting(len(weight_OI))
         own = team.share(len(weight_OI))
         weight_RI, mask_RI = weight_OI[own].float(), mask_OI[own]
@@ -96,7 +96,7 @@ def conjugate_gradients(
     start_OI: Tensor | None = None,
     team: Team = ALONE,
 ) -> tuple[Tensor, float, int]:
-    """All rows at once; one product with H per iteration.
+    """Solve all rows at once, with one product with H per iteration.
 
     Whoever has the layer's other rows stops at the same iteration: the team adds up the losses.
 
@@ -116,7 +116,7 @@ def conjugate_gradients(
 
 
 class Descent(NamedTuple):
-    """Where a descent ended: per row its loss, and −g."""
+    """The state in which a descent ended: per row its loss, and −g."""
 
     iterations: int
     loss_O: Tensor
@@ -133,7 +133,7 @@ def descend(
     iterations: int,
     team: Team = ALONE,
 ) -> Descent:
-    """Move ``new_OI``, 0 off the mask, in place until the certificate says enough.
+    """Move ``new_OI``, 0 off the mask, in place until the certificate is good enough.
 
     With a tolerance of 0 it takes all iterations. The certificate costs a product more, so it is
     asked for only where the preconditioner M promises as much: ``½ rᵀM r`` is it up to a factor,
@@ -173,14 +173,14 @@ def descend(
 
 
 def excess_of(residual_OI: Tensor, system: Damped) -> Tensor:
-    """``½ ‖U g_K‖²`` (O,): what the loss of each row is at most above the least."""
+    """Compute ``½ ‖U g_K‖²`` (O,): a bound on each row's loss above the minimum."""
     return 0.5 * (residual_OI @ system.upper_II.T).square().sum(1)
 
 
 def certificate(
     new_OI: Tensor, weight_OI: Tensor, mask_OI: Tensor, system: Damped, team: Team = ALONE
 ) -> float:
-    """The certified relative gap of the whole layer's loss; see the top of the file."""
+    """Return the certified relative gap of the layer's loss; see the top of the file."""
     moved_OI = new_OI - weight_OI
     gradient_OI = moved_OI @ system.matrix_II
     loss = 0.5 * float((moved_OI * gradient_OI).sum(dtype=torch.float64))
@@ -192,7 +192,7 @@ def certificate(
 
 
 def direct(weight_OI: Tensor, mask_OI: Tensor, system: Damped) -> Tensor:
-    """A Cholesky per row, on the kept or on the pruned set, whichever is smaller; in float64.
+    """Solve by one Cholesky per row in float64, on the smaller of kept and pruned set.
 
     Kept: ``w_K = H_KK⁻¹ (H w⁰)_K``. Pruned: ``δ = −H⁻¹_{:P} (H⁻¹_PP)⁻¹ w⁰_P``. Rows are solved in
     batches, each padded with the identity to the longest of its sets.

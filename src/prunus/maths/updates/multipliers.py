@@ -1,4 +1,4 @@
-"""The same optimum from the other side, for a pruned set that grows from left to right."""
+"""The same optimum from the pruned side, for a pruned set that grows from left to right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Multipliers:
     """Multipliers λ of the constraints ``w_P = 0``, for all rows at once.
 
     The optimum for a pruned set P is ``w = w⁰ − λ H⁻¹`` with λ = 0 off P and
-    ``λ_P (H⁻¹)_PP = w⁰_P`` (paper 2, eq. 9 to 11). As long as P lies in the first ``hi`` columns
+    ``λ_P (H⁻¹)_PP = w⁰_P`` (MRP, eq. 9 to 11). As long as P lies in the first ``hi`` columns
     only those enter: a third of the work of the same solves over the kept weights, which always
     span all columns. What is left of the pruned weights is the residual of the solve.
 
@@ -40,12 +40,12 @@ class Multipliers:
         self.solved = 0  # columns
 
     def weights(self, lo: int, hi: int) -> Tensor:
-        """The weights of columns lo to hi − 1, compensated for what has been pruned so far."""
+        """Return the weights of columns lo to hi − 1, compensated for everything pruned so far."""
         moved_OB = self.multiplier_OI[:, : self.solved] @ self.inverse_II[: self.solved, lo:hi]
         return self.weight_OI[:, lo:hi] - moved_OB
 
     def solve(self, mask_OH: Tensor) -> None:
-        """Take the mask of the first H columns, solving on from where the last call ended."""
+        """Take the mask of the first H columns; continue from where the last call ended."""
         columns = self.solved = mask_OH.shape[1]
         pruned_OH = (~mask_OH).to(self.weight_OI.dtype)
         weight_OH, multiplier_OH = self.weight_OI[:, :columns], self.multiplier_OI[:, :columns]

@@ -1,4 +1,4 @@
-"""Ridge least squares with its strength chosen on text that was held out.
+"""Ridge least squares, its strength chosen on held-out text.
 
 Source: Li et al. 2024, arXiv:2407.19126, Algorithms 2 to 4: ``W̄ = (X̂ᵀX̂)⁻¹ X̂ᵀY``, the weights that
 bring the dense outputs Y back from the inputs X̂ that the pruned blocks before now give.
@@ -24,7 +24,7 @@ NOISE = 1e-7
 
 @dataclass
 class Regression:
-    """All that least squares needs of inputs (T, A) and targets (T, O): sums over tokens.
+    """The sums over tokens that least squares needs of inputs (T, A) and targets (T, O).
 
     A: the inputs, and a column of ones behind them where the layer has a bias.
     """
@@ -35,7 +35,7 @@ class Regression:
 
     @classmethod
     def several(cls, layers: Sequence[LayerView], device: torch.device) -> list[Regression]:
-        """Of layers that read the same inputs, all with a bias or none: one Gram for all."""
+        """Make one regression per layer, for layers that read the same inputs: one Gram for all."""
         width = layers[0].shape[1] + (layers[0].bias_O is not None)
         gram_AA = torch.zeros(width, width, dtype=torch.float64, device=device)
         return [cls(gram_AA, gram_AA.new_zeros(layer.shape[0], width)) for layer in layers]
@@ -50,7 +50,7 @@ class Regression:
         self.energy += float(targets_TO.double().square().sum())
 
     def merge(self, team: Team, gram: bool = True) -> None:
-        """Sums of all processes' tokens; of the Gram, which layers share, only if asked to."""
+        """Add up all processes' sums; the Gram, which layers share, only if asked to."""
         if gram:
             team.sum_(self.gram_AA)
         team.sum_(self.cross_OA)
@@ -58,18 +58,18 @@ class Regression:
 
     @classmethod
     def onto_itself(cls, sum_AA: Tensor, weight_OA: Tensor) -> Regression:
-        """The targets are what ``weight_OA`` makes of these very inputs."""
+        """Return the regression whose targets are ``weight_OA`` applied to these very inputs."""
         cross_OA = weight_OA.double() @ sum_AA
         return cls(sum_AA, cross_OA, float((cross_OA * weight_OA).sum()))
 
     def only(self, columns: Tensor) -> Regression:
-        """With these inputs alone."""
+        """Return the regression with these inputs alone."""
         return Regression(
             self.gram_AA[columns[:, None], columns], self.cross_OA[:, columns], self.energy
         )
 
     def error(self, weight_OA: Tensor) -> float:
-        """``‖XWᵀ − Y‖² / ‖Y‖²``."""
+        """Compute ``‖XWᵀ − Y‖² / ‖Y‖²``."""
         weight_OA = weight_OA.double()
         moved = (weight_OA @ self.gram_AA - 2 * self.cross_OA) * weight_OA
         return max((float(moved.sum()) + self.energy) / max(self.energy, 1e-300), 0.0)
@@ -77,7 +77,7 @@ class Regression:
 
 @dataclass(frozen=True)
 class Solved:
-    """New weights, and how well they do on the text that was held out.
+    """New weights, and their error on held-out text.
 
     Attributes:
         weight_OA: float32; the old ones where none did better.
@@ -95,7 +95,7 @@ class Solved:
 def solve(
     weights_OA: list[Tensor], train: list[Regression], held: list[Regression]
 ) -> list[Solved]:
-    """Of several layers with the same inputs the best weights on held-out text.
+    """Find the weights of several layers with the same inputs that are best on held-out text.
 
     ``argmin_W ‖XWᵀ − Y‖² + λ‖W − W_old‖²`` for every λ of ``RIDGES`` and for λ = ∞, which keeps the
     old weights: recovery that does not help does nothing. One factorisation per λ for all layers.
@@ -127,11 +127,11 @@ def solve(
 
 
 def with_ones(inputs_TI: Tensor, bias: bool) -> Tensor:
-    """A column of ones behind, where there is a bias."""
+    """Append a column of ones if there is a bias."""
     return torch.cat([inputs_TI, torch.ones_like(inputs_TI[:, :1])], 1) if bias else inputs_TI
 
 
 def joined(weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """``[W b]`` in float32; W where there is no bias."""
+    """Return ``[W b]`` in float32; W if there is no bias."""
     weight_OI = weight_OI.float()
     return weight_OI if bias_O is None else torch.cat([weight_OI, bias_O.float()[:, None]], 1)

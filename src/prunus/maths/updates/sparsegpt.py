@@ -1,4 +1,4 @@
-"""SparseGPT's update: column by column, each pruned weight's error goes to the columns after."""
+"""SparseGPT's update: column by column, each pruned weight's error moves to later columns."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SparseGPTSweep:
     def solve(
         self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The new weights, and notes for the report."""
+        """Return the new weights, and notes for the report."""
         system, team = stats[Gram].damped(self.damp), stats.team.splitting(len(weight_OI))
         own = team.share(len(weight_OI))
         new_RI, _ = sweep(
@@ -67,7 +67,7 @@ def sweep(
     block_size: int,
     step: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The sweep, with a mask that is decided on the way.
+    """Run the sweep with a mask that is chosen on the way.
 
     Args:
         weight_OI: the dense weights.
