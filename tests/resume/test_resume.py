@@ -37,13 +37,6 @@ from prunus.storage.streamed import Streamed
 LEARNING = {"allocation.granularity": "two-blocks", "allocation.steps": 8}
 
 
-@pytest.fixture(autouse=True)
-def _without_reload(request, monkeypatch):
-    """A fresh process takes seconds; the tests of verification, and those marked here, have it."""
-    if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-
-
 IDS = torch.randint(0, 500, (2, 40), generator=torch.Generator().manual_seed(7))
 
 
@@ -533,7 +526,7 @@ def test_shards_are_one_file_or_several_with_an_index(tmp_path, monkeypatch):
     assert all(
         torch.equal(a, b) for a, b in zip(plain.parameters(), other.parameters(), strict=True)
     )
-    assert prunus.verify(tmp_path / "four").ok
+    assert prunus.verify(tmp_path / "four", reload=False).ok
 
 
 def test_spilled_activations_are_the_same_and_go(tmp_path):
