@@ -21,7 +21,7 @@ from prunus.storage.checkpoint import load_model, load_tokenizer
 
 
 def protocol(doc: str | None) -> argparse.ArgumentParser:
-    """The arguments of every table, with the protocol of docs/results.md as their defaults."""
+    """Take the arguments of every table; the defaults are the protocol of docs/results.md."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,11 +91,11 @@ class Bench:
 
 
 def head(*names: str) -> None:
-    """The first two lines of a table."""
+    """Print the first two lines of a table."""
     row(*names)
     print("|" + "---|" * len(names), flush=True)
 
 
 def row(*cells: object) -> None:
-    """One line of it."""
+    """Print one line of it."""
     print(f"| {' | '.join(map(str, cells))} |", flush=True)

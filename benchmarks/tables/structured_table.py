@@ -84,7 +84,7 @@ def arguments() -> argparse.Namespace:
 
 
 def fields(name: str, amount: float, bench: Bench) -> dict[str, Any]:
-    """A row's choices, at a share of the parameters or at a number of groups of heads."""
+    """Say what a row chooses, at a share of the parameters or at a number of groups of heads."""
     source = {"calibration": "none"} if name in DATA_FREE else {}
     chosen = {**source, **ROWS[name]}
     if not isinstance(amount, int):

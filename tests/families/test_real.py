@@ -122,11 +122,11 @@ def test_the_demo_runs_and_leaves_the_best_on_disk(smollm2, tmp_path, monkeypatc
 
 
 def test_dense_wikitext2_perplexity_is_the_known_one(smollm2, data):
-    """19.23: the value of an independent implementation, to its last digit."""
+    """Of an independent loop over the same two windows: the mean of its losses is 3.009916."""
     model, tokenizer = load_model(smollm2), load_tokenizer(smollm2)
     text = str(data / "wikitext2" / "wiki.test.raw")
-    found = prunus.evaluate(model, text, tokenizer=tokenizer, length=2048, windows=8)
-    assert found.perplexity == pytest.approx(19.23, abs=0.005)
+    found = prunus.evaluate(model, text, tokenizer=tokenizer, length=1024, windows=2)
+    assert found.perplexity == pytest.approx(20.2857, abs=0.005)
 
 
 def test_the_texts_are_read_as_the_papers_read_them(data):
