@@ -28,7 +28,7 @@ test-newest: $(VENV)-newest/.ready  ## the same with the newest transformers on 
 	$(VENV)-newest/bin/python -m pytest -n auto --dist loadfile $(LENIENT) $(FAST)
 
 test-transformers-4: $(READY) $(VENV)-4/.ready  ## not in CI: written checkpoints load in 4.57 too
-	$(BIN)/python benchmarks/older_loaders.py --old $(VENV)-4/bin/python
+	$(BIN)/python benchmarks/robustness/older_loaders.py --old $(VENV)-4/bin/python
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff format --check .

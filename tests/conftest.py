@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import constants
 
 from helpers.models import FAMILIES, load_tiny
+from prunus.judge import verify
 from prunus.maths.stats import ColumnNorm, Statistics, TokenSample, gather
 from prunus.storage.hub import downloaded
 
@@ -30,6 +31,23 @@ def _threads(request: pytest.FixtureRequest) -> None:
     """One thread for tiny models: sharing two among busy neighbours is up to 30 times slower."""
     real = request.node.get_closest_marker("real") is not None
     torch.set_num_threads((os.cpu_count() or 1) if real else 1)
+
+
+RELOAD = verify._check_reload
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _without_reload() -> Iterator[None]:
+    """Leave out the last look in a fresh process: it takes seconds, and some 300 tests prune."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(verify, "_check_reload", lambda *args: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _reload(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("reload") is not None:
+        monkeypatch.setattr(verify, "_check_reload", RELOAD)
 
 
 @pytest.fixture

@@ -317,17 +317,6 @@ def test_a_reader_that_has_enough_ends_it_without_a_word():
     assert run.returncode in (0, 141)  # or all of it was in the pipe before the reader went
 
 
-def test_an_output_that_takes_nothing_is_a_sentence_too():
-    with Path("/dev/full").open("w") as full:
-        said = subprocess.run(
-            [sys.executable, "-m", "prunus", "methods", "--json"],
-            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
-    assert said.returncode == 2
-    assert "No space left" in said.stderr
-    assert "Traceback" not in said.stderr
-
-
 @pytest.mark.parametrize(
     ("method", "option", "text"),
     [

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 import prunus
 from helpers.models import MODELS
+from prunus.base import files
 from prunus.base.errors import CheckpointError, CheckpointWarning, InputError
 from prunus.cli import demonstration as demo
 from prunus.cli.main import app
 from prunus.run.forecast import Plan
-from prunus.storage import output
 
 LLAMA = str(MODELS / "llama")
 FAST = ["--samples", "2", "--length", "32"]
@@ -103,6 +103,7 @@ class Press:
         if name == module:
             os.kill(os.getpid(), signal.SIGINT)
 module = sys.argv.pop(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's & would ignore
 sys.meta_path.insert(0, Press())
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 from prunus.__main__ import main
@@ -112,7 +113,7 @@ main()
 
 @pytest.mark.parametrize(
     "module",
-    ["prunus.cli.main", "typer", "rich.console", "transformers", "torch", "prunus.run.loop"],
+    ["prunus.cli.main", "typer", "rich.console", "torch", "prunus.run.loop"],
 )
 def test_ctrl_c_during_the_imports_is_silent(module, tmp_path):
     asked = ["prune", LLAMA, "--method", "magnitude", "--output", str(tmp_path / "out")]
@@ -233,7 +234,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def test_export_says_how_much_room_is_missing_before_it_writes(monkeypatch, tmp_path):
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda place: Usage(0, 0, 100_000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: Usage(0, 0, 100_000))
     with pytest.raises(CheckpointError, match=r"takes 649\.0 kB, .* 100\.0 kB left: 549\.0 kB"):
         prunus.write_gguf(LLAMA, tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
@@ -248,8 +249,8 @@ def test_export_says_how_much_room_is_missing_before_it_writes(monkeypatch, tmp_
     ],
 )
 def test_a_full_disk_is_called_that(error):
-    assert output.reason(error) == "No space left on device"
-    assert output.reason(OSError("Permission denied.")) == "Permission denied"
+    assert files.reason(error) == "No space left on device"
+    assert files.reason(OSError("Permission denied.")) == "Permission denied"
 
 
 def test_a_disk_that_fills_up_during_the_export(monkeypatch, tmp_path):
@@ -283,14 +284,14 @@ def test_an_empty_folder_that_has_to_stay_is_named_before_the_work(tmp_path, mon
     (tmp_path / "here").mkdir()
     (tmp_path / "link").symlink_to("here")
     with pytest.raises(CheckpointError, match="nothing is overwritten"):
-        output.check_output(tmp_path / "link")
+        files.check_output(tmp_path / "link")
     with monkeypatch.context() as inside:
         inside.chdir(tmp_path / "here")
         with pytest.raises(CheckpointError, match=r"the folder that you are in; .*here/pruned"):
             prunus.prune(LLAMA, method="magnitude", output=".")
     monkeypatch.setattr(Path, "is_mount", lambda self: True)
     with pytest.raises(CheckpointError, match=r"where a disk is mounted; .*here/pruned"):
-        output.check_output(tmp_path / "here")
+        files.check_output(tmp_path / "here")
 
 
 def test_a_folder_that_is_filled_meanwhile_is_not_overwritten(tmp_path):

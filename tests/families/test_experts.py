@@ -31,12 +31,6 @@ from prunus.run.observer import Silent
 SHOWN = ("mixtral", "gpt_oss", "qwen2_moe", "llama4_text")
 
 
-@pytest.fixture(autouse=True)
-def _without_reload(monkeypatch, request):
-    if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-
-
 def small(family):
     return build(family, MIXTURES[family])
 

@@ -30,8 +30,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES | MIXTURES))
-def test_streamed_pruned_saved_and_loaded(family, tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+def test_streamed_pruned_saved_and_loaded(family, tmp_path):
     model = build(family, (FAMILIES | MIXTURES)[family])
     model.save_pretrained(tmp_path / "dense")
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -53,9 +52,8 @@ def test_streamed_pruned_saved_and_loaded(family, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "gpt_oss", "llama", "rwkv"])
-def test_streamed_in_half_precision(family, dtype, tmp_path, monkeypatch):
+def test_streamed_in_half_precision(family, dtype, tmp_path):
     """Also what transformers keeps in float32 there: RWKV's decay, routers."""
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
     dense = build(family, (FAMILIES | MIXTURES)[family]).to(dtype)
     for name, tensor in list(dense.state_dict(keep_vars=True).items()):
         if name.endswith(("time_decay", "e_score_correction_bias")):

@@ -19,12 +19,6 @@ from prunus.storage.kinds import class_at
 from prunus.storage.shards import check_shards
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Without the fresh process, which takes seconds; others are with it."""
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-
-
 def samples(family):
     return [sample(family, 0), sample(family, 1, before=7, after=12)]
 
@@ -47,7 +41,7 @@ def saved(family, folder, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_the_language_model_is_pruned_and_the_towers_are_kept_to_the_byte(family, tmp_path, quick):
+def test_the_language_model_is_pruned_and_the_towers_are_kept_to_the_byte(family, tmp_path):
     model, inputs = saved(family, tmp_path / "dense"), samples(family)
     run = {"method": "wanda", "inputs": inputs, "min_tokens": 8}
     report = prunus.prune(tmp_path / "dense", output=tmp_path / "out", **run).report
@@ -80,7 +74,7 @@ def test_the_language_model_is_pruned_and_the_towers_are_kept_to_the_byte(family
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_nothing_pruned_is_nothing_changed(family, tmp_path, quick):
+def test_nothing_pruned_is_nothing_changed(family, tmp_path):
     model = saved(family, tmp_path / "dense")
     run = {"method": "magnitude", "sparsity": 0.0}
     prunus.prune(tmp_path / "dense", output=tmp_path / "out", **run)
@@ -133,7 +127,8 @@ def test_statistics_are_those_of_texts_and_images():
 
 
 @pytest.mark.parametrize("family", ["qwen3_5", "llava"])
-def test_every_command_takes_such_a_folder(family, tmp_path):
+@pytest.mark.reload
+def test_every_command_takes_such_a_folder(family, tmp_path, monkeypatch):
     """Qwen 3.5's model type is that of a text-only class too, which would drop the tower."""
     dense, out, inputs = tmp_path / "dense", tmp_path / "out", samples(family)
     model = saved(family, dense, torch.bfloat16)
@@ -143,6 +138,7 @@ def test_every_command_takes_such_a_folder(family, tmp_path):
     result = prunus.prune(dense, output=out, length=32, **run)
     assert result.verification.ok
     assert "fresh process" in result.verification.checks[-1]
+    monkeypatch.undo()  # no fresh process for the integers
     assert verify(out, source=dense, reload=False).ok
     loaded = prunus.load(out)
     assert type(loaded) is type(model)

@@ -7,23 +7,40 @@ import sys
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 import prunus
+from prunus.cli import demonstration
+from prunus.cli.main import app
 from prunus.maths.orders.orders import Orders
 from prunus.model.channels import Channels
 from prunus.model.inspect import inspect
 from prunus.model.weights import InMemory
+from prunus.report.report import read_report
 from prunus.storage.checkpoint import load_model, load_tokenizer
 from prunus.text import read_documents
 
 pytestmark = pytest.mark.real
+BLOCKS = 4
+
+
+@pytest.fixture(scope="module")
+def cut(smollm2, tmp_path_factory):
+    """The first four of its thirty blocks: for what depends on its shapes and not on its depth."""
+    folder = tmp_path_factory.mktemp("cut")
+    model = load_model(smollm2)
+    model.model.layers = model.model.layers[:BLOCKS]
+    model.config.num_hidden_layers = BLOCKS
+    model.save_pretrained(folder)
+    load_tokenizer(smollm2).save_pretrained(folder)
+    return folder
 
 
 def test_a_gguf_becomes_a_pruned_checkpoint_that_plain_transformers_loads(smollm2, tmp_path):
     """Through the command line, as a user runs it; a folder with a GGUF is as good as the file."""
     output = tmp_path / "pruned"
     command = [sys.executable, "-m", "prunus", "prune", str(smollm2.parent), "--method", "wanda"]
-    command += ["--pattern", "2:4", "--samples", "2", "--length", "128", "--json"]
+    command += ["--pattern", "2:4", "--samples", "1", "--length", "64", "--json"]
     done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
@@ -39,9 +56,9 @@ def test_a_gguf_becomes_a_pruned_checkpoint_that_plain_transformers_loads(smollm
     assert torch.equal(ids, load_tokenizer(smollm2)(text, return_tensors="pt").input_ids)
 
 
-def test_channels_of_a_real_model_fold_and_its_file_is_two_four(smollm2, tmp_path):
+def test_channels_of_a_real_model_fold_and_its_file_is_two_four(cut, tmp_path):
     """Folding alone leaves the logits; pruned, plain transformers has the run's perplexity."""
-    model, tokenizer = load_model(smollm2), load_tokenizer(smollm2)
+    model, tokenizer = load_model(cut), load_tokenizer(cut)
     ids = torch.randint(0, 49000, (1, 64), generator=torch.Generator().manual_seed(0))
     blocks, traced = inspect(model, ids)
     channels = Channels.of(InMemory(model), blocks, traced, ids, fold_residual=True)
@@ -54,59 +71,62 @@ def test_channels_of_a_real_model_fold_and_its_file_is_two_four(smollm2, tmp_pat
     )
     with torch.no_grad():
         found = model(input_ids=ids).logits
-    assert len(channels.interiors) == 60
+    assert len(channels.interiors) == 2 * BLOCKS
     assert float((found - traced.logits).abs().max()) <= 1e-4 * float(traced.logits.abs().max())
 
     out = tmp_path / "out"
     options = {"method": "ri", "pattern": "2:4", "permutation": "fold", "search": "heuristic"}
-    result = prunus.prune(smollm2, output=out, **options)
+    result = prunus.prune(cut, output=out, **options)
     checked = prunus.verify(out, pattern="2:4", reload=False)
     assert checked.ok, checked.problems
     plain = AutoModelForCausalLM.from_pretrained(out).eval()
     scores = [
-        prunus.evaluate(m, tokenizer=tokenizer, length=512, windows=2).perplexity
+        prunus.evaluate(m, tokenizer=tokenizer, length=256, windows=1).perplexity
         for m in (plain, result.model)
     ]
     assert scores[0] == scores[1]
 
 
-def test_a_packed_model_is_small_and_the_same(smollm2, tmp_path):
-    """Integers of 4 bits with half of them 0: 42 % of bfloat16 with the embeddings, bit for bit."""
+def test_a_packed_model_is_small_and_the_same(cut, tmp_path):
+    """Integers of 4 bits, a scale for every 64: under 30 % of bfloat16, bit for bit the same."""
     pytest.importorskip("compressed_tensors")
     fields = {"method": "magnitude", "bits": 4, "group": 64, "dtype": "bfloat16"}
     sizes, states = [], []
     for pack in (True, False):
         folder = tmp_path / str(pack)
-        assert prunus.prune(smollm2, output=folder, pack=pack, **fields).verification.ok
+        report = prunus.prune(cut, output=folder, pack=pack, **fields).report
         sizes.append((folder / "model.safetensors").stat().st_size)
         states.append(AutoModelForCausalLM.from_pretrained(folder).state_dict())
-    assert sizes[0] < 0.45 * sizes[1]
+    others = sizes[1] - 2 * report.coverage.pruned_weights
+    assert sizes[0] - others < 0.3 * (sizes[1] - others)
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert (states[0]["model.layers.7.mlp.up_proj.weight"] == 0).float().mean() >= 0.5
+    assert (states[0]["model.layers.3.mlp.up_proj.weight"] == 0).float().mean() >= 0.5
 
 
-def test_the_demo_runs_and_leaves_a_sound_checkpoint(smollm2, tmp_path):
+def test_the_demo_runs_and_leaves_the_best_on_disk(smollm2, tmp_path, monkeypatch):
+    """One of its two patterns; the last step of a run is to verify what it has written."""
+    assert len(demonstration.PATTERNS) == 2
+    monkeypatch.setattr(demonstration, "PATTERNS", (None,))
     output = tmp_path / "demo"
     small = ["--samples", "1", "--length", "64", "--windows", "2", "--json"]
-    command = [sys.executable, "-m", "prunus", "demo", "--output", str(output), *small]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["demo", "--output", str(output), *small])
+    assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
-    found = {(row["method"], row["pattern"]): row["perplexity"] for row in said["rows"]}
-    assert len(found) == 7
-    assert found["dense", ""] < min(v for key, v in found.items() if key[0] != "dense")
-    assert found["wanda", "50 %"] < found["magnitude", "50 %"]
-    assert said["best"] in ("wanda", "ria")
-    assert prunus.verify(output, reload=False).ok
+    found = {row["method"]: row["perplexity"] for row in said["rows"]}
+    assert list(found) == ["dense", "magnitude", "wanda", "ria"]
+    assert found["dense"] < min(found["wanda"], found["ria"])
+    assert max(found["wanda"], found["ria"]) < found["magnitude"]
+    assert said["best"] == min(("wanda", "ria"), key=found.get)
+    assert read_report(output).method == said["best"]
 
 
 def test_dense_wikitext2_perplexity_is_the_known_one(smollm2, data):
-    """19.23: the value of an independent implementation, to its last digit."""
+    """Of an independent loop over the same two windows: the mean of its losses is 3.009916."""
     model, tokenizer = load_model(smollm2), load_tokenizer(smollm2)
     text = str(data / "wikitext2" / "wiki.test.raw")
-    found = prunus.evaluate(model, text, tokenizer=tokenizer, length=2048, windows=8)
-    assert found.perplexity == pytest.approx(19.23, abs=0.005)
+    found = prunus.evaluate(model, text, tokenizer=tokenizer, length=1024, windows=2)
+    assert found.perplexity == pytest.approx(20.2857, abs=0.005)
 
 
 def test_the_texts_are_read_as_the_papers_read_them(data):

@@ -31,6 +31,11 @@ from prunus.run.observer import Silent
 
 LLAMA = MODELS / "llama"
 FAST = {"samples": 5, "length": 64}
+LONG = {  # long enough to be killed in the middle
+    "sparsegpt": {"method": "sparsegpt", "samples": 32, "length": 256},
+    "besa": {"method": "besa", "settings": {"allocation.steps": 8}, "samples": 16},
+    "goa": {"method": "goa", "recovery": "both", "samples": 32, "length": 256},
+}
 RUNS = {
     "wanda": {"method": "wanda"},
     "sparsegpt": {"method": "sparsegpt", "true_sequential": True},
@@ -219,6 +224,8 @@ def main(folder):
             prunus.prune(LLAMA, output=folder / name, team=team, **run, **FAST)
             named = {f"{i} {k}": x for i, found in enumerate(stats) for k, x in found.items()}
             save_file(named or {"none": torch.zeros(1)}, own / f"{name}.safetensors")
+        for name, run in LONG.items():
+            prunus.prune(LLAMA, output=folder / f"long {name}", team=team, **run)
         held = prunus.prune(LLAMA, team=team, method="mrp-sm", **FAST)
         save_file(dict(held.model.model.layers.state_dict()), own / "held.safetensors")
         for name, run in UNITS.items():

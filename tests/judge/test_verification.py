@@ -64,6 +64,7 @@ def test_what_prune_writes_passes(name, source, pattern, checkpoints):
     assert found.sparsity == pytest.approx({"row": 0.3, "fused": 0.55}.get(name, 0.5), abs=0.02)
 
 
+@pytest.mark.reload
 def test_a_fresh_process_reloads_it(checkpoints):
     found = verify(checkpoints / "conv1d")
     assert found.ok
@@ -148,6 +149,7 @@ def test_claims_that_loaders_would_act_on(damaged):
     assert "config.json has a sparsity_config" in problems(folder)
 
 
+@pytest.mark.reload
 def test_a_checkpoint_that_plain_transformers_cannot_load(damaged):
     folder = damaged("row", lambda tensors: tensors.pop("model.norm.weight"))
     said = " ".join(verify(folder).problems)
@@ -205,6 +207,7 @@ def test_a_report_that_leaves_layers_out(damaged):
     assert "weights were covered; its layers have 4096" in problems(folder)
 
 
+@pytest.mark.reload
 def test_files_beside_the_user_do_not_matter(checkpoints, tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path)

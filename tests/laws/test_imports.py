@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import prunus
 
 ROOT = Path(prunus.__file__).parent
@@ -107,39 +105,39 @@ def test_the_mathematics_imports_torch_and_scipy_alone():
             assert name.partition(".")[0] in allowed, (path, name)
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["prunus.maths.scores", "prunus.maths.pruners", "prunus.maths.orders", "prunus.maths.shares",
-     "prunus.scores", "prunus.updates"],
-)  # fmt: skip
-def test_a_part_loads_no_model_library(module):
-    """In a process of its own: a notebook that tries a formula does not wait for transformers."""
-    code = f"import sys, {module}; print([x for x in {HEAVY} if x in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
-
-
+PARTS = ["maths.scores", "maths.pruners", "maths.orders", "maths.shares", "scores", "updates"]
 HEAVY = ["transformers", "accelerate", "safetensors", "huggingface_hub", "pydantic", "typer"]
+EARLIER = {
+    "scores": "maths.scores", "patterns": "maths.patterns", "updates": "maths.updates",
+    "pruners": "maths.pruners", "permutation": "maths.orders", "stats": "maths.stats",
+    "allocation": "maths.shares", "quantization": "maths.grids",
+    "refinements": "maths.refinements", "errors": "base.errors", "parallel": "base.team",
+    "evaluation": "judge.perplexity", "export": "storage.gguf", "simulator": "judge.vitcod",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("earlier", "home"),
-    [
-        ("scores", "maths.scores"), ("patterns", "maths.patterns"), ("updates", "maths.updates"),
-        ("pruners", "maths.pruners"), ("permutation", "maths.orders"), ("stats", "maths.stats"),
-        ("allocation", "maths.shares"), ("quantization", "maths.grids"),
-        ("refinements", "maths.refinements"), ("errors", "base.errors"),
-        ("parallel", "base.team"), ("evaluation", "judge.perplexity"),
-        ("export", "storage.gguf"), ("simulator", "judge.vitcod"),
-    ],
-)  # fmt: skip
-def test_earlier_names_give_the_same_modules(earlier, home):
-    code = (
-        f"import prunus.{earlier}, prunus.{home}, importlib; "
-        f"assert prunus.{earlier} is prunus.{home}; "
-        f"assert prunus.{home}.__spec__.name == 'prunus.{home}'; "
-        f"assert importlib.import_module('prunus.{earlier}') is prunus.{home}"
-    )
+def test_a_part_loads_no_model_library():
+    """In a fresh process: a notebook that tries a formula does not wait for transformers."""
+    code = f"""
+import importlib, sys
+for part in {PARTS}:
+    importlib.import_module("prunus." + part)
+    print(part, *[x for x in {HEAVY} if x in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == PARTS
+
+
+def test_earlier_names_give_the_same_modules():
+    """Imported first under the earlier name, in a fresh process."""
+    code = f"""
+import importlib
+for earlier, home in {EARLIER}.items():
+    first = importlib.import_module("prunus." + earlier)
+    assert importlib.import_module("prunus." + home) is first, earlier
+    assert importlib.import_module("prunus." + earlier) is first, earlier
+    assert first.__spec__.name == "prunus." + home, earlier
+"""
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

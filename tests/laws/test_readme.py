@@ -73,8 +73,6 @@ def desk(tmp_path, monkeypatch, hub):
     (folder / "my.jsonl").write_text('{"text": "' + words + '"}\n')
     (folder / "texts" / "c4").mkdir(parents=True)
     (folder / "texts" / "c4" / "c4.jsonl").write_text('{"text": "' + words + '"}\n')
-    # The reload in a fresh process is tested elsewhere; fifteen of them take a minute.
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
     monkeypatch.chdir(folder)
     return folder
 

@@ -26,12 +26,6 @@ FAST = {"samples": 2, "length": 48}
 IDS = torch.randint(0, 500, (3, 32), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(autouse=True)
-def _without_reload(request, monkeypatch):
-    if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-
-
 def run(pruner, sparsity=0.5, family="llama", dtype=torch.float32):
     """Prune the tiny model; its layers, their dense weights, and the reports."""
     model = load_tiny(family)[0].to(dtype)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from helpers.channels import IDS, SUBNORMS, built, channels_of, shuffled
+from helpers.models import FAMILIES as TRAINED
 from helpers.models import MODELS, load_tiny
 from helpers.roles import FAMILIES as CONFIGS
 from helpers.roles import WIDE
@@ -217,8 +218,11 @@ def test_scores_of_a_site_weigh_alike_and_are_thinned_evenly():
         Ordering("fold", Wanda(), TWO_FOUR, rows=0)
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "mrp-sm"])
-def test_fold_is_the_method_on_a_model_whose_channels_were_stored_so(method, family, tmp_path):
+FOLDED = [*((family, "wanda") for family in TRAINED), ("llama", "magnitude"), ("opt", "mrp-sm")]
+
+
+@pytest.mark.parametrize(("family", "method"), FOLDED)
+def test_fold_is_the_method_on_a_model_whose_channels_were_stored_so(family, method, tmp_path):
     """The oracle folds the orders into the dense model and prunes it without a permutation.
 
     Read back from the file on disk: hardware's 2:4, by plain transformers, equal to the source.

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -17,9 +16,11 @@ from typer.testing import CliRunner
 
 import prunus
 from helpers.models import MODELS
+from helpers.processes import ENV
 from helpers.runs import same, tensors
 from helpers.two_processes import (
     FAST,
+    LONG,
     PRUNERS,
     RESUMED,
     ROWS,
@@ -39,12 +40,7 @@ from prunus.report.report import read_report
 from prunus.storage.journal import unfinished
 
 LLAMA = MODELS / "llama"
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-TESTS = Path(__file__).parent.parent
-SEES_HELPERS = {
-    **ENV,
-    "PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), ENV.get("PYTHONPATH")])),
-}
+COMMAND = ("-m", "helpers.command")
 
 
 def torchrun(processes, *arguments):
@@ -56,7 +52,7 @@ def torchrun(processes, *arguments):
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     command = torchrun(2, "-m", "helpers.two_processes", folder)
-    done = subprocess.run(command, env=SEES_HELPERS, capture_output=True, text=True)
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -68,7 +64,6 @@ def one(tmp_path_factory):
     found, names = {}, {}
     torch.set_num_threads(1)  # as the two have, whatever the test before left
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("prunus.judge.verify._check_reload", lambda *args: None)
         patched.setattr("prunus.run.loop.recorded", prunus.run.loop.recorded)  # and back at the end
         stats = run_statistics()
         for name, run in RUNS.items():
@@ -254,23 +249,19 @@ def test_two_resume(name, two):
 
 def test_one_process_under_torchrun_is_no_torchrun(tmp_path):
     arguments = ["prune", str(LLAMA), "--method", "sparsegpt", "--samples", "2", "--length", "64"]
-    command = torchrun(1, "-m", "prunus", *arguments, "--output", tmp_path / "one")
+    command = torchrun(1, *COMMAND, *arguments, "--output", tmp_path / "one")
     subprocess.run(command, env=ENV, check=True, capture_output=True)
     prunus.prune(LLAMA, method="sparsegpt", samples=2, length=64, output=tmp_path / "none")
     same(tmp_path / "one", tmp_path / "none")
 
 
-LONG = {
-    "sparsegpt": ["--method", "sparsegpt", "--samples", "32", "--length", "256"],
-    "besa": ["--method", "besa", "--set", "allocation.steps=8", "--samples", "16"],
-    "goa": ["--method", "goa", "--recovery", "both", "--samples", "32", "--length", "256"],
-}
-
-
-def undisturbed(folder, method):
-    command = torchrun(2, "-m", "prunus", "prune", LLAMA, *LONG[method], "--output", folder)
-    subprocess.run(command, env=ENV, check=True, capture_output=True)
-    return folder
+def asked(method):
+    """A long run on the command line."""
+    fields = dict(LONG[method])
+    settings = fields.pop("settings", {})
+    chosen = [f"--{name}={value}" for name, value in fields.items()]
+    chosen += [f"--set={path}={value}" for path, value in settings.items()]
+    return ["prune", str(LLAMA), *chosen]
 
 
 def kill(run, work, victim):
@@ -285,10 +276,10 @@ def kill(run, work, victim):
 
 @pytest.mark.parametrize(("victim", "method"), [(0, "besa"), (1, "goa")])
 def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
-    victim, method, tmp_path, tmp_path_factory
+    victim, method, tmp_path, two
 ):
     output = tmp_path / "out"
-    command = torchrun(2, "-m", "prunus", "prune", LLAMA, *LONG[method], "--json", "--output")
+    command = torchrun(2, *COMMAND, *asked(method), "--json", "--output")
     spilled = ["--spill", str(tmp_path / "spill")]
     run = subprocess.Popen(
         [*command, str(output), *spilled], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -305,12 +296,12 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
     assert sentence.endswith("start all processes again with --resume.")
     streams = {"besa": 1, "goa": 2}[method]  # of the killed process: pruned, and dense beside it
     assert len(os.listdir(tmp_path / "spill")) == streams
-    alone = ["prune", str(LLAMA), *LONG[method], "--output", str(output), "--resume"]
+    alone = [*asked(method), "--output", str(output), "--resume"]
     refused = CliRunner().invoke(app, alone)
     assert refused.exit_code == 2
     assert "its number of processes was 2, now it is 1" in refused.stderr
     shutil.copytree(unfinished(output), unfinished(tmp_path / "alone"))
-    alone = [*alone[:-2], str(tmp_path / "alone"), "--resume"]
+    alone = [*asked(method), "--output", str(tmp_path / "alone"), "--resume"]
     allowed = CliRunner().invoke(app, [*alone, "--allow-different"])
     assert allowed.exit_code == 0, allowed.stderr
     assert read_report(tmp_path / "alone").different == {"number of processes": [2, 1]}
@@ -319,14 +310,12 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
     assert json.loads(again.stdout)["sparsity"] == read_report(output).sparsity
     assert b"resuming: " in again.stderr
     assert os.listdir(tmp_path / "spill") == []
-    same(undisturbed(tmp_path_factory.mktemp("whole") / "out", method), output)
+    same(two / f"long {method}", output)
 
 
-def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path):
+def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path, two):
     output = tmp_path / "out"
-    arguments = ["-m", "prunus", "prune", LLAMA, *LONG["sparsegpt"], "--resume"]
-    arguments += ["--output", output]
-    command = torchrun(2, *arguments)
+    command = torchrun(2, *COMMAND, *asked("sparsegpt"), "--resume", "--output", output)
     run = subprocess.Popen(
         [*command[:3], "--max-restarts=1", *command[3:]], env=ENV, stderr=subprocess.PIPE
     )
@@ -334,13 +323,13 @@ def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path):
     errors = run.communicate()[1].decode()
     assert run.returncode == 0, errors
     assert "start all processes again with --resume" in errors
-    same(undisturbed(tmp_path / "whole", "sparsegpt"), output)
+    same(two / "long sparsegpt", output)
 
 
 def test_a_bad_argument_is_said_once(tmp_path):
     shutil.copytree(LLAMA, tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").unlink()
-    command = torchrun(2, "-m", "prunus", "prune", tmp_path / "model", "--method", "wanda")
+    command = torchrun(2, *COMMAND, "prune", tmp_path / "model", "--method", "wanda")
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "out")], env=ENV, capture_output=True, text=True
     )

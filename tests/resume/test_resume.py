@@ -14,12 +14,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 import prunus
 from helpers.models import MODELS, load_tiny
+from helpers.processes import ENV
 from helpers.runs import FAST, Ends, end, same, tensors
 from prunus.base.errors import CheckpointError, InputError, NotVerifiedError, NumericalError
 from prunus.base.team import ALONE
+from prunus.cli.main import app
 from prunus.judge.fresh_process import asked
 from prunus.judge.verify import Verification
 from prunus.model.inspect import inspect
@@ -35,13 +38,6 @@ from prunus.storage.scratch import Spilled
 from prunus.storage.streamed import Streamed
 
 LEARNING = {"allocation.granularity": "two-blocks", "allocation.steps": 8}
-
-
-@pytest.fixture(autouse=True)
-def _without_reload(request, monkeypatch):
-    """A fresh process takes seconds; the tests of verification, and those marked here, have it."""
-    if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
 
 
 IDS = torch.randint(0, 500, (2, 40), generator=torch.Generator().manual_seed(7))
@@ -489,27 +485,37 @@ def test_nothing_to_resume_and_no_way_to(tmp_path):
         prunus.prune(MODELS / "llama", **run)
 
 
+KILLED = ["prune", str(MODELS / "llama"), "--method", "sparsegpt", "--samples", "32",
+          "--length", "128", "--json", "--output"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What the run that is killed below leaves where nobody kills it."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    done = CliRunner().invoke(app, [*KILLED, str(output)])
+    assert done.exit_code == 0, done.output
+    return output
+
+
 @pytest.mark.parametrize("run", range(3))
-def test_killed_at_a_random_moment(run, tmp_path):
+def test_killed_at_a_random_moment(run, tmp_path, whole):
     """SIGKILL, which no handler sees; then the same command with --resume."""
-    arguments = ["prune", str(MODELS / "llama"), "--method", "sparsegpt", "--samples", "32",
-                 "--length", "128", "--output", str(tmp_path / "out"), "--json"]  # fmt: skip
-    command = [sys.executable, "-m", "prunus", *arguments]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    killed = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [*KILLED, str(tmp_path / "out")]
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "helpers.command", *command],
+        env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     work = unfinished(tmp_path / "out")
     while killed.poll() is None and not (work / LINES).exists():
         time.sleep(0.005)
     time.sleep(random.Random(run).uniform(0, 0.5))
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    again = command if (tmp_path / "out").exists() else [*command, "--resume"]
-    if again != command:
-        subprocess.run(again, env=env, check=True, capture_output=True)
-    subprocess.run(
-        [*command[:-2], str(tmp_path / "whole")], env=env, check=True, capture_output=True
-    )
-    same(tmp_path / "whole", tmp_path / "out")
+    if not (tmp_path / "out").exists():
+        again = CliRunner().invoke(app, [*command, "--resume"])
+        assert again.exit_code == 0, again.output
+    same(whole, tmp_path / "out")
 
 
 @pytest.mark.reload
@@ -533,7 +539,7 @@ def test_shards_are_one_file_or_several_with_an_index(tmp_path, monkeypatch):
     assert all(
         torch.equal(a, b) for a, b in zip(plain.parameters(), other.parameters(), strict=True)
     )
-    assert prunus.verify(tmp_path / "four").ok
+    assert prunus.verify(tmp_path / "four", reload=False).ok
 
 
 def test_spilled_activations_are_the_same_and_go(tmp_path):

@@ -22,12 +22,6 @@ from prunus.storage.journal import Journal, unfinished
 LATE = {"heads.threshold": 0.6, "target": "heads"}
 
 
-@pytest.fixture(autouse=True)
-def _without_reload(monkeypatch):
-    """A fresh process takes seconds; the tests of checkpoints have it."""
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-
-
 def widths(folder):
     path = folder / "widths.json"
     return json.loads(path.read_text()) if path.exists() else None

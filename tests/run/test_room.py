@@ -29,11 +29,6 @@ PLENTY = 2**40
 RUNS = [{"method": "wanda"}, {"method": "goa", "recovery": "both", "sparsity": 0.4}]
 
 
-@pytest.fixture(autouse=True)
-def _without_reload(monkeypatch):
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-
-
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A machine of one's own: how much memory and disk it has, and where its temporary files go."""

@@ -12,11 +12,6 @@ from prunus.base.errors import CheckpointError
 from prunus.storage.journal import Journal
 
 
-@pytest.fixture(autouse=True)
-def _without_reload(monkeypatch):
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-
-
 def failing(number):
     def fail(*args, **kwargs):
         raise OSError(number, os.strerror(number))

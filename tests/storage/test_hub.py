@@ -27,12 +27,6 @@ FAST = {"samples": 2, "length": 32}
 A, B = "a" * 40, "b" * 40
 
 
-@pytest.fixture(autouse=True)
-def _no_reload(monkeypatch):
-    """The fresh process sees the written folder alone, which is tested elsewhere."""
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-
-
 @pytest.fixture
 def tiny(hub):
     """``org/tiny`` in the cache."""

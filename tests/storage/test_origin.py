@@ -19,12 +19,6 @@ FAST = {"samples": 2, "length": 32}
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def _without_reload(request, monkeypatch):
-    if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-
-
 @pytest.fixture
 def source(tmp_path):
     return shutil.copytree(MODELS / "llama", tmp_path / "source")

@@ -46,18 +46,10 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(autouse=True)
-def _without_reload(request, monkeypatch):
-    if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-
-
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     output = tmp_path_factory.mktemp("packed") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-        result = prunus.prune(MODELS / "llama", output=output, pack=True, **WANDA)
+    result = prunus.prune(MODELS / "llama", output=output, pack=True, **WANDA)
     return output, result
 
 
@@ -79,7 +71,6 @@ def test_the_library_reads_back_every_integer(bits, group, dtype):
         assert state["weight_packed"].shape == (rows, -(-48 * bits // 32))
 
 
-@pytest.mark.reload
 def test_plain_transformers_gets_the_same_model_from_integers(tmp_path):
     """Bit for bit, in a fresh process: seven architectures and three dtypes."""
     pairs = []
@@ -89,9 +80,7 @@ def test_plain_transformers_gets_the_same_model_from_integers(tmp_path):
         fields = {**WANDA, "bits": bits, "group": group, "dtype": dtype}
         pair = [tmp_path / f"{number}-{pack}" for pack in (True, False)]
         for output, pack in zip(pair, (True, False), strict=True):
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-                prunus.prune(MODELS / family, output=output, pack=pack, **fields)
+            prunus.prune(MODELS / family, output=output, pack=pack, **fields)
         pairs.append([str(x) for x in pair])
     command = [sys.executable, "-c", COMPARE, json.dumps(pairs)]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -31,14 +31,7 @@ assert "prunus" not in sys.modules
 """
 
 
-@pytest.fixture
-def trusting(monkeypatch):
-    """No fresh process: two tests below start theirs."""
-    monkeypatch.setattr("prunus.judge.smaller.reload", lambda *args: [])
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
-
-
-def test_uniform_widths_load_in_plain_transformers_in_a_fresh_process(tmp_path, trusting):
+def test_uniform_widths_load_in_plain_transformers_in_a_fresh_process(tmp_path):
     model, tokenizer = load_tiny("llama")
     result = prunus.prune(
         model, method="goa", output=tmp_path / "out", tokenizer=tokenizer, recovery="after", **RUN
@@ -89,7 +82,7 @@ def test_what_only_prunus_loads_says_why(fields, why):
         ("opt", "goa", None),
     ],
 )
-def test_widths_that_no_config_says_are_rebuilt(family, method, blocks, tmp_path, trusting):
+def test_widths_that_no_config_says_are_rebuilt(family, method, blocks, tmp_path):
     model, tokenizer = load_tiny(family)
     result = prunus.prune(
         model, method=method, blocks=blocks, output=tmp_path / "out", tokenizer=tokenizer, **RUN
@@ -111,7 +104,7 @@ def test_widths_that_no_config_says_are_rebuilt(family, method, blocks, tmp_path
     assert "prunus.load" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_every_width_and_bias_reaches_llama_cpps_format(tmp_path, trusting):
+def test_every_width_and_bias_reaches_llama_cpps_format(tmp_path):
     gguf = pytest.importorskip("gguf")
     from prunus.storage.gguf import write_gguf
 
@@ -130,7 +123,7 @@ def test_every_width_and_bias_reaches_llama_cpps_format(tmp_path, trusting):
     assert torch.equal(torch.tensor(found["blk.0.ffn_down.bias"]), down.bias)
 
 
-def test_half_precision_is_kept(tmp_path, trusting):
+def test_half_precision_is_kept(tmp_path):
     fields = {"method": "flap", "dtype": "bfloat16", "output": tmp_path / "out", **RUN}
     model = prunus.prune(MODELS / "llama", **fields).model
     loaded = prunus.load(tmp_path / "out")
@@ -139,7 +132,7 @@ def test_half_precision_is_kept(tmp_path, trusting):
 
 
 @pytest.mark.parametrize(("family", "name"), [("gpt2", "n_inner"), ("opt", "ffn_dim")])
-def test_neurons_alone_fit_the_stock_config_of_gpt2_and_opt(family, name, tmp_path, trusting):
+def test_neurons_alone_fit_the_stock_config_of_gpt2_and_opt(family, name, tmp_path):
     model, tokenizer = load_tiny(family)
     fields = {"method": "l2", "mlp_only": True, "output": tmp_path / "out", **RUN}
     assert prunus.prune(model, tokenizer=tokenizer, **fields).report.structured.stock
@@ -148,7 +141,7 @@ def test_neurons_alone_fit_the_stock_config_of_gpt2_and_opt(family, name, tmp_pa
     assert getattr(model.config, name) == 96
 
 
-def test_verification_sees_what_is_wrong(tmp_path, trusting):
+def test_verification_sees_what_is_wrong(tmp_path):
     model, tokenizer = load_tiny("llama")
     out = tmp_path / "out"
     prunus.prune(model, method="flap", output=out, tokenizer=tokenizer, **RUN)
@@ -171,7 +164,7 @@ def test_verification_sees_what_is_wrong(tmp_path, trusting):
 
 @pytest.mark.parametrize("method", ["goa", "flap"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_verification_compares_with_the_source(name, method, tmp_path, trusting):
+def test_verification_compares_with_the_source(name, method, tmp_path):
     model, tokenizer = load_tiny(name)
     fields = {"allocation": "adaptive", "blocks": "1:2"}
     prunus.prune(
@@ -193,7 +186,7 @@ def test_verification_compares_with_the_source(name, method, tmp_path, trusting)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])  # whose files name its head anew
-def test_what_has_widths_can_be_pruned_and_quantised_again(name, tmp_path, trusting):
+def test_what_has_widths_can_be_pruned_and_quantised_again(name, tmp_path):
     one, two, three, four = (tmp_path / str(i) for i in range(1, 5))
     run = {"tokens_ST": IDS}
     prunus.prune(MODELS / name, method="flap", sparsity=0.45, output=one, **run)
@@ -215,6 +208,7 @@ def test_what_has_widths_can_be_pruned_and_quantised_again(name, tmp_path, trust
     assert read_widths(tmp_path / "5") == after
 
 
+@pytest.mark.reload
 def test_command_line(tmp_path, monkeypatch):
     model, tokenizer = load_tiny("llama")
     model.save_pretrained(tmp_path / "dense")

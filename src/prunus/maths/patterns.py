@@ -80,6 +80,9 @@ class NM:
     Attributes:
         along: ``"input"`` groups consecutive inputs within an output row, what sparse tensor cores
             read; ``"output"`` groups consecutive outputs within an input column (DaSS's gate, up).
+
+    >>> NM(2, 4).mask(torch.tensor([[4.0, 1.0, 3.0, 2.0]]), 0.5)
+    tensor([[ True, False,  True, False]])
     """
 
     keep: int = 2

@@ -239,8 +239,11 @@ class _Reordered(Statistics):
 def gather(inputs_TI: Tensor, needs: Iterable[type[Statistic]]) -> Statistics:
     """Summarise a plain activation matrix, so that any part can be used without a model.
 
+    >>> from prunus.maths.scores import Wanda
+    >>> inputs_TI = torch.tensor([[3.0, 0.0], [4.0, 2.0]])
     >>> stats = gather(inputs_TI, Wanda.needs)
-    >>> Wanda()(weight_OI, stats)
+    >>> Wanda()(torch.tensor([[2.0, -1.0]]), stats)
+    tensor([[7.0711, 1.4142]])
     """
     stats = Statistics(needs, inputs_TI.shape[-1], inputs_TI.device)
     stats.update(inputs_TI)

@@ -32,6 +32,9 @@ class Grid:
         group: inputs that share a grid, the last group of a row maybe fewer; None: the whole row.
 
     Reference: Xu et al. 2024 (ICLR), BESA, eq. (7), after Shao et al. 2023 (OmniQuant).
+
+    >>> Grid(bits=2).quantize(torch.tensor([[0.9, 0.0, -0.6, 0.2]])).dequantize()
+    tensor([[ 1.0000,  0.0000, -0.5000,  0.0000]])
     """
 
     bits: int = 4

@@ -1,6 +1,6 @@
 """Least squares on every layer of a model: the certified gap, the true one, against SparseGPT.
 
-    python benchmarks/certificates.py MODEL --calibration c4.jsonl
+    python benchmarks/numerics/certificates.py MODEL --calibration c4.jsonl
 
 Every layer gets SparseGPT's mask at 50 %. On that mask: SparseGPT's loss, least squares' loss, its
 certificate, and the exact optimum by a float64 Cholesky of each row's kept set. Prints one line per

@@ -1,6 +1,6 @@
 """Runs that are killed at random moments and resumed: is what comes out the same?
 
-    python benchmarks/kills.py MODEL --kills 20
+    python benchmarks/robustness/kills.py MODEL --kills 20
 
 SIGKILL, each time at another moment of the run; then the same command with ``--resume``, maybe
 killed again. The weights and reports must equal those of an undisturbed run.

@@ -1,6 +1,6 @@
 """How many tokens does an expert need, to be pruned better by them than by its weights alone?
 
-    python benchmarks/few_tokens.py MODEL --calibration TEXT
+    python benchmarks/numerics/few_tokens.py MODEL --calibration TEXT
 
 Takes layers of a dense model for experts: prunes each with the statistics of a few of 4096 tokens
 and measures the relative error of its output on 4096 others. The first column has white inputs,

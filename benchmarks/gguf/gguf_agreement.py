@@ -1,9 +1,9 @@
 """Does llama.cpp compute what transformers does? A checkpoint against its GGUF, on ten prompts.
 
     pip install llama-cpp-python         # builds llama.cpp from source: minutes, a C++ compiler
-    python benchmarks/gguf_agreement.py shrink MODEL FOLDER --gone     # widths drawn per block
+    python benchmarks/gguf/gguf_agreement.py shrink MODEL FOLDER --gone     # widths drawn per block
     prunus export FOLDER --to gguf --output FILE.gguf --dtype float32
-    python benchmarks/gguf_agreement.py compare FOLDER FILE.gguf
+    python benchmarks/gguf/gguf_agreement.py compare FOLDER FILE.gguf
 
 ``shrink`` removes key/value groups (with their query heads) and neurons at random from a Llama, and
 writes ``widths.json`` where blocks differ. The torch model of such a folder is built here by hand,

@@ -1,7 +1,7 @@
 """Does llama.cpp split text as the tokenizer in the folder does? Every kind that prunus writes.
 
     pip install llama-cpp-python         # builds llama.cpp from source: minutes, a C++ compiler
-    python benchmarks/gguf_tokenizers.py TEXT
+    python benchmarks/gguf/gguf_tokenizers.py TEXT
 
 Trains a small tokenizer of each kind on TEXT, writes it beside a random Llama as GGUF, and counts
 the texts (awkward ones and lines of TEXT) of which both give the same tokens, special tokens read

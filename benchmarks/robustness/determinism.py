@@ -1,6 +1,6 @@
 """What the number of processes and of threads changes in a result, and by how much.
 
-    python benchmarks/determinism.py MODEL --text wiki.test.raw --calibration c4.jsonl
+    python benchmarks/robustness/determinism.py MODEL --text wiki.test.raw --calibration c4.jsonl
 
 Every method (``mrp-sm``, ``mrp-sm,refine=swaps`` …) is run with one process of one thread, the same
 again, one process of two threads, and two and four processes of one thread under torchrun (gloo);

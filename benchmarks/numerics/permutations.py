@@ -1,6 +1,6 @@
 """Orders of channels: what they keep against the greedy search, and how their time grows.
 
-    python benchmarks/permutations.py --sizes 1024 2048 4096
+    python benchmarks/numerics/permutations.py --sizes 1024 2048 4096
 
 First, 2:4 on 512 and 1024 channels: the share of the gap between the stored order and the row-wise
 optimum that each search closes, and its seconds. Then square layers: one sweep of the assignment

@@ -1,6 +1,6 @@
 """The solvers against plain ones, on synthetic layers, side by side in one run.
 
-    python benchmarks/solvers.py            # 2048 inputs × 1024 rows, then growth up to 4096 × 4096
+    python benchmarks/numerics/solvers.py   # 2048 inputs × 1024 rows, then growth up to 4096 × 4096
 
 Least squares against a Cholesky per row on its kept set (float32, one row after the other), and
 SparseGPT's sweep against its plain loop over columns. Medians of paired runs; ratios, not times,

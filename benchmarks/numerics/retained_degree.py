@@ -1,6 +1,6 @@
 """Figure 5 of Plug-and-Play: which share of each input channel's weights stays, as a picture.
 
-    python benchmarks/retained_degree.py MODEL --calibration c4.jsonl --output degree.png
+    python benchmarks/numerics/retained_degree.py MODEL --calibration c4.jsonl --output degree.png
 
 RIA on the dense model: 50 % unstructured, 2:4, and 2:4 in the order that assignment finds for each
 layer. Prints the retained score of each mask too.

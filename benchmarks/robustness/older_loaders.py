@@ -1,6 +1,6 @@
 """Do pruned checkpoints load in transformers 4, as the models that they were made from do?
 
-    python benchmarks/older_loaders.py --old PYTHON [MODEL ...]
+    python benchmarks/robustness/older_loaders.py --old PYTHON [MODEL ...]
 
 PYTHON is the interpreter of an environment with torch and transformers 4.57; without MODEL, the
 tiny models of the tests, in the form in which transformers 4 saves them. Each is pruned to 50 % by
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import prunus
 
-MODELS = Path(__file__).parent.parent / "tests" / "models"
+MODELS = Path(__file__).parents[2] / "tests" / "models"
 KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 TEXT = "The plum tree – a Prunus – had been pruned twice in 2024.\n\tIt bore fruit."
 

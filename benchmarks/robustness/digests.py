@@ -1,7 +1,7 @@
 """The referee of a refactoring: one small run of every method, pattern and option, as digests.
 
-    python benchmarks/digests.py --write before.json     # with the code to compare with
-    python benchmarks/digests.py --against before.json   # with the changed code
+    python benchmarks/robustness/digests.py --write before.json     # with the code to compare with
+    python benchmarks/robustness/digests.py --against before.json   # with the changed code
 
 The second exits with 1 if any run differs, and says in what: which tensors, and which fields of the
 report, the config, the recipe or the plan, with both values. ``digest_cases.py`` has the runs.

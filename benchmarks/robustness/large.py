@@ -1,6 +1,6 @@
 """A model as large as Llama-2-7B, with random weights: peak memory and time of a run.
 
-    python benchmarks/large.py FOLDER --blocks 32 16
+    python benchmarks/robustness/large.py FOLDER --blocks 32 16
 
 Writes bfloat16 checkpoints of these numbers of blocks below FOLDER, a shard at a time (13.5 GB for
 32 blocks), prunes each by Wanda to 2:4 with 8 samples of 128 tokens in a process of its own, and

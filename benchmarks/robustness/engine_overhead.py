@@ -1,6 +1,6 @@
 """Wall time of a RIA run over that of the bare forward passes that it cannot do without.
 
-    python benchmarks/engine_overhead.py MODEL [--samples 16 --length 1024 --pairs 3]
+    python benchmarks/robustness/engine_overhead.py MODEL [--samples 16 --length 1024 --pairs 3]
 
 The bare passes are two per block and sample (one to record, one to advance), through the same
 recorded calls, with no hooks, no statistics, no pruning. Both are timed in turn, pair by pair;
