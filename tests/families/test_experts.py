@@ -34,7 +34,7 @@ SHOWN = ("mixtral", "gpt_oss", "qwen2_moe", "llama4_text")
 @pytest.fixture(autouse=True)
 def _without_reload(monkeypatch, request):
     if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+        monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
 
 
 def small(family):

@@ -31,7 +31,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("family", sorted(FAMILIES | MIXTURES))
 def test_streamed_pruned_saved_and_loaded(family, tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
     model = build(family, (FAMILIES | MIXTURES)[family])
     model.save_pretrained(tmp_path / "dense")
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -55,7 +55,7 @@ def test_streamed_pruned_saved_and_loaded(family, tmp_path, monkeypatch):
 @pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "gpt_oss", "llama", "rwkv"])
 def test_streamed_in_half_precision(family, dtype, tmp_path, monkeypatch):
     """Also what transformers keeps in float32 there: RWKV's decay, routers."""
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
     dense = build(family, (FAMILIES | MIXTURES)[family]).to(dtype)
     for name, tensor in list(dense.state_dict(keep_vars=True).items()):
         if name.endswith(("time_decay", "e_score_correction_bias")):

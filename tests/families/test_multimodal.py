@@ -22,7 +22,7 @@ from prunus.storage.shards import check_shards
 @pytest.fixture
 def quick(monkeypatch):
     """Without the fresh process, which takes seconds; others are with it."""
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
 
 
 def samples(family):

@@ -74,7 +74,7 @@ def desk(tmp_path, monkeypatch, hub):
     (folder / "texts" / "c4").mkdir(parents=True)
     (folder / "texts" / "c4" / "c4.jsonl").write_text('{"text": "' + words + '"}\n')
     # The reload in a fresh process is tested elsewhere; fifteen of them take a minute.
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
     monkeypatch.chdir(folder)
     return folder
 

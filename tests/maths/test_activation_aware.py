@@ -203,7 +203,7 @@ def test_two_bits_hurt_less_with_it(monkeypatch):
 
 
 def test_without_searching_it_needs_no_text(tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
     result = prunus.quantize(
         MODELS / "llama", bits=4, group=16, scales=False, clip=False, output=tmp_path / "out"
     )

@@ -29,7 +29,7 @@ IDS = torch.randint(0, 500, (3, 32), generator=torch.Generator().manual_seed(0))
 @pytest.fixture(autouse=True)
 def _without_reload(request, monkeypatch):
     if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+        monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
 
 
 def run(pruner, sparsity=0.5, family="llama", dtype=torch.float32):

@@ -68,7 +68,7 @@ def one(tmp_path_factory):
     found, names = {}, {}
     torch.set_num_threads(1)  # as the two have, whatever the test before left
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+        patched.setattr("prunus.judge.reload.check", lambda *args: None)
         patched.setattr("prunus.run.loop.recorded", prunus.run.loop.recorded)  # and back at the end
         stats = run_statistics()
         for name, run in RUNS.items():

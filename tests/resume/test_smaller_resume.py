@@ -25,7 +25,7 @@ LATE = {"heads.threshold": 0.6, "target": "heads"}
 @pytest.fixture(autouse=True)
 def _without_reload(monkeypatch):
     """A fresh process takes seconds; the tests of checkpoints have it."""
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
 
 
 def widths(folder):

@@ -31,7 +31,7 @@ RUNS = [{"method": "wanda"}, {"method": "goa", "recovery": "both", "sparsity": 0
 
 @pytest.fixture(autouse=True)
 def _without_reload(monkeypatch):
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from prunus.storage.journal import Journal
 
 @pytest.fixture(autouse=True)
 def _without_reload(monkeypatch):
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
 
 
 def failing(number):

@@ -79,7 +79,7 @@ def test_any_part_and_the_folder_are_the_whole_model(whole, alignment, tmp_path,
 
 
 def test_a_split_model_is_pruned_verified_planned_scored_and_exported(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
     source, text = in_parts(whole)[1], tmp_path / "text.txt"
     text.write_text("The plum tree stood in the garden, and nobody had pruned it for years. " * 40)
     run = {"method": "wanda", "samples": 2, "length": 32, "calibration": str(text)}

@@ -30,7 +30,7 @@ A, B = "a" * 40, "b" * 40
 @pytest.fixture(autouse=True)
 def _no_reload(monkeypatch):
     """The fresh process sees the written folder alone, which is tested elsewhere."""
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
 
 
 @pytest.fixture

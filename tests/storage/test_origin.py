@@ -22,7 +22,7 @@ WEIGHTS = "model.safetensors"
 @pytest.fixture(autouse=True)
 def _without_reload(request, monkeypatch):
     if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+        monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
 
 
 @pytest.fixture

@@ -49,14 +49,14 @@ print(json.dumps(found))
 @pytest.fixture(autouse=True)
 def _without_reload(request, monkeypatch):
     if "reload" not in request.keywords:
-        monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+        monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     output = tmp_path_factory.mktemp("packed") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+        patch.setattr("prunus.judge.reload.check", lambda *args: None)
         result = prunus.prune(MODELS / "llama", output=output, pack=True, **WANDA)
     return output, result
 
@@ -90,7 +90,7 @@ def test_plain_transformers_gets_the_same_model_from_integers(tmp_path):
         pair = [tmp_path / f"{number}-{pack}" for pack in (True, False)]
         for output, pack in zip(pair, (True, False), strict=True):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+                patch.setattr("prunus.judge.reload.check", lambda *args: None)
                 prunus.prune(MODELS / family, output=output, pack=pack, **fields)
         pairs.append([str(x) for x in pair])
     command = [sys.executable, "-c", COMPARE, json.dumps(pairs)]

@@ -65,7 +65,7 @@ def test_one_file_beside_an_index_wins(folder):
 
 
 def test_what_config_names_wins_over_both(folder, monkeypatch):
-    monkeypatch.setattr("prunus.judge.verify._check_reload", lambda *args: None)
+    monkeypatch.setattr("prunus.judge.reload.check", lambda *args: None)
     other(folder, SINGLE)
     other(folder, "mine.safetensors", 3.0)
     config = json.loads((folder / "config.json").read_text())
