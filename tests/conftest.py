@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 
 from helpers.models import FAMILIES, load_tiny
-from prunus.judge import verify
+from prunus.judge import reload
 from prunus.maths.stats import ColumnNorm, Statistics, TokenSample, gather
 from prunus.storage.hub import downloaded
 
@@ -33,21 +33,21 @@ def _threads(request: pytest.FixtureRequest) -> None:
     torch.set_num_threads((os.cpu_count() or 1) if real else 1)
 
 
-RELOAD = verify._check_reload
+RELOAD = reload.check
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _without_reload() -> Iterator[None]:
     """Leave out the last look in a fresh process: it takes seconds, and some 300 tests prune."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(verify, "_check_reload", lambda *args: None)
+        patched.setattr(reload, "check", lambda *args: None)
         yield
 
 
 @pytest.fixture(autouse=True)
 def _reload(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("reload") is not None:
-        monkeypatch.setattr(verify, "_check_reload", RELOAD)
+        monkeypatch.setattr(reload, "check", RELOAD)
 
 
 @pytest.fixture

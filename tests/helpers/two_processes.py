@@ -17,7 +17,7 @@ import prunus
 from helpers.models import MODELS
 from prunus.base.errors import InputError, PrunusError, TeamError
 from prunus.base.team import Team
-from prunus.judge import verify as verification
+from prunus.judge import reload as reload_check
 from prunus.maths.gram import Gram
 from prunus.maths.patterns import NM, Unstructured
 from prunus.maths.pruners import MRP, Compose, SparseGPT
@@ -210,7 +210,7 @@ def prune_nan(team):
 
 
 def main(folder):
-    verification._check_reload = lambda *args: None  # a fresh process each
+    reload_check.check = lambda *args: None  # a fresh process each
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     with Team.join() as team:

@@ -186,7 +186,7 @@ def test_folders_that_prunus_did_not_write(tmp_path, damaged):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sparsity": 0.9}, "The report says 0.900000 of all is zero; it is 0.297"),
+        ({"sparsity": 0.9}, "The report says that 0.900000 of all weights are zero; it is 0.297"),
         ({"coverage": {"parameters": 9, "embeddings": 1, "block_weights": 5, "pruned_weights": 4}},
          "The report says that 4 weights were covered"),
     ],

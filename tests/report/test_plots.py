@@ -29,12 +29,12 @@ def test_the_histogram_counts_channels_by_the_share_that_stays(tmp_path, monkeyp
 
 
 def smaller():
-    from prunus.report.units import BlockWidths, StructuredReport
+    from prunus.report.units import BlockChange, UnitsReport
 
     far = [[0, 0.1, 0.5, 0.5], [0.1, 0, 0.5, 0.5], [0.5, 0.5, 0, 0.3], [0.5, 0.5, 0.3, 0]]
-    block = BlockWidths(1, (4, 2), (2, 1), (96, 48), (1000, 500), [1], far)
-    dense = BlockWidths(0, None, None, None, (1000, 1000))
-    return StructuredReport((3000, 2500), 1000, 500, (900, 600), True, [dense, block])
+    block = BlockChange(1, (4, 2), (2, 1), (96, 48), (1000, 500), [1], far)
+    dense = BlockChange(0, None, None, None, (1000, 1000))
+    return UnitsReport((3000, 2500), 1000, 500, (900, 600), True, [dense, block])
 
 
 def test_heads_that_attend_alike_are_joined_and_those_that_went_are_hollow(tmp_path, monkeypatch):

@@ -297,7 +297,7 @@ FINISHED = [
 
 def fails(problem):
     """A reload that ends so."""
-    return lambda folder, report, found, *args: found.problems.append(problem)
+    return lambda subject, found: found.problems.append(problem)
 
 
 @pytest.mark.parametrize("run", FINISHED, ids=lambda run: "-".join(map(str, run.values()))[:40])
@@ -306,7 +306,7 @@ def test_a_finished_run_is_not_thrown_away(run, tmp_path, monkeypatch):
     run = {**run, **FAST}
     prunus.prune(MODELS / "llama", output=tmp_path / "whole", **run)
     with monkeypatch.context() as patched:
-        patched.setattr("prunus.judge.verify._check_reload", fails("MemoryError: 9 bytes"))
+        patched.setattr("prunus.judge.reload.check", fails("MemoryError: 9 bytes"))
         with pytest.raises(NotVerifiedError) as failed:
             prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
     work = unfinished(tmp_path / "out")
@@ -327,7 +327,7 @@ def test_quantize_is_not_thrown_away_either(tmp_path, monkeypatch):
     run = {"group": 16, **FAST}
     prunus.quantize(MODELS / "llama", output=tmp_path / "whole", **run)
     with monkeypatch.context() as patched:
-        patched.setattr("prunus.judge.verify._check_reload", fails("pass `trust_remote_code=True`"))
+        patched.setattr("prunus.judge.reload.check", fails("pass `trust_remote_code=True`"))
         with pytest.raises(NotVerifiedError, match="Give --trust-remote-code"):
             prunus.quantize(MODELS / "llama", output=tmp_path / "out", **run)
     watcher = Ends(-1, "")
@@ -340,7 +340,7 @@ def test_quantize_is_not_thrown_away_either(tmp_path, monkeypatch):
 def test_a_finished_run_asks_for_no_memory_for_activations(tmp_path, monkeypatch):
     run = {"method": "wanda", **FAST}
     with monkeypatch.context() as patched:
-        patched.setattr("prunus.judge.verify._check_reload", fails("no reason"))
+        patched.setattr("prunus.judge.reload.check", fails("no reason"))
         with pytest.raises(NotVerifiedError, match="Mend what that names"):
             prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
     judged = []
@@ -358,7 +358,7 @@ def test_files_that_are_wrong_in_themselves(tmp_path, monkeypatch):
             args[-1].problems.append("x is wrong")
             args[-1].in_files = True
 
-        patched.setattr("prunus.judge.verify._check_layers", wrong)
+        patched.setattr("prunus.judge.layers.check", wrong)
         with pytest.raises(NotVerifiedError) as failed:
             prunus.prune(MODELS / "llama", output=tmp_path / "out", **run)
         work = unfinished(tmp_path / "out")

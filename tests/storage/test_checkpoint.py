@@ -148,7 +148,7 @@ def test_an_interrupted_write_leaves_no_folder(tmp_path):
 
 @pytest.mark.reload
 def test_a_checkpoint_that_fails_its_verification_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.judge.verify.RELOAD", "raise SystemExit('cannot load')")
+    monkeypatch.setattr("prunus.judge.reload.RELOAD", "raise SystemExit('cannot load')")
     with pytest.raises(prunus.PrunusError, match=r"did not pass the last check.*cannot load"):
         prunus.prune(MODELS / "llama", method="wanda", output=tmp_path / "out", **FAST)
     assert os.listdir(tmp_path) == [".out.unfinished"]  # the reload may have lacked memory
@@ -351,7 +351,7 @@ def test_tensors_that_the_config_has_no_place_for_are_told(source):
 
 
 def test_what_cannot_pass_gets_no_name(source, tmp_path, monkeypatch):
-    where = "prunus.judge.verify._check_layers"
+    where = "prunus.judge.layers.check"
     monkeypatch.setattr(where, lambda *args: args[-1].problems.append("x"))
     with pytest.raises(NotVerifiedError, match="was not kept: x"):
         prunus.prune(source, method="magnitude", output=tmp_path / "out")

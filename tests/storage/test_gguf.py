@@ -202,10 +202,17 @@ WRONG = {
     ),
     "groups": (lists(heads=3, kv_heads=2), "Block 1 .* 3 query heads and 2 key/value heads"),
     "no groups": (lists(kv_heads=0), "2 query heads and 0 key/value heads"),
-    "negative": (lists(heads=-2), "widths.json cannot be exported"),
-    "a word": (lists(heads="2"), "widths.json cannot be exported"),
+    "negative": (
+        lists(heads=-2),
+        "widths.json is damaged .blocks.1.heads: .* greater than or equal to 0",
+    ),
+    "a word": (lists(heads="2"), "widths.json is damaged .blocks.1.heads: .* valid integer"),
     "one block less": (lambda b: b.pop(), "has 2 blocks, config.json has 3"),
-    "nothing": (lambda b: b[1].pop("heads"), "widths.json cannot be exported"),
+    "nothing": (
+        lambda b: b[1].pop("heads"),
+        "widths.json is damaged .blocks.1.heads: field required",
+    ),
+    "open": (lists(intermediate=None), "cannot be exported: it leaves widths of block 1 open"),
     "no object": (lambda b: b.append(3), "widths.json is damaged"),
 }
 

@@ -90,9 +90,7 @@ def test_widths_that_no_config_says_are_rebuilt(family, method, blocks, tmp_path
     assert not result.report.structured.stock
     widths = read_widths(tmp_path / "out")
     assert len(widths) == len(result.report.structured.blocks)
-    keys = {"heads", "kv_heads", "intermediate", "bias_o", "bias_down", "numbers"}
-    assert all(set(width) == keys for width in widths)
-    assert widths[-1]["bias_down"] == (method == "flap" or family != "llama")
+    assert widths[-1].bias_down == (method == "flap" or family != "llama")
     loaded = prunus.load(tmp_path / "out")
     assert torch.equal(logits(loaded), logits(model))
     ids = loaded.generate(IDS[:1], max_new_tokens=4, do_sample=False, pad_token_id=0)
@@ -115,7 +113,7 @@ def test_every_width_and_bias_reaches_llama_cpps_format(tmp_path):
     reader = gguf.GGUFReader(tmp_path / "out.gguf")
     widths = read_widths(out)
     neurons = reader.fields["deci.feed_forward_length"].contents()
-    assert neurons == [width["intermediate"] for width in widths]
+    assert neurons == [width.intermediate for width in widths]
     assert len(set(neurons)) > 1
     found = {tensor.name: tensor.data for tensor in reader.tensors}
     down = model.model.layers[0].mlp.down_proj
@@ -172,7 +170,7 @@ def test_verification_compares_with_the_source(name, method, tmp_path):
     )
     found = verify(tmp_path / "out", source=MODELS / name, reload=False)
     assert found.problems == []
-    assert "shrunk ones parts of its" in found.checks[-1]
+    assert "bit for bit" in found.checks[-1]
     other = tmp_path / "other"
     dense = load_tiny(name)[0]
     with torch.no_grad():
@@ -181,7 +179,7 @@ def test_verification_compares_with_the_source(name, method, tmp_path):
                 parameter.add_(1)
     dense.save_pretrained(other)
     said = " ".join(verify(tmp_path / "out", source=other, reload=False).problems)
-    assert "was not to be pruned, and differs" in said
+    assert "tensors that were not to be pruned differ" in said
     assert "without some rows or columns" in said
 
 
@@ -193,7 +191,7 @@ def test_what_has_widths_can_be_pruned_and_quantised_again(name, tmp_path):
     prunus.prune(one, method="flap", sparsity=0.3, blocks="0:1", output=two, **run)
     before, after = read_widths(one), read_widths(two)
     assert after[1:] == before[1:]
-    assert after[0]["intermediate"] < before[0]["intermediate"]
+    assert after[0].intermediate < before[0].intermediate
     pruned = prunus.prune(two, method="wanda", output=three, **run)
     assert read_widths(three) == after
     assert "prunus.load" in (three / "README.md").read_text()
@@ -220,7 +218,6 @@ def test_command_line(tmp_path, monkeypatch):
     assert run.exit_code == 0, run.output
     said = json.loads(run.stdout)
     assert said["loads_in_transformers"] is False
-    monkeypatch.setattr("prunus.judge.smaller.reload", lambda *args: [])
     assert 0 <= 20000 - said["parameters_before"] + said["parameters"] + 2 * 64 * 4 < 1000
     run = CliRunner().invoke(app, ["verify", str(out), "--json"])
     assert run.exit_code == 0, run.output

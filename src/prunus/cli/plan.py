@@ -9,7 +9,7 @@ from . import prune
 from .console import command, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from ..report.units import StructuredReport
+    from ..report.units import UnitsReport
     from ..run.forecast import Plan
 
 EXAMPLES = """
@@ -54,7 +54,7 @@ def _print_weights(plan: Plan) -> None:
     print_line(plan.speed)
 
 
-def _print_units(plan: Plan, made: StructuredReport) -> None:
+def _print_units(plan: Plan, made: UnitsReport) -> None:
     from ..report.units import COLUMNS
 
     before, after = made.parameters

@@ -13,7 +13,7 @@ from .console import command, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from ..report import PruningReport
-    from ..report.units import StructuredReport
+    from ..report.units import UnitsReport
     from ..run.finish import Result
 
 WEIGHTS = "Single weights"
@@ -282,7 +282,7 @@ def print_stored(report: PruningReport, output: Path) -> None:
     print_line(f"  Quality: prunus eval {output} --text your.txt")
 
 
-def _smaller(output: Path, report: StructuredReport, seconds: float) -> None:
+def _smaller(output: Path, report: UnitsReport, seconds: float) -> None:
     before, after = report.parameters
     print_line(f"{output}: {before:,} parameters became {after:,} ({1 - after / before:.1%} fewer)")
     print_line(f"  {report.share:.1%} of those in the heads and neurons of the blocks asked for")

@@ -1,8 +1,8 @@
-"""Compares a checkpoint with the one that it was made from, file by file and bit by bit."""
+"""Compare a checkpoint with the one that it was made from, file by file and bit by bit."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ..storage.decoding import CLAIMS
 from ..storage.origin import Origin, origin_of, read_config
 from ..storage.pruned import pairs
 from ..storage.shards import NAMED
+from ..storage.widths import widths_of
 
 WIDTHS = {"num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "n_inner",
           "ffn_dim", "ffn_hidden_size", "d_inner", "n_head"}  # fmt: skip
@@ -27,22 +28,26 @@ WIDTHS = {"num_attention_heads", "num_key_value_heads", "head_dim", "intermediat
 
 @dataclass(frozen=True)
 class Changes:
-    """What may differ from the source, by names in the files.
+    """What may differ from the source, by the names in the checkpoint's files.
 
     Attributes:
         pruned: tensors that hold pruned layers.
         updated: those of them whose kept weights have new values.
         shrunk: those of them that may have lost rows or columns.
-        dropped: tensors that were left out, and said so.
+        renamed: what the source calls a tensor that it stores under another name.
+        apart: tensors of either side that are one on one side and several on the other.
+        dropped: tensors that were left out, as the report says.
         reordered: whether channels are in another order, which ``Channels`` compares.
-        dtype: asked for instead of each tensor's own.
-        only_zeros: whether zeros of the source must be zeros still.
-        fields: of config.json.
+        dtype: dtype that was asked for instead of each tensor's own.
+        only_zeros: whether zeros of the source must still be zeros.
+        fields: fields of config.json.
     """
 
     pruned: Collection[str]
     updated: Collection[str]
     shrunk: Collection[str] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    apart: Collection[str] = ()
     dropped: Collection[str] = ()
     reordered: bool = False
     dtype: str | None = None
@@ -50,20 +55,18 @@ class Changes:
     fields: Collection[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, report: PruningReport, new: Weights, reordered: bool) -> Changes:
-        """Read them from a report; the model knows what its parameters are called in the files."""
-        updated: dict[str, bool] = {}
-        for layer in report.layers:
-            updated[layer.parameter] = layer.updated or updated.get(layer.parameter, False)
+    def of(cls, report: PruningReport, new: Weights, old: Weights, reordered: bool) -> Changes:
+        """Read them from a report; the models know what their parameters are called in files."""
+        updated = pruned_tensors(report)
         smaller = report.structured is not None
-        if smaller:  # biases shrink with their layers, or come anew
-            biases = {name.removesuffix("weight") + "bias": flag for name, flag in updated.items()}
-            updated |= biases
         source = report.source
+        renamed, apart = _other_names(new, old)
         return cls(
             pruned=on_disk(new, updated),
             updated=on_disk(new, {name for name, flag in updated.items() if flag}),
             shrunk=on_disk(new, updated) if smaller else (),
+            renamed=renamed,
+            apart=apart,
             dropped=source.dropped if source else (),
             reordered=reordered,
             dtype=source.dtype if source else None,
@@ -71,65 +74,139 @@ class Changes:
             fields=WIDTHS if smaller else (),
         )
 
+    def source_name(self, name: str) -> str:
+        """Return what the source calls a tensor of the checkpoint."""
+        return self.renamed.get(name, name)
+
+
+def pruned_tensors(report: PruningReport) -> dict[str, bool]:
+    """Return the model's names of all tensors that were pruned, and whether they were updated."""
+    updated: dict[str, bool] = {}
+    for layer in report.layers:
+        updated[layer.parameter] = layer.updated or updated.get(layer.parameter, False)
+    if report.structured is not None:  # biases shrink with their layers, or come anew
+        updated |= {name.removesuffix("weight") + "bias": flag for name, flag in updated.items()}
+    return updated
+
 
 def on_disk(weights: Weights, names: Collection[str]) -> set[str]:
     """Return what the files call these parameters; one that holds experts has a name for each."""
     model, origin = weights.model, origin_of(weights)
+    if widths_of(model) is not None:  # prunus.load reads it, which renames nothing
+        return set(names)
     state = model.state_dict()
     shapes = {name: state[name].to("meta") for name in names if name in state}
     found = set(revert_weight_conversion(model, dict(shapes))) | (set(names) - set(state))
     return {origin.own_name(name, model) for name in found} if origin is not None else found
 
 
+def _other_names(new: Weights, old: Weights) -> tuple[dict[str, str], set[str]]:
+    """Return what the source calls tensors otherwise, and the names of those that are merged."""
+    renamed: dict[str, str] = {}
+    apart: set[str] = set()
+    if (widths_of(new.model) is None) == (widths_of(old.model) is None):
+        return renamed, apart
+    for name in new.model.state_dict():
+        ours, theirs = on_disk(new, {name}), on_disk(old, {name})
+        if len(ours) == len(theirs) == 1:
+            renamed[ours.pop()] = theirs.pop()
+        else:
+            apart |= ours | theirs | {name}
+    return renamed, apart
+
+
 def compare(new: Origin, old: Origin, changes: Changes, source: str | Path) -> list[str]:
     """Return what differs and was not to differ, one sentence for each kind.
 
     Args:
-        new: the checkpoint.
-        old: what it was made from; both decoded, where they are stored in fewer bits.
+        new: files of the checkpoint.
+        old: files that it was made from; both decoded, where they are stored in fewer bits.
         changes: what may differ.
-        source: how the other one is called.
+        source: name of the source in messages.
     """
     problems = _names(new, old, changes, source) + _dtypes(new, old, changes, source)
-    touched: list[str] = []
-    moved: list[str] = []
-    filled: list[str] = []
-    for name in sorted(new.stored.keys() & old.stored.keys()):
-        if name in changes.updated and not changes.only_zeros:
-            continue
-        tensor, was = new.read(name), old.read(name)
+    wrong = Differences()
+    for name in sorted(new.stored.keys() - set(changes.apart)):
+        theirs = changes.source_name(name)
+        if theirs in old.stored and (name not in changes.updated or changes.only_zeros):
+            was = old.read(theirs)
+            wrong.look(name, new.read(name), was, changes)
+    return (
+        problems
+        + wrong.told(source)
+        + _fields(new, old, changes, source)
+        + _files(new, old, source)
+    )
+
+
+@dataclass
+class Differences:
+    """Names of tensors that differ from the source and were not to.
+
+    Attributes:
+        touched: tensors that were not to be pruned.
+        moved: tensors whose kept weights were to keep their values.
+        filled: tensors that were to keep their zeros.
+        cut: tensors that were to lose nothing but rows or columns.
+    """
+
+    touched: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+    filled: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+
+    def look(self, name: str, tensor: Tensor, was: Tensor, changes: Changes) -> None:
+        """Compare a tensor that may have new values at most where it has zeros."""
         if changes.dtype is not None and was.is_floating_point():
             was = was.to(tensor.dtype)
-        if tensor.shape != was.shape or tensor.dtype != was.dtype:
-            if name not in changes.shrunk:
-                touched.append(name)
+        if tensor.dtype != was.dtype:
+            self.touched.append(name)
+        elif name in changes.shrunk:
+            if not is_left_of(tensor, was):
+                self.cut.append(name)
+        elif tensor.shape != was.shape:
+            self.touched.append(name)
         elif name not in changes.pruned:
             if not changes.reordered and not same_bits(tensor, was):
-                touched.append(name)
+                self.touched.append(name)
         elif name in changes.updated:
             if bool((tensor[was == 0] != 0).any()):
-                filled.append(name)
+                self.filled.append(name)
         elif not changes.reordered and not _same_where_kept(tensor, was):
-            moved.append(name)
-    problems += _told(touched, "tensors that were not to be pruned differ from", source)
-    problems += _moved(moved, source)
-    problems += [f"{name} has values where {source} has zeros." for name in filled]
-    return problems + _fields(new, old, changes, source) + _files(new, old, source)
+            self.moved.append(name)
+
+    def told(self, source: object) -> list[str]:
+        """Return one sentence for each kind."""
+        problems = _told(self.touched, "tensors that were not to be pruned differ from", source)
+        if self.moved:
+            problems.append(
+                f"The kept weights of {_few(self.moved)} differ from {source}; the report says "
+                "that this method keeps them."
+            )
+        if self.cut:
+            problems.append(
+                f"{_few(self.cut)}: not what {source} has there without some rows or columns; the "
+                "report says that this method keeps the rest as it is."
+            )
+        return problems + [f"{name} has values where {source} has zeros." for name in self.filled]
 
 
 def compare_models(
-    new: Weights, old: Weights, source: str | Path, report: PruningReport, orders: Orders
+    new: Weights,
+    old: Weights,
+    source: str | Path,
+    report: PruningReport,
+    orders: Orders,
+    only: Collection[str] | None = None,
 ) -> tuple[list[str], str]:
     """Compare through the loader, in the output's dtype, with the source's channels in order.
 
-    Returns what is wrong, and what was looked at.
+    ``only`` names the parameters to look at; None: all. Returns what is wrong, and what was
+    compared.
     """
     interiors = _interiors(old, orders)
-    pruned: dict[str, bool] = {}
-    for layer in report.layers:
-        pruned[layer.parameter] = layer.updated or pruned.get(layer.parameter, False)
-    problems: list[str] = []
-    touched, moved, others = [], [], 0
+    pruned, smaller = pruned_tensors(report), report.structured is not None
+    wrong, others = Differences(), 0
 
     def fold(block: str) -> None:
         for site, order_I in orders.folded.items():
@@ -137,24 +214,32 @@ def compare_models(
                 interiors[site].fold(order_I)
 
     for name, tensor, was in pairs(new, old, fold):
+        if only is not None and name not in only:
+            continue
         others += name not in pruned
-        if was is None or was.shape != tensor.shape:
-            touched.append(name)
-        elif name not in pruned and not torch.equal(was.to(tensor.dtype), tensor):
-            touched.append(name)
-        elif name in pruned and not pruned[name]:
+        if smaller and pruned.get(name, False):
+            continue
+        if was is None or (was.shape != tensor.shape and not (smaller and name in pruned)):
+            wrong.touched.append(name)
+            continue
+        was = was.to(tensor.dtype)
+        if name not in pruned:
+            if not torch.equal(was, tensor):
+                wrong.touched.append(name)
+        elif smaller:
+            if not is_left_of(tensor, was):
+                wrong.cut.append(name)
+        elif not pruned[name]:
             kept = tensor != 0
-            if not torch.equal(was.to(tensor.dtype)[kept], tensor[kept]):
-                moved.append(name)
-        elif name in pruned and report.only_quantised and bool(tensor[was == 0].any()):
-            problems.append(f"{name} has values where {source} has zeros.")
-    problems += _told(touched, "tensors that were not to be pruned differ from", source)
-    problems += _moved(moved, source)
-    return problems, f"{others} other tensors, and kept weights, as in {source}"
+            if not torch.equal(was[kept], tensor[kept]):
+                wrong.moved.append(name)
+        elif report.only_quantised and bool(tensor[was == 0].any()):
+            wrong.filled.append(name)
+    return wrong.told(source), f"{others} other tensors, and kept weights, as in {source}"
 
 
 def _interiors(old: Weights, orders: Orders) -> Mapping[str, Interior]:
-    """Of the source, whose residual stream is brought into the checkpoint's order."""
+    """Return the source's interiors, after its residual stream was put into the new order."""
     if orders.residual is None and not orders.folded:
         return {}
     ids = any_tokens(old.model)
@@ -172,6 +257,23 @@ def same_bits(tensor: Tensor, was: Tensor) -> bool:
     return torch.equal(*both)
 
 
+def is_left_of(tensor: Tensor, was: Tensor) -> bool:
+    """Whether a tensor is ``was`` without some rows or some columns, the rest in the same order."""
+    if tensor.ndim != was.ndim:
+        return False
+    if tensor.ndim > 1 and tensor.shape[1] != was.shape[1]:
+        tensor, was = tensor.T, was.T
+    if tensor.shape[1:] != was.shape[1:]:
+        return False
+    dense = iter(_row_bytes(was))
+    return all(any(row == other for other in dense) for row in _row_bytes(tensor))
+
+
+def _row_bytes(tensor: Tensor) -> list[bytes]:
+    flat = tensor.detach().contiguous().reshape(len(tensor), tensor[:1].numel())
+    return [row.tobytes() for row in flat.view(torch.uint8).numpy()]
+
+
 def _same_where_kept(tensor: Tensor, was: Tensor) -> bool:
     kept = tensor != 0
     return same_bits(tensor[kept], was[kept])
@@ -181,22 +283,16 @@ def _told(names: list[str], what: str, source: object) -> list[str]:
     return [f"{len(names)} {what} {source}: {_few(names)}"] if names else []
 
 
-def _moved(names: list[str], source: object) -> list[str]:
-    if not names:
-        return []
-    return [
-        f"The kept weights of {_few(names)} differ from {source}; the report says that this method "
-        "keeps them."
-    ]
-
-
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 def _names(new: Origin, old: Origin, changes: Changes, source: object) -> list[str]:
-    lost = sorted(set(old.stored) - set(new.stored) - set(changes.dropped))
-    added = sorted(set(new.stored) - set(old.stored) - set(changes.shrunk))
+    here = {changes.source_name(name): name for name in new.stored.keys() - set(changes.apart)}
+    there = old.stored.keys() - set(changes.apart)
+    anew = set(changes.shrunk) & set(changes.updated)  # a bias where there was none
+    lost = sorted(there - here.keys() - set(changes.dropped))
+    added = sorted({here[name] for name in here.keys() - there} - anew)
     problems = _told(lost, "tensors are missing that are in", source)
     return problems + _told(added, "tensors are not in", source)
 
@@ -204,13 +300,16 @@ def _names(new: Origin, old: Origin, changes: Changes, source: object) -> list[s
 def _dtypes(new: Origin, old: Origin, changes: Changes, source: object) -> list[str]:
     if changes.dtype is not None:
         return []
-    both = new.stored.keys() & old.stored.keys()
-    cast = sorted(name for name in both if new.stored[name].dtype != old.stored[name].dtype)
+    names = {name: changes.source_name(name) for name in new.stored}
+    both = {name: theirs for name, theirs in names.items() if theirs in old.stored}
+    cast = sorted(
+        n for n, theirs in both.items() if new.stored[n].dtype != old.stored[theirs].dtype
+    )
     return _told(cast, "tensors have another dtype than in", source)
 
 
 def _fields(new: Origin, old: Origin, changes: Changes, source: object) -> list[str]:
-    """Fields of config.json that differ, but for what must."""
+    """Return the fields of config.json that differ and must not."""
     now, was = read_config(new.folder), read_config(old.folder)
     free = {*CLAIMS, NAMED, *changes.fields}
     if changes.dtype is not None:
@@ -219,8 +318,21 @@ def _fields(new: Origin, old: Origin, changes: Changes, source: object) -> list[
         free.add("architectures")
     if _separate_head(old):
         free |= {"tie_word_embeddings", "text_config"}
-    differ = [key for key in {**was, **now} if key not in free and now.get(key) != was.get(key)]
-    return _told(sorted(differ), "fields of config.json differ from", source)
+    return _told(sorted(_differing(now, was, free)), "fields of config.json differ from", source)
+
+
+def _differing(
+    now: Mapping[str, object], was: Mapping[str, object], free: Collection[str]
+) -> Iterator[str]:
+    """Yield the fields that differ, also those of the configs of parts such as a text model."""
+    for key in {**was, **now}:
+        new, old = now.get(key), was.get(key)
+        if key in free or new == old:
+            continue
+        if isinstance(new, dict) and isinstance(old, dict):
+            yield from (f"{key}.{part}" for part in _differing(new, old, free))
+        else:
+            yield key
 
 
 def _separate_head(origin: Origin) -> bool:
@@ -234,7 +346,7 @@ def _separate_head(origin: Origin) -> bool:
 
 
 def _files(new: Origin, old: Origin, source: object) -> list[str]:
-    """Files beside the weights that are not the source's, byte for byte."""
+    """Return the files beside the weights that are not the source's, byte for byte."""
     differ = [
         name
         for name in old.taken_over(True).files

@@ -1,61 +1,36 @@
-"""Verifies a checkpoint that no report comes with: one that another tool, or a person, pruned."""
+"""Check a checkpoint that has no report, because another tool or a person pruned it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..base.errors import InputError
-from ..maths.contracts import Pattern, parameter_of
+from ..maths.contracts import Pattern
 from ..maths.patterns import NM, Unstructured
 from ..model.blocks import find_blocks, find_linears, outputs_first
-from ..model.experts import Expert
 from ..model.weights import Weights
 from ..storage.checkpoint import load_weights, read_tensors
-from ..storage.origin import origin_of
 from ..storage.shards import check_shards
-from .comparison import Changes, compare, on_disk
-
-if TYPE_CHECKING:
-    from .verify import Verification
+from .verification import Subject, Verification
 
 # The more a pattern removes, the more it says; of two that remove as much, the finer one.
 KNOWN = (NM(1, 8), NM(1, 4), NM(2, 8), NM(1, 2), NM(2, 4), NM(4, 8), NM(3, 4), NM(6, 8))
 SOME = 0.01  # a layer with fewer zeros was not pruned
 
 
-def check(
-    folder: Path,
-    source: str | Path | None,
-    demanded: Pattern | None,
-    trust_remote_code: bool,
-    found: Verification,
-) -> None:
-    """Find each layer's pattern, or hold it against the one that is demanded; look at all values.
-
-    With ``source``: what is no linear layer of a block must be the source's, bit for bit.
+def check(subject: Subject, found: Verification) -> None:
+    """Find the pattern of each layer, or check the demanded one; check that all values are finite.
 
     Raises:
         UnsupportedModelError: no blocks can be found in the model.
     """
-    for name, tensor in read_tensors(check_shards(folder)):
-        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
-            found.problems.append(f"{name} holds NaN or inf.")
-    weights = load_weights(folder, trust_remote_code=trust_remote_code, stream=True)
-    _check_layers(weights, demanded, found)
+    for name, tensor in read_tensors(check_shards(subject.folder)):
+        found.check_finite(name, tensor)
+    trust = subject.trust_remote_code
+    weights = load_weights(subject.folder, trust_remote_code=trust, stream=True)
+    _check_layers(weights, subject.demanded, found)
     found.checks += ["finite weights", "zeros and pattern of every linear layer in the blocks"]
-    if source is not None:
-        old = load_weights(source, trust_remote_code=trust_remote_code, stream=True)
-        layers = on_disk(weights, _parameters(weights))
-        ours, theirs = origin_of(weights), origin_of(old)
-        if ours is None or theirs is None:
-            raise InputError("--source compares folders of safetensors; give the source's folder.")
-        free = Changes(pruned=layers, updated=layers)
-        found.problems += compare(ours, theirs, free, source)
-        found.checks.append(f"everything but those layers, bit for bit, against {source}")
 
 
 def _check_layers(weights: Weights, demanded: Pattern | None, found: Verification) -> None:
@@ -71,23 +46,13 @@ def _check_layers(weights: Weights, demanded: Pattern | None, found: Verificatio
                     shown = str(demanded)
                 elif demanded is not None:
                     other.append(layer)
-                found.patterns[shown] = found.patterns.get(shown, 0) + 1
+                found.count(shown)
     found.sparsity = zeros / total if total else 0.0
     if other:
         found.problems.append(
             f"{len(other)} layers are not {demanded}: {', '.join(other[:3])}"
             f"{' …' if len(other) > 3 else ''}"
         )
-
-
-def _parameters(weights: Weights) -> set[str]:
-    """Return the names of the parameters that hold linear layers and experts of the blocks."""
-    names: set[str] = set()
-    for name, block in find_blocks(weights.model).items():
-        for layer, module in find_linears(name, block).items():
-            index = module.index if isinstance(module, Expert) else None
-            names.add(parameter_of(layer, index))
-    return names
 
 
 def _has(pattern: Pattern, weight_OI: Tensor) -> bool:

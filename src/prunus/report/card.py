@@ -1,19 +1,44 @@
-"""The README.md beside the checkpoint."""
+"""README.md beside a checkpoint: the facts of the run, how to load the model, the exact recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from huggingface_hub import ModelCardData
 
-from .experts import COLUMNS, ExpertTokens
+from .experts import COLUMNS as EXPERTS
+from .experts import ExpertTokens
 from .from_source import source_section
 from .layer import LayerReport
 from .naming import base_model, title
 from .report import PruningReport
 from .shown import COLUMNS as LAYERS
 from .shown import by_kind
-from .smaller_card import LOADS, LOADS_BY_WIDTHS, pipeline_tag, smaller_card
+from .units import COLUMNS as BLOCKS
+from .units import UnitsReport
+
+LOADS = """```python
+from transformers import {auto}
+model = {auto}.from_pretrained("this folder")
+```"""
+LOADS_BY_WIDTHS = """Its blocks have widths (or a bias) that no config of its family can express,
+such as different ones: **plain transformers cannot load it** and stops at the first shape that
+differs. `widths.json` has the widths, and prunus puts the model together:
+
+```python
+import prunus
+model = prunus.load("this folder")
+```"""
+ORDERS = {
+    "free": "The pattern holds in an order of the inputs that each layer has for itself. The "
+    "weights as stored do not have it: no hardware for N:M sparsity runs this checkpoint.",
+    "gather": "Where layers read the residual stream, the pattern holds in an order of the inputs "
+    "that `channel_orders.json` lists. `prunus.load` puts those weights into that order and an "
+    "index in front of them; the weights as stored are right without it, and not N:M.",
+    "fold": "Channels are in another order than in the base model, one in which the pattern keeps "
+    "more. That order is folded into all weights that share it, so the model computes what it "
+    "would compute in the old order; `channel_orders.json` lists it.",
+}
 
 
 def model_card(
@@ -22,66 +47,49 @@ def model_card(
     stock: bool = True,
     auto: str = "AutoModelForCausalLM",
 ) -> str:
-    """A card with the facts of the run, the exact recipe and how to load the model.
+    """Return the text of the card.
 
-    ``stock``: a config of the family says its widths, so that plain transformers can load it, by
-    the Auto class ``auto``.
+    Args:
+        report: the facts of the run.
+        recipe_yaml: the recipe that repeats it.
+        stock: whether a config of the family expresses its widths, so that plain transformers loads
+            it; a report of heads and neurons says so itself.
+        auto: the Auto class that then loads it.
     """
-    if report.structured is not None:
-        return smaller_card(report, report.structured, recipe_yaml)
+    units = report.structured
+    if units is not None:
+        stock, auto = units.stock, units.auto
     data = ModelCardData(
         base_model=base_model(report.model),
         library_name="transformers" if stock else "prunus",
-        pipeline_tag=pipeline_tag(auto),
+        pipeline_tag=_pipeline_tag(auto),
         tags=["prunus", *_tags(report)],
     )
-    verb = "quantised" if report.only_quantised else "pruned"
-    return f"""---
-{data.to_yaml()}
----
-
-# {title(report.model)}, {verb}
-
-{report.sparsity:.1%} of the weights in {len(report.layers)} linear layers are exactly zero.
-{verb.capitalize()} without retraining by prunus {report.versions["prunus"]} with
-`{report.method}` ({_source(report)}).
-
-| | |
-|---|---|
-| method | `{report.pruner}` |
-| pattern | {report.pattern or "the method's own comparison groups"} |
-| sparsity | {report.requested:.4g} requested, {report.sparsity:.4%} in the tensors |
-| coverage | {report.coverage} |
-| calibration | {report.protocol or "none"} |
-| integer grid | {report.grid or "none"} |
-
-{_stored(report)}{source_section(report.source)}
-
-{LOADS.format(auto=auto) if stock else LOADS_BY_WIDTHS}
-
-## Layers
-
-Relative output error: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ on sampled calibration tokens; the mean over blocks.
-
-{_layer_table(report.layers)}{_orders(report.layers)}{_experts(report.experts)}
-
-## Recipe
-
-```yaml
-{recipe_yaml}```
-"""
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {title(report.model)}, {_verb(report)}",
+        _lead(report) if units is None else _lead_of_units(report, units),
+        _table(("", ""), list(_facts(report) if units is None else _facts_of_units(report, units))),
+        *_stored(report),
+        *source_section(report.source),
+        LOADS.format(auto=auto) if stock else LOADS_BY_WIDTHS,
+        *(_layers(report) if units is None else ["## Blocks", _table(BLOCKS, units.rows())]),
+        f"## Recipe\n\n```yaml\n{recipe_yaml}```\n",
+    ]
+    return "\n\n".join(sections)
 
 
-def _source(report: PruningReport) -> str:
-    """Where the method is published, as far as the run knew."""
-    if report.paper is None:
-        return "an own method, which is not among those of prunus"
-    return ", ".join(
-        [report.paper or "an own method", *([f"<{report.url}>"] if report.url else [])]
-    )
+def _pipeline_tag(auto: str) -> str:
+    """Return the hub's name for what models of an Auto class do."""
+    return {
+        "AutoModelForImageTextToText": "image-text-to-text",
+        "AutoModelForMultimodalLM": "any-to-any",
+    }.get(auto, "text-generation")
 
 
 def _tags(report: PruningReport) -> list[str]:
+    if report.structured is not None:
+        return ["pruned", "smaller", report.method]
     quantised = ["quantised"] if report.grid else []
     if report.only_quantised:
         return quantised
@@ -89,54 +97,103 @@ def _tags(report: PruningReport) -> list[str]:
     return ["pruned", "sparse", *quantised, *named]
 
 
-def _stored(report: PruningReport) -> str:
+def _verb(report: PruningReport) -> str:
+    if report.structured is not None:
+        return "smaller"
+    return "quantised" if report.only_quantised else "pruned"
+
+
+def _lead(report: PruningReport) -> str:
+    return f"""\
+{report.sparsity:.1%} of the weights in {len(report.layers)} linear layers are exactly zero.
+{_verb(report).capitalize()} without retraining by prunus {report.versions["prunus"]} with
+`{report.method}` ({_published(report)})."""
+
+
+def _lead_of_units(report: PruningReport, units: UnitsReport) -> str:
+    before, after = units.parameters
+    return f"""\
+{before:,} parameters became {after:,}: whole heads and neurons were removed, without retraining, by
+prunus {report.versions["prunus"]} with `{report.method}` ({_published(report)}). It is a
+dense model: smaller in memory and faster on any machine."""
+
+
+def _published(report: PruningReport) -> str:
+    """Return where the method is published, as far as the run knew."""
+    if report.paper is None:
+        return "an own method, which is not among those of prunus"
+    return ", ".join(
+        [report.paper or "an own method", *([f"<{report.url}>"] if report.url else [])]
+    )
+
+
+def _facts(report: PruningReport) -> Iterator[tuple[str, str]]:
+    yield "method", f"`{report.pruner}`"
+    yield "pattern", report.pattern or "the method's own comparison groups"
+    yield "sparsity", f"{report.requested:.4g} requested, {report.sparsity:.4%} in the tensors"
+    yield "coverage", str(report.coverage)
+    yield "calibration", str(report.protocol or "none")
+    yield "integer grid", str(report.grid or "none")
+
+
+def _facts_of_units(report: PruningReport, units: UnitsReport) -> Iterator[tuple[str, str]]:
+    yield "method", f"`{report.pruner}`"
+    yield (
+        "removed",
+        f"{units.removed:,} of the {units.removable:,} parameters in heads and neurons of the "
+        f"blocks asked for, {units.share:.2%}",
+    )
+    speed = units.predicted_speedup
+    yield "predicted speed", f"{speed:.2f} of the dense model's, by multiply-adds"
+    yield "calibration", str(report.protocol or "none")
+
+
+def _stored(report: PruningReport) -> Iterator[str]:
+    """Yield how the weights are stored, where that is not as anybody would expect."""
+    if report.structured is not None:
+        return
     if report.packed:
-        return (
+        yield (
             "The linear layers are stored as packed integers: `pip install compressed-tensors` to "
             "load them. transformers unpacks them as it loads, into a model as large and as fast "
             "as the dense one. Pruned weights come back as exactly zero."
         )
+        return
     numbers = "The zeros are stored as ordinary numbers"
     if report.grid:
         numbers = "All weights are stored as ordinary numbers, those that the integers stand for"
-    return f"{numbers}: this checkpoint is as large and as fast as the dense one."
+    yield f"{numbers}: this checkpoint is as large and as fast as the dense one."
 
 
-ORDERS = {
-    "free": "The pattern holds in an order of the inputs that every layer has for itself. The "
-    "weights as stored do not have it: no hardware for N:M sparsity runs this checkpoint.",
-    "gather": "Where layers read the residual stream, the pattern holds in an order of the inputs "
-    "that `channel_orders.json` has. `prunus.load` puts those weights into that order and an index "
-    "in front of them; the weights as stored are right without it, and not N:M.",
-    "fold": "Channels are in another order than in the base model, one in which the pattern keeps "
-    "more. That order is folded into all weights that share it, so the model computes what "
-    "it would have computed in the old one; `channel_orders.json` has it.",
-}
+def _layers(report: PruningReport) -> Iterator[str]:
+    """Yield the section on layers, what was done to the channels, and the section on experts."""
+    yield "## Layers"
+    yield (
+        "Relative output error: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ on sampled calibration tokens; the mean over "
+        "blocks."
+    )
+    yield _table(LAYERS, by_kind(report.layers))
+    yield from _orders(report.layers)
+    if report.experts:
+        yield from _experts(report.experts)
 
 
-def _orders(layers: Sequence[LayerReport]) -> str:
-    """What was done to the channels."""
+def _orders(layers: Sequence[LayerReport]) -> Iterator[str]:
     kinds = {layer.notes.get("order") for layer in layers}
-    said = [text for kind, text in ORDERS.items() if kind in kinds]
-    return "".join(f"\n\n{text}" for text in said)
+    yield from (text for kind, text in ORDERS.items() if kind in kinds)
 
 
-def _experts(experts: Sequence[ExpertTokens]) -> str:
-    """What each block's experts saw."""
-    if not experts:
-        return ""
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *(block.cells for block in experts)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"""
-
-## Experts
-
-Each was pruned with the statistics of the calibration tokens that were routed to it, and where
-those were too few by its weights alone. How many they were, block by block; routers are dense.
-
-{table}"""
+def _experts(experts: Sequence[ExpertTokens]) -> Iterator[str]:
+    yield "## Experts"
+    yield (
+        "Each was pruned with the statistics of the calibration tokens that were routed to it, or "
+        "by its weights alone where those were too few. The table counts the tokens block by "
+        "block; routers stay dense."
+    )
+    yield _table(EXPERTS, [block.cells for block in experts])
 
 
-def _layer_table(layers: Sequence[LayerReport]) -> str:
-    rows = [LAYERS, ("---",) * len(LAYERS), *by_kind(layers)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [columns, ("---",) * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,21 +1,21 @@
-"""What a model card says of the files that a checkpoint was made from."""
+"""What a checkpoint takes over from its source, and what the model card says about that."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class FromSource:
-    """What a checkpoint has from the files that it was made from, besides its model.
+    """What a checkpoint takes over from the files of its source, besides the model.
 
     Attributes:
         decoded: the format that the weights were stored in, such as fp8; None: plain numbers.
-        dtype: asked for; None: every tensor keeps its own.
+        dtype: the dtype that was asked for; None: every tensor keeps its own.
         carried: tensors that the model has no place for, copied bit for bit.
         dropped: such tensors that do not fit the pruned model and were left out.
-        files: copied byte for byte.
+        files: files that were copied byte for byte.
         left: files that were not copied, with the reason.
     """
 
@@ -27,32 +27,30 @@ class FromSource:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def source_section(source: FromSource | None) -> str:
-    """Return a section on what was decoded, carried along and left out; empty where nothing was."""
+def source_section(source: FromSource | None) -> Iterator[str]:
+    """Yield a paragraph on each of what was decoded, carried along and left out."""
     if source is None:
-        return ""
-    said = []
+        return
     if source.decoded is not None:
-        said.append(
+        yield (
             f"The source stores its weights as {source.decoded}; here they are the plain numbers "
             "that it stands for."
         )
     if source.dtype is not None:
-        said.append(f"All weights were converted to {source.dtype}, as asked for.")
+        yield f"All weights were converted to {source.dtype}, as asked for."
     if source.carried:
-        said.append(
+        yield (
             "The model has no place for these tensors of the source, which were copied unchanged: "
             f"{_listed(source.carried)}."
         )
     if source.dropped:
-        said.append(
+        yield (
             "These tensors of the source do not fit the pruned model and were left out: "
             f"{_listed(source.dropped)}."
         )
     if source.left:
         files = _listed([f"{name} ({why})" for name, why in source.left.items()])
-        said.append(f"These files of the source were not copied: {files}.")
-    return "".join(f"\n\n{text}" for text in said)
+        yield f"These files of the source were not copied: {files}."
 
 
 def _listed(names: Sequence[str]) -> str:

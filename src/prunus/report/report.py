@@ -20,7 +20,7 @@ from ..text import Protocol
 from .experts import ExpertTokens
 from .from_source import FromSource
 from .layer import LayerReport
-from .units import StructuredReport
+from .units import UnitsReport
 
 FILE = "pruning_report.json"
 
@@ -116,7 +116,7 @@ class PruningReport:
     seconds: float
     layers: list[LayerReport]
     experts: list[ExpertTokens] = field(default_factory=list)
-    structured: StructuredReport | None = None
+    structured: UnitsReport | None = None
     allocation: str = "Uniform()"
     learning: list[dict[str, Any]] = field(default_factory=list)
     grid: Grid | None = None

@@ -10,13 +10,13 @@ from typing import Any
 
 from ..base.errors import InputError
 from .drawing import plain
-from .units import BlockWidths, StructuredReport
+from .units import BlockChange, UnitsReport
 
 COLUMNS = 6  # panels side by side
 
 
 def heads_graph(
-    report: StructuredReport,
+    report: UnitsReport,
     path: str | Path,
     threshold: float,
     blocks: Sequence[int] | None = None,
@@ -61,7 +61,7 @@ def heads_graph(
     figure.savefig(str(path), dpi=150)
 
 
-def _draw_heads(panel: Any, block: BlockWidths, threshold: float) -> None:
+def _draw_heads(panel: Any, block: BlockChange, threshold: float) -> None:
     divergence = block.divergence or []
     heads = len(divergence)
     angles = [2 * math.pi * head / heads for head in range(heads)]
@@ -85,7 +85,7 @@ def alike(divergence: Sequence[Sequence[float]], threshold: float) -> list[tuple
     return [(i, j) for i in heads for j in heads if i < j and divergence[i][j] < threshold]
 
 
-def closest_fifth(report: StructuredReport) -> float:
+def closest_fifth(report: UnitsReport) -> float:
     """The divergence below which a fifth of all pairs of heads lie; 0 where none is known."""
     pairs = sorted(
         block.divergence[i][j]
@@ -96,7 +96,7 @@ def closest_fifth(report: StructuredReport) -> float:
     return pairs[len(pairs) // 5] if pairs else 0.0
 
 
-def kept_heads(block: BlockWidths) -> set[int]:
+def kept_heads(block: BlockChange) -> set[int]:
     """Query heads that stayed: all of every group that did."""
     heads = len(block.divergence or [])
     if block.kept_heads is None or block.heads is None or block.kv_heads is None:
@@ -107,9 +107,7 @@ def kept_heads(block: BlockWidths) -> set[int]:
     return {size * group + head for group in block.kept_heads for head in range(size)}
 
 
-def removed_share(
-    reports: Mapping[str, StructuredReport], path: str | Path, title: str = ""
-) -> None:
+def removed_share(reports: Mapping[str, UnitsReport], path: str | Path, title: str = "") -> None:
     """Share of each block's parameters that went, one curve per run.
 
     Args:

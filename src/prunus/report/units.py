@@ -1,26 +1,49 @@
-"""What a structured run adds to the report: heads and neurons, block by block."""
+"""Heads and neurons in a report: how wide every block was, and how wide it became."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import NonNegativeInt
 
 COLUMNS = ("blocks", "heads", "key/value heads", "neurons", "parameters removed")
 
 
 @dataclass(frozen=True)
 class BlockWidths:
-    """One block, before and after.
+    """Widths of one block; ``widths.json`` has one such object for each.
+
+    Attributes:
+        heads: number of query heads; None: not known.
+        kv_heads: number of key/value heads, a divisor of ``heads``; None: not known.
+        intermediate: number of neurons of the MLP; None: experts have no one width.
+        bias_o: whether the output of attention has a bias.
+        bias_down: whether the output of the MLP has one.
+        numbers: attributes of modules that hold a width, by their path within the block.
+    """
+
+    heads: NonNegativeInt | None
+    kv_heads: NonNegativeInt | None
+    intermediate: NonNegativeInt | None
+    bias_o: bool = False
+    bias_down: bool = False
+    numbers: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlockChange:
+    """Widths of one block before and after.
 
     Attributes:
         block: its index.
-        heads: query heads, before and after; None: not known, because nothing of them went.
+        heads: query heads, before and after; None: none were to be removed.
         kv_heads: key/value heads, likewise.
-        neurons: of the MLP, likewise.
-        parameters: of the block, before and after.
-        kept_heads: the groups of heads that stayed, by their old index; None: all.
-        divergence: between query heads, rounded to 4 digits; None: not looked at.
+        neurons: neurons of the MLP, likewise.
+        parameters: parameters of the block, before and after.
+        kept_heads: old indices of the groups of heads that were kept; None: all.
+        divergence: distances between query heads, rounded to 4 digits; None: not measured.
     """
 
     block: int
@@ -31,25 +54,55 @@ class BlockWidths:
     kept_heads: list[int] | None = None
     divergence: list[list[float]] | None = None
 
+    @classmethod
+    def of(
+        cls,
+        block: int,
+        before: BlockWidths,
+        after: BlockWidths,
+        parameters: tuple[int, int],
+        kept_heads: list[int] | None,
+        divergence: Sequence[Sequence[float]] | None,
+    ) -> BlockChange:
+        """Set widths beside each other; what ``before`` leaves open was not to be pruned."""
+        rounded = None
+        if divergence is not None:
+            rounded = [[round(x, 4) for x in row] for row in divergence]
+        return cls(
+            block=block,
+            heads=_pair(before.heads, after.heads),
+            kv_heads=_pair(before.kv_heads, after.kv_heads),
+            neurons=_pair(before.intermediate, after.intermediate),
+            parameters=parameters,
+            kept_heads=kept_heads,
+            divergence=rounded,
+        )
+
     @property
     def removed(self) -> float:
-        """Share of the block's parameters that went."""
+        """Share of the block's parameters that were removed."""
         return 1 - self.parameters[1] / self.parameters[0]
+
+    def became(self, widths: BlockWidths) -> bool:
+        """Whether a block of these widths is what this one became."""
+        after = (self.heads, widths.heads), (self.kv_heads, widths.kv_heads)
+        pairs = (*after, (self.neurons, widths.intermediate))
+        return all(change is None or change[1] == width for change, width in pairs)
 
 
 @dataclass(frozen=True)
-class StructuredReport:
-    """A model that became smaller.
+class UnitsReport:
+    """Report on a model that lost heads and neurons.
 
     Attributes:
-        parameters: of the whole model, before and after; tied ones counted once.
+        parameters: parameters of the whole model, before and after; tied ones counted once.
         removable: parameters in the heads and neurons of the blocks that were to be pruned.
-        removed: of these, how many went.
-        multiply_adds: of one token alone, before and after; those of attention to other tokens,
-            which grow with the text, are not counted.
-        stock: whether plain transformers loads the checkpoint; else prunus.load does.
+        removed: how many of these were removed.
+        multiply_adds: multiply-adds of one token alone, before and after; those of attention to
+            other tokens, which grow with the text, are not counted.
+        stock: whether plain transformers loads the checkpoint; otherwise prunus.load does.
         blocks: every block of the model.
-        auto: the Auto class that makes such a model.
+        auto: name of the Auto class that loads such a model.
     """
 
     parameters: tuple[int, int]
@@ -57,17 +110,17 @@ class StructuredReport:
     removed: int
     multiply_adds: tuple[int, int]
     stock: bool
-    blocks: list[BlockWidths]
+    blocks: list[BlockChange]
     auto: str = "AutoModelForCausalLM"
 
     @property
     def share(self) -> float:
-        """Removed of removable: what the sparsity asks for."""
+        """Removed parameters over removable ones, which the sparsity asks for."""
         return self.removed / self.removable
 
     @property
     def loads_with(self) -> str:
-        """What loads the checkpoint, and why."""
+        """Name of what loads the checkpoint, and why."""
         if self.stock:
             return self.auto
         differ = len(_runs(self.blocks)) > 1
@@ -76,11 +129,11 @@ class StructuredReport:
 
     @property
     def predicted_speedup(self) -> float:
-        """What fewer multiply-adds promise; ``prunus bench`` measures what they keep."""
+        """Speed-up that fewer multiply-adds promise; ``prunus bench`` measures the real one."""
         return self.multiply_adds[0] / self.multiply_adds[1]
 
     def summary(self) -> dict[str, Any]:
-        """For ``prunus prune --json``."""
+        """Return the numbers that ``prunus prune --json`` prints."""
         return {
             "parameters_before": self.parameters[0],
             "parameters": self.parameters[1],
@@ -90,7 +143,7 @@ class StructuredReport:
         }
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Below ``COLUMNS``: one row for each run of blocks that are alike."""
+        """Return the rows below ``COLUMNS``: one for each run of blocks that are alike."""
         rows = []
         for first, last in _runs(self.blocks):
             block = self.blocks[first]
@@ -99,13 +152,12 @@ class StructuredReport:
             rows.append((name, *cells, f"{block.removed:.1%}"))
         return rows
 
-    def table(self) -> str:
-        """Markdown."""
-        lines = [COLUMNS, ["---"] * len(COLUMNS), *self.rows()]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+def _pair(before: int | None, after: int | None) -> tuple[int, int] | None:
+    return None if before is None or after is None else (before, after)
 
 
-def _runs(blocks: Sequence[BlockWidths]) -> list[tuple[int, int]]:
+def _runs(blocks: Sequence[BlockChange]) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     for i, block in enumerate(blocks):
         old = blocks[i - 1]

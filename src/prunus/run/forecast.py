@@ -14,7 +14,7 @@ import psutil
 
 from ..base.errors import RoomError
 from ..base.memory import available_memory
-from ..report.units import StructuredReport
+from ..report.units import UnitsReport
 from .coverage import Kind, coverage_of, kinds_of
 from .need import block_bytes, checkpoint_bytes, need, writing_bytes
 from .prepare import Request, Run, prepare
@@ -67,7 +67,7 @@ class Plan:
     blocks: int
     rehearsed: dict[str, float]
     patterns: list[str] = field(default_factory=list)
-    structured: StructuredReport | None = None
+    structured: UnitsReport | None = None
     exact: bool = True
 
     @property

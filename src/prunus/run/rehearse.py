@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ..maths.shares import BESA, OWL
 from ..model.blocks import Block
 from ..model.weights import InMemory
-from ..report.units import StructuredReport
+from ..report.units import UnitsReport
 from .loop import prune_blocks
 from .need import block_bytes
 from .observer import LOOK, Silent
@@ -40,7 +40,7 @@ class Tried:
 
     seconds: float
     once: dict[str, float]
-    units: StructuredReport | None = None
+    units: UnitsReport | None = None
     exact: bool = True
     beside: int = 0
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -40,10 +40,10 @@ from ..model.watch import eager
 from ..recipe import Recipe
 from ..report.layer import LayerReport
 from ..report.report import PruningReport
-from ..report.units import BlockWidths, StructuredReport
+from ..report.units import BlockChange, BlockWidths, UnitsReport
 from ..storage.journal import Journal
 from ..storage.kinds import auto_of
-from ..storage.widths import Widths, adopt, note_widths, stock_config, widths_of
+from ..storage.widths import adopt, note_widths, stock_config, widths_of
 from .coverage import coverage_of
 from .job import Further, Job
 from .units_gather import Context
@@ -210,10 +210,10 @@ class UnitsRun:
 
     def _smaller(
         self, before: Before, quota: Quota, reports: Sequence[LayerReport], seen: Seen
-    ) -> StructuredReport:
+    ) -> UnitsReport:
         """Report what is left, and leave the widths with the model."""
         widths, dear = self._widths(quota.counts, seen), self.token.multiply_adds
-        return StructuredReport(
+        return UnitsReport(
             parameters=(before.parameters, _count(self.job.model)),
             removable=before.removable,
             removed=removed(before.costs, quota.counts),
@@ -223,7 +223,7 @@ class UnitsRun:
             blocks=self._blocks(before.blocks, widths, reports, seen),
         )
 
-    def _note(self, widths: Widths) -> bool:
+    def _note(self, widths: list[BlockWidths]) -> bool:
         """Leave the widths with the model: in its config, which then is a stock one, or beside."""
         stock = stock_config(self.job.model, [block.name for block in self.job.blocks], widths)
         if stock is not None:
@@ -287,7 +287,7 @@ class UnitsRun:
             )
         return Quota(modules, self.share, counts, threshold.count if threshold else None)
 
-    def _widths(self, counts: Counts, seen: Seen) -> Widths:
+    def _widths(self, counts: Counts, seen: Seen) -> list[BlockWidths]:
         config = self.job.model.config.get_text_config()
         dense_heads = getattr(config, "num_attention_heads", None)
         dense_kv = getattr(config, "num_key_value_heads", None) or dense_heads
@@ -296,30 +296,34 @@ class UnitsRun:
             for module in self.modules
             if module.unit == "heads"
         }
-        dense: dict[str, Any] = {"heads": dense_heads, "kv_heads": dense_kv, "numbers": {}}
+        dense = BlockWidths(dense_heads, dense_kv, None)
         before = widths_of(self.job.model) or [dense] * len(self.job.blocks)
         widths = []
         for block, was in zip(self.job.blocks, before, strict=True):
-            heads, kv_heads = left.get(block.index, (was["heads"], was["kv_heads"]))
+            heads, kv_heads = left.get(block.index, (was.heads, was.kv_heads))
             readers = {layer.role: layer for layer in block.layers}
             o, down = readers.get("o"), readers.get("down")
             if sum(layer.role == "down" for layer in block.layers) > 1:
                 down = None  # of experts: no one width
             widths.append(
-                {
-                    "heads": heads,
-                    "kv_heads": kv_heads,
-                    "intermediate": down.shape[1] if down else None,
-                    "bias_o": o is not None and o.bias_O is not None,
-                    "bias_down": down is not None and down.bias_O is not None,
-                    "numbers": {**was.get("numbers", {}), **seen.numbers.get(block.index, {})},
-                }
+                BlockWidths(
+                    heads=heads,
+                    kv_heads=kv_heads,
+                    intermediate=down.shape[1] if down else None,
+                    bias_o=o is not None and o.bias_O is not None,
+                    bias_down=down is not None and down.bias_O is not None,
+                    numbers={**was.numbers, **seen.numbers.get(block.index, {})},
+                )
             )
         return widths
 
     def _blocks(
-        self, before: Sequence[int], widths: Widths, reports: Sequence[LayerReport], seen: Seen
-    ) -> list[BlockWidths]:
+        self,
+        before: Sequence[int],
+        widths: Sequence[BlockWidths],
+        reports: Sequence[LayerReport],
+        seen: Seen,
+    ) -> list[BlockChange]:
         modules = {(module.block, module.unit): module for module in self.modules}
         kept = {r.block: r.notes["kept"] for r in reports if r.pattern == "heads"}
         found = []
@@ -327,18 +331,19 @@ class UnitsRun:
             attention = modules.get((block.index, "heads"))
             mlp = modules.get((block.index, "neurons"))
             divergence_HH = seen.divergences.get(block.index)
-            rounded: Any = None
-            if divergence_HH is not None:
-                rounded = [[round(x, 4) for x in row] for row in divergence_HH.tolist()]
+            was = BlockWidths(
+                attention.heads if attention else None,
+                attention.kv_heads if attention else None,
+                mlp.units if mlp else None,
+            )
             found.append(
-                BlockWidths(
-                    block=block.index,
-                    heads=(attention.heads, width["heads"]) if attention else None,
-                    kv_heads=(attention.kv_heads, width["kv_heads"]) if attention else None,
-                    neurons=(mlp.units, width["intermediate"]) if mlp else None,
-                    parameters=(parameters, _count(block.module)),
-                    kept_heads=kept.get(block.index),
-                    divergence=rounded,
+                BlockChange.of(
+                    block.index,
+                    was,
+                    width,
+                    (parameters, _count(block.module)),
+                    kept.get(block.index),
+                    None if divergence_HH is None else divergence_HH.tolist(),
                 )
             )
         return found

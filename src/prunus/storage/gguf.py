@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ from ..base.errors import (
 )
 from ..base.files import check_output, check_room, new_file
 from ..report.naming import title
+from ..report.units import BlockWidths
 from .checkpoint import find, read_tensors
-from .gguf_widths import Family, Shape, Widths, check_shapes, read_widths, tensor_shapes
+from .gguf_widths import Family, Shape, check_shapes, known_widths, sizes, tensor_shapes
 from .shards import check_shards
 from .vocabulary import add_vocabulary
 
@@ -125,12 +126,12 @@ def write_gguf(
         raise CheckpointError(f"{folder} is not a folder of safetensors; give one.")
     where = Path(source.location)
     config = _config(where)
-    widths, files = read_widths(where, config), check_shards(where)
+    widths, files = known_widths(where, config), check_shards(where)
     stored = _shapes(files)
     check_shapes(stored, config, widths, where)
     kept = _dtype(dtype, config)
     held = [_runnable(index, block) for index, block in enumerate(widths)]
-    arch = "deci" if len({(w.heads, w.kv_heads, w.intermediate) for w in held}) > 1 else "llama"
+    arch = "deci" if len({sizes(widths) for widths in held}) > 1 else "llama"
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], len(held))
     entries = _entries(names, stored, config, held, kept)
     check_room(output, sum(entry.bytes for entry in entries.values()))
@@ -205,17 +206,14 @@ def _shapes(files: Mapping[str, Path]) -> dict[str, Shape]:
     return shapes
 
 
-def _runnable(index: int, widths: Widths) -> Widths:
+def _runnable(index: int, widths: BlockWidths) -> BlockWidths:
     """Return widths with which llama.cpp computes what the block does; see the module's text."""
-    change: dict[str, int] = {}
     if not widths.heads and (index == 0 or widths.bias_o):
-        change |= {"heads": 1, "kv_heads": 1}
-    if not widths.intermediate:
-        change |= {"intermediate": 1}
-    return widths.model_copy(update=change)
+        widths = replace(widths, heads=1, kv_heads=1)
+    return widths if widths.intermediate else replace(widths, intermediate=1)
 
 
-def _describe(gguf: Any, writer: Any, config: Any, held: Sequence[Widths], name: str) -> None:
+def _describe(gguf: Any, writer: Any, config: Any, held: Sequence[BlockWidths], name: str) -> None:
     """Write the keys of the architecture."""
 
     def one_or_list(numbers: list[int]) -> int | list[int]:
@@ -228,9 +226,10 @@ def _describe(gguf: Any, writer: Any, config: Any, held: Sequence[Widths], name:
     writer.add_context_length(min(context, window or context))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(len(held))
-    writer.add_feed_forward_length(one_or_list([block.intermediate for block in held]))
-    writer.add_head_count(one_or_list([block.heads for block in held]))
-    writer.add_head_count_kv(one_or_list([block.kv_heads for block in held]))
+    heads, kv_heads, neurons = (list(x) for x in zip(*map(sizes, held), strict=True))
+    writer.add_feed_forward_length(one_or_list(neurons))
+    writer.add_head_count(one_or_list(heads))
+    writer.add_head_count_kv(one_or_list(kv_heads))
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
@@ -245,7 +244,7 @@ def _entries(
     names: Any,
     stored: Mapping[str, Shape],
     config: Any,
-    held: Sequence[Widths],
+    held: Sequence[BlockWidths],
     dtype: torch.dtype,
 ) -> dict[str, _Entry]:
     """List entries by name on disk: stored tensors in their order, then those to be made."""
@@ -256,8 +255,8 @@ def _entries(
         shape, part = wanted[source], source.split(".")
         heads = 0
         if part[-2] in ("q_proj", "k_proj"):
-            widths = held[int(part[2])]
-            heads = widths.heads if part[-2] == "q_proj" else widths.kv_heads
+            queries, groups, _ = sizes(held[int(part[2])])
+            heads = queries if part[-2] == "q_proj" else groups
         kind = dtype if len(shape) > 1 else torch.float32  # llama.cpp adds and scales in float32
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         value = 1.0 if part[-2].endswith("norm") else 0.0

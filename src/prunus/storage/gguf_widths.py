@@ -1,9 +1,8 @@
-"""The widths of a Llama-like checkpoint, block by block, and the tensors that they demand.
+"""Widths of a Llama-like checkpoint, block by block, and the tensors that they demand.
 
-A stock ``config.json`` gives one width for all blocks. Where they differ, ``widths.json`` lies
-beside it: ``{"format": 1, "blocks": [{"heads", "kv_heads", "intermediate", "bias_o", "bias_down"},
-…]}``; ``head_dim`` is the config's. A half of a block that is gone has 0 heads or an intermediate
-width of 0, and its tensors are left out or have no rows.
+They are those of ``widths.json``, or where there is none the one width that ``config.json`` gives
+all blocks; ``head_dim`` is always the config's. A half of a block that was removed has 0 heads or
+an intermediate width of 0, and its tensors are left out or have no rows.
 """
 
 from __future__ import annotations
@@ -13,46 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
-
 from ..base.errors import CheckpointError
-from . import widths as structured
-from .widths import FILE
+from ..report.units import BlockWidths
+from .widths import FILE, read_widths
 
 Shape = tuple[int, ...]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-class Widths(BaseModel):
-    """The widths of one block.
-
-    Attributes:
-        heads: of the queries.
-        kv_heads: of the keys and values; a divisor of ``heads``.
-        intermediate: neurons of the MLP.
-        bias_o: whether the attention's output has a bias.
-        bias_down: whether the MLP's output has one.
-    """
-
-    model_config = ConfigDict(frozen=True, strict=True)  # other keys speak to other readers
-
-    heads: NonNegativeInt
-    kv_heads: NonNegativeInt
-    intermediate: NonNegativeInt
-    bias_o: bool = False
-    bias_down: bool = False
-
-
 @dataclass(frozen=True)
 class Family:
-    """The part of a config that holds for all blocks.
+    """Widths and biases that all blocks of a model share.
 
     Attributes:
         hidden: width of the residual stream.
-        head_dim: of every head.
+        head_dim: width of every head.
         qkv_bias: whether queries, keys and values have biases.
-        gate_bias: whether gate and up have.
+        gate_bias: whether gate and up have biases.
     """
 
     hidden: int
@@ -71,22 +48,16 @@ class Family:
         )
 
 
-def read_widths(folder: Path, config: Any) -> list[Widths]:
-    """Read each block's widths from ``widths.json`` if there is one, else from the config.
+def known_widths(folder: Path, config: Any) -> list[BlockWidths]:
+    """Return the widths of every block, from ``widths.json`` if there is one, else the config's.
 
     Raises:
-        CheckpointError: a file that cannot be read, of another number of blocks than the config, or
-            with query heads that the key/value heads do not divide.
+        CheckpointError: the file cannot be read, leaves a width open, has another number of blocks
+            than the config, or query heads that are no multiple of the key/value heads.
     """
-    path, written = folder / FILE, structured.read_widths(folder)
-    if written is not None:
-        try:
-            blocks = [Widths.model_validate(block) for block in written]
-        except ValidationError as error:
-            said = " ".join(str(error).splitlines()[1:3])
-            raise CheckpointError(f"{path} cannot be exported: {said}.") from None
-    else:
-        common = Widths(
+    path, blocks = folder / FILE, read_widths(folder)
+    if blocks is None:
+        common = BlockWidths(
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             intermediate=config.intermediate_size,
@@ -99,20 +70,30 @@ def read_widths(folder: Path, config: Any) -> list[Widths]:
             f"{path} has {len(blocks)} blocks, config.json has {config.num_hidden_layers}."
         )
     for index, block in enumerate(blocks):
-        groups = block.kv_heads or block.heads + 1  # 0 divides 0 alone
-        if block.heads % groups or (block.kv_heads > 0) != (block.heads > 0):
+        if None in (block.heads, block.kv_heads, block.intermediate):
             raise CheckpointError(
-                f"Block {index} of {folder} has {block.heads} query heads and {block.kv_heads} "
-                "key/value heads; the first must be a multiple of the second."
+                f"{path} cannot be exported: it leaves widths of block {index} open."
+            )
+        heads, kv_heads, _ = sizes(block)
+        groups = kv_heads or heads + 1  # 0 divides 0 alone
+        if heads % groups or (kv_heads > 0) != (heads > 0):
+            raise CheckpointError(
+                f"Block {index} of {folder} has {heads} query heads and {kv_heads} key/value "
+                "heads; the first must be a multiple of the second."
             )
     return blocks
 
 
-def _block_shapes(index: int, widths: Widths, family: Family) -> dict[str, Shape]:
-    q, kv = widths.heads * family.head_dim, widths.kv_heads * family.head_dim
-    hidden, inner = family.hidden, widths.intermediate
-    sizes = (q, kv, kv, inner, inner)
-    into = dict(zip((*ATTENTION[:3], *MLP[:2]), ((n, hidden) for n in sizes), strict=True))
+def sizes(block: BlockWidths) -> tuple[int, int, int]:
+    """Return the query heads, key/value heads and neurons of a block whose widths are known."""
+    return block.heads or 0, block.kv_heads or 0, block.intermediate or 0
+
+
+def _block_shapes(index: int, widths: BlockWidths, family: Family) -> dict[str, Shape]:
+    heads, kv_heads, inner = sizes(widths)
+    q, kv, hidden = heads * family.head_dim, kv_heads * family.head_dim, family.hidden
+    rows = (q, kv, kv, inner, inner)
+    into = dict(zip((*ATTENTION[:3], *MLP[:2]), ((n, hidden) for n in rows), strict=True))
     maps = {**into, "o_proj": (hidden, q), "down_proj": (hidden, inner)}
     biased = {
         **dict.fromkeys(ATTENTION[:3], family.qkv_bias),
@@ -126,15 +107,15 @@ def _block_shapes(index: int, widths: Widths, family: Family) -> dict[str, Shape
         shapes[f"model.layers.{index}.{half}.{layer}.weight"] = shape
         if biased[layer]:
             shapes[f"model.layers.{index}.{half}.{layer}.bias"] = shape[:1]
-    if widths.heads:
+    if heads:
         shapes[f"model.layers.{index}.input_layernorm.weight"] = (hidden,)
-    if widths.intermediate:
+    if inner:
         shapes[f"model.layers.{index}.post_attention_layernorm.weight"] = (hidden,)
     return {name: shape for name, shape in shapes.items() if 0 not in shape}
 
 
-def tensor_shapes(config: Any, blocks: Sequence[Widths]) -> dict[str, Shape]:
-    """Return all tensors by name on disk; a half that is gone has no norm either."""
+def tensor_shapes(config: Any, blocks: Sequence[BlockWidths]) -> dict[str, Shape]:
+    """Return the shapes of a model's tensors by their names on disk, no norms of removed halves."""
     family = Family.of(config)
     table = (config.vocab_size, family.hidden)
     shapes: dict[str, Shape] = {
@@ -149,17 +130,17 @@ def tensor_shapes(config: Any, blocks: Sequence[Widths]) -> dict[str, Shape]:
 
 
 def check_shapes(
-    stored: Mapping[str, Shape], config: Any, blocks: Sequence[Widths], where: Path
+    stored: Mapping[str, Shape], config: Any, blocks: Sequence[BlockWidths], where: Path
 ) -> None:
     """Check that the stored tensors are those that the widths demand, no more and no fewer.
 
     Raises:
-        CheckpointError: with the first tensor that is missing, has another shape or has no place.
+        CheckpointError: names the first tensor that is missing, misshapen or superfluous.
     """
     demanded = tensor_shapes(config, blocks)
-    norms = ("input_layernorm", "post_attention_layernorm")  # of a half that is gone: may be there
+    norms = ("input_layernorm", "post_attention_layernorm")  # a removed half may still have its own
     spare = {f"model.layers.{i}.{norm}.weight" for i in range(len(blocks)) for norm in norms}
-    spare |= {"lm_head.weight"}  # written for a tied embedding by some
+    spare |= {"lm_head.weight"}  # some tools write it beside a tied embedding
     source = f"{FILE} and config.json ask" if (where / FILE).exists() else "config.json asks"
     for name, shape in demanded.items():
         found = stored.get(name)

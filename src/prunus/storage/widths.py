@@ -1,4 +1,4 @@
-"""Checkpoints whose blocks have different widths: ``widths.json``, and how to rebuild the model.
+"""Checkpoints whose blocks have different widths: ``widths.json``, and the model built from it.
 
 A family's config has one width for all blocks. Where all blocks are equally wide still, the stock
 config gets the new numbers and nothing else is needed. Where they are not, or where a block has a
@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -23,21 +25,23 @@ from transformers.pytorch_utils import Conv1D
 from ..base.errors import CheckpointError
 from ..model.blocks import find_blocks
 from ..model.surgery import put
+from ..report.units import BlockWidths
 from .kinds import class_at
 
 FILE = "widths.json"
 FORMAT = 1
 INTERMEDIATE = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_inner")
-Widths = list[dict[str, Any]]
-"""One entry per block: heads, kv_heads, intermediate, bias_o, bias_down, numbers."""
 _WIDTHS = "_prunus_widths"
+_BLOCKS = TypeAdapter(list[BlockWidths])
 
 
-def stock_config(model: PreTrainedModel, blocks: Sequence[str], widths: Widths) -> Any:
-    """Return the family's config with the new widths; None if it cannot express them.
+def stock_config(
+    model: PreTrainedModel, blocks: Sequence[str], widths: Sequence[BlockWidths]
+) -> Any:
+    """Return the family's own config with the new widths; None if it cannot express them.
 
-    Proof is by construction: a model made from it has the same parameters with the same shapes, and
-    its modules hold the same numbers.
+    The proof is by construction: a model that is built from the config has the same parameters with
+    the same shapes, and its modules hold the same numbers.
     """
     config, first = copy.deepcopy(model.config), widths[0]
     if any(width != first for width in widths):
@@ -45,23 +49,23 @@ def stock_config(model: PreTrainedModel, blocks: Sequence[str], widths: Widths) 
     text = config.get_text_config()  # the config itself, but for a model with towers beside
     names = [name for name in INTERMEDIATE if hasattr(text, name)]
     try:
-        if first["heads"] is not None and first["heads"] != text.num_attention_heads:
+        if first.heads is not None and first.heads != text.num_attention_heads:
             text.head_dim = _head_dim(text)
-            text.num_attention_heads = first["heads"]
+            text.num_attention_heads = first.heads
             if getattr(text, "num_key_value_heads", None) is not None:
-                text.num_key_value_heads = first["kv_heads"]
+                text.num_key_value_heads = first.kv_heads
         if _says(config, model, blocks, widths):  # the neurons are as many as they were
             return config
-        if not names or first["intermediate"] is None:
+        if not names or first.intermediate is None:
             return None
-        setattr(text, names[0], first["intermediate"])
+        setattr(text, names[0], first.intermediate)
         return config if _says(config, model, blocks, widths) else None
     except Exception:  # a family's own checks, of any kind: it cannot say these widths
         return None
 
 
 def adopt(config: Any, stock: Any) -> None:
-    """Give the model's config, which its modules share, the stock config's numbers."""
+    """Give the model's own config, which its modules share, the numbers of the stock config."""
     own = config.to_dict()
     for name, value in stock.to_dict().items():
         if isinstance(getattr(config, name, None), PreTrainedConfig):  # of the text, or a tower
@@ -70,14 +74,16 @@ def adopt(config: Any, stock: Any) -> None:
             setattr(config, name, value)
 
 
-def _says(config: Any, model: PreTrainedModel, blocks: Sequence[str], widths: Widths) -> bool:
-    """Return whether a model that is made from the config is like this one."""
+def _says(
+    config: Any, model: PreTrainedModel, blocks: Sequence[str], widths: Sequence[BlockWidths]
+) -> bool:
+    """Whether a model that is built from the config has this one's shapes and numbers."""
     with init_empty_weights():
         made = type(model)(type(config).from_dict(config.to_dict()))
     return _shapes(made) == _shapes(model) and all(
         _number(made.get_submodule(block), path) == number
         for block, width in zip(blocks, widths, strict=True)
-        for path, number in width["numbers"].items()
+        for path, number in width.numbers.items()
     )
 
 
@@ -95,61 +101,68 @@ def _number(block: nn.Module, path: str) -> Any:
     return getattr(block.get_submodule(owner), name, None)
 
 
-def to_json(widths: Widths) -> str:
+def to_json(widths: Sequence[BlockWidths]) -> str:
     """Return the text of ``widths.json``."""
-    lines = ",\n  ".join(json.dumps(width) for width in widths)
+    lines = ",\n  ".join(json.dumps(asdict(width)) for width in widths)
     return f'{{"format": {FORMAT}, "blocks": [\n  {lines}\n]}}\n'
 
 
-def widths_of(model: PreTrainedModel) -> Widths | None:
-    """Return the widths of a model in memory whose config cannot express them; else None."""
+def widths_of(model: PreTrainedModel) -> list[BlockWidths] | None:
+    """Return the widths of a model in memory if its config cannot express them, else None."""
     return getattr(model, _WIDTHS, None)
 
 
-def note_widths(model: PreTrainedModel, widths: Widths | None) -> None:
-    """Keep the widths with the model, which has them wherever it is written next."""
+def note_widths(model: PreTrainedModel, widths: list[BlockWidths] | None) -> None:
+    """Attach the widths to the model, so that they are written wherever it is saved next."""
     setattr(model, _WIDTHS, widths)
 
 
-def read_widths(folder: str | Path) -> Widths | None:
-    """Read the folder's file; None if there is none.
+def read_widths(folder: str | Path) -> list[BlockWidths] | None:
+    """Return the widths of all blocks; None if the folder has no ``widths.json``.
 
     Raises:
-        CheckpointError: damaged, or of a later format.
+        CheckpointError: the file is damaged, or of a later format.
     """
     path = Path(folder) / FILE
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        form, blocks = content["format"], content["blocks"]
-        if not all(isinstance(block, dict) for block in blocks):
-            raise ValueError("its blocks are not objects")
+        form, blocks = content["format"], json.dumps(content["blocks"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Copy the checkpoint again.") from None
+        raise _damaged(path, str(error)) from None
     if form != FORMAT:
         raise CheckpointError(f"{path} has format {form!r}; this prunus reads {FORMAT}.")
-    return list(blocks)
+    try:
+        return _BLOCKS.validate_json(blocks, strict=True)  # a word is no number
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _damaged(path, f"blocks.{where}: {first['msg'].lower()}") from None
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({reason}). Copy the checkpoint again.")
 
 
 def rebuilt(
     folder: Path,
-    widths: Widths,
+    widths: list[BlockWidths],
     tensors: Iterable[tuple[str, Tensor]],
     dtype: Any,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
-    """Rebuild the model of a folder with ``widths.json``, and load its tensors.
+    """Return the model of a folder with ``widths.json``, with its tensors loaded.
 
     Args:
-        folder: with config.json of the dense model.
-        widths: from ``read_widths``.
-        tensors: all of its own, by name.
-        dtype: of the weights; "auto" is as they are stored.
+        folder: where config.json of the dense model is.
+        widths: widths of all blocks, from ``read_widths``.
+        tensors: all tensors of the checkpoint with their names.
+        dtype: dtype of the weights; "auto": as they are stored.
         trust_remote_code: run code that the checkpoint brings.
 
     Raises:
-        CheckpointError: tensors that do not fit what the file says.
+        CheckpointError: the tensors do not fit the widths.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with init_empty_weights():
@@ -168,7 +181,7 @@ def rebuilt(
         for name, block in blocks.items():
             resize(name, block, state)
         for block, width in zip(blocks.values(), widths, strict=True):
-            renumbered(block, width.get("numbers", {}))
+            renumbered(block, width.numbers)
     _fill(folder, model, state)
     note_widths(model, widths)
     if (folder / "generation_config.json").is_file():
@@ -177,7 +190,7 @@ def rebuilt(
 
 
 def renumbered(block: nn.Module, numbers: Mapping[str, int]) -> None:
-    """Set what surgery changed beside tensors: attributes by their path in the block."""
+    """Set the attributes that surgery changed beside tensors, by their path in the block."""
     for path, number in numbers.items():
         owner, _, attribute = path.rpartition(".")
         setattr(block.get_submodule(owner), attribute, number)
@@ -187,9 +200,9 @@ def resize(name: str, block: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give every linear layer the shape, and the bias, that its tensors have.
 
     Args:
-        name: of the block.
-        block: that of the dense model.
-        state: its tensors by full name.
+        name: name of the block.
+        block: the block of the dense model.
+        state: the tensors of the checkpoint by full name.
     """
     for path, module in block.named_modules():
         weight = state.get(f"{name}.{path}.weight")
