@@ -1,4 +1,4 @@
-"""What came of a run: verification, perplexity, speed, simulated cycles.
+"""Judge what a run made: verification, perplexity, speed, simulated cycles.
 
 It may import every folder but ``run`` and ``cli``.
 """

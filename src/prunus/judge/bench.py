@@ -1,4 +1,4 @@
-"""Prefill, decode and memory of a checkpoint against its dense model, in pairs of runs.
+"""Measure prefill, decoding and memory of a checkpoint against its dense model, in pairs of runs.
 
 Each model lives in a process of its own, so that its memory is its own. Both stay loaded and take
 turns, one running while the other waits: what else the machine does then hits both alike. Who goes
@@ -32,7 +32,7 @@ PROMPT, NEW = 512, 64
 
 @dataclass(frozen=True)
 class Against:
-    """A number of the checkpoint and of the dense model.
+    """One quantity of the checkpoint and of the dense model.
 
     Attributes:
         pruned: median over the runs.
@@ -48,14 +48,14 @@ class Against:
 
     @classmethod
     def of(cls, pairs: list[tuple[float, float]]) -> Against:
-        """From paired runs."""
+        """Summarise pairs of runs."""
         pruned, dense = zip(*pairs, strict=True)
         return cls(median(pruned), median(dense), median(p / d for p, d in pairs), pairs)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What ``bench`` measured.
+    """Results of ``bench``.
 
     Attributes:
         prefill: tokens of the prompt per second, batch 1.
@@ -85,7 +85,7 @@ class Bench:
     dense_model: str
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return all fields, for ``--json``."""
         return asdict(self)
 
 
@@ -152,14 +152,14 @@ def bench(
 
 
 def _dense(folder: Path) -> str:
-    """The model that the report of a pruned checkpoint names."""
+    """Return the dense model that the report of a pruned checkpoint names."""
     if folder.exists() and not (folder / REPORT).exists():
         raise InputError(f"{folder} has no {REPORT} to name its dense model; give --dense MODEL.")
     return read_report(folder).model
 
 
 class _Child:
-    """A process that holds one model: see ``timed``."""
+    """Process that holds one model; ``timed`` is the code that it runs."""
 
     def __init__(self, model: str | Path, asked: dict[str, Any]) -> None:
         place = str(folder_of(model).absolute())
@@ -179,7 +179,7 @@ class _Child:
             raise
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Its answer to an order."""
+        """Return the answer to an order."""
         stdin, stdout = self._process.stdin, self._process.stdout
         try:
             print(json.dumps(order), file=stdin, flush=True)
@@ -192,13 +192,13 @@ class _Child:
         return dict(answer)
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.kill()
         self._process.communicate()
 
 
 def _check(facts: Sequence[dict[str, Any]], prompt: int | None, new: int) -> int:
-    """The prompt's length, for two models that compare."""
+    """Return the length of the prompt, after checking that the two models compare."""
     pruned, dense = facts
     if pruned["dtype"] != dense["dtype"]:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Cycles of a pruned checkpoint in the form of BESA's Table 4: the mean over blocks by layer."""
+"""Cycles of a pruned checkpoint as in BESA's Table 4: a mean over blocks for each kind of layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .vitcod import Cycles, ViTCoD
 
 @typed
 def simulate(folder: str | Path, as_published: bool = False) -> list[dict[str, Any]]:
-    """A row for every kind of layer: dense and mean cycles, mean sparsity, speed-up, how many.
+    """Return a row for each kind of layer: dense and mean cycles, mean sparsity, speed-up, count.
 
     Raises:
         CheckpointError: not a checkpoint that prunus wrote.

@@ -1,4 +1,4 @@
-"""The text of an evaluation: read, as token ids, and recorded with the result."""
+"""Read the text of an evaluation, turn it into token ids, and record it with the result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Asked:
         return self.content.name if isinstance(self.content, Documents) else "tokens given"
 
     def most(self, windows: int | None) -> int | None:
-        """How many windows to score, at most those that the papers score of a known text."""
+        """Return how many windows to score, at most those that the papers score of a known text."""
         known = self.content.windows if isinstance(self.content, Documents) else None
         return windows if known is None else min(windows or known, known)
 
@@ -48,7 +48,7 @@ class Asked:
         length: int | None,
         say: Callable[[str], None],
     ) -> tuple[Tensor, int]:
-        """All token ids, one window after the other, and how long a window is."""
+        """Return all token ids, one window after the other, and the length of a window."""
         if not isinstance(self.content, Documents):
             return _given(self.content, model, length)
         ids = tokenize(tokenizer, self.content.joined(), self.bos)
@@ -65,7 +65,7 @@ class Asked:
         return ids_T, length
 
     def described(self, found: Evaluation) -> Evaluation:
-        """The result, with what was read."""
+        """Return the result with a note of what was read."""
         if not isinstance(self.content, Documents):
             return found
         content = self.content
@@ -80,10 +80,10 @@ def read_text(
     data_dir: str | Path | None,
     say: Callable[[str], None],
 ) -> Asked:
-    """Read the text to score, and say what was read.
+    """Read the text that is to be scored, and say what was read.
 
     Raises:
-        CalibrationError: it cannot be read, or is none.
+        CalibrationError: it cannot be read, or is not a text.
         InputError: no tokenizer, or one that cannot do what ``bos`` asks for.
     """
     if isinstance(text, Tensor):
@@ -107,7 +107,7 @@ def read_text(
 
 
 def _given(ids: Tensor, model: PreTrainedModel, length: int | None) -> tuple[Tensor, int]:
-    """Token ids as one text, and the length of a window.
+    """Return token ids as one text, and the length of a window.
 
     Of several rows each is a window. One row is a text, as people tokenise a whole test set; where
     it is shorter than the usual window, it is one.

@@ -1,4 +1,4 @@
-"""A model in a process of its own that times what it is told: ``python -m prunus.judge.timed``.
+"""Process that holds a model and times what it is told: ``python -m prunus.judge.timed``.
 
 It reads one JSON object a line from stdin and answers each with one. The first says which model to
 load; every other is ``{"ids": [[…]], "new": N}``, answered by the seconds of one prefill and of
@@ -50,7 +50,7 @@ def _load(asked: dict[str, Any]) -> Any:
 
 
 def _facts(model: Any) -> dict[str, Any]:
-    """What the parent must know of a model: its size, and the inputs that it takes."""
+    """Return what the parent must know of a model: its size, and the inputs that it takes."""
     from ..model.blocks import context_length
 
     tensors = {t.data_ptr(): t for t in [*model.parameters(), *model.buffers()] if t.numel()}
@@ -67,7 +67,7 @@ def _facts(model: Any) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _run(model: Any, ids: list[list[int]], new: int) -> dict[str, float]:
-    """Seconds of the prompt's forward, and of ``new − 1`` greedy steps with the cache."""
+    """Time the prompt's forward, and ``new − 1`` greedy steps with the cache, in seconds."""
     ids_BT = torch.tensor(ids, device=model.device)
     _reset_peak(model)
     takes = inspect.signature(model.forward).parameters
@@ -84,7 +84,7 @@ def _run(model: Any, ids: list[list[int]], new: int) -> dict[str, float]:
 
 
 def _cache(out: Any) -> dict[str, Any]:
-    """What a step hands to the next one, as its family calls it."""
+    """Return the cache that a step hands to the next one, under the name that its family uses."""
     for name in ("past_key_values", "cache_params", "state"):
         if getattr(out, name, None) is not None:
             return {name: out[name]}
@@ -113,7 +113,7 @@ def _reset_peak(model: Any) -> None:
 
 
 def _peak_bytes(model: Any) -> int:
-    """Of CUDA memory, or the process's highest resident set: VmHWM, which exec starts afresh."""
+    """Return the peak of CUDA memory, or of the resident set: VmHWM, which exec starts afresh."""
     if model.device.type == "cuda":
         return torch.cuda.max_memory_allocated(model.device)
     try:

@@ -88,7 +88,7 @@ class ViTCoD:
         )
 
     def _fewest(self, nonzeros_I: Tensor, outputs: int) -> tuple[int, int]:
-        """The fewest cycles over the thresholds that are tried, and the dense columns then."""
+        """Return the fewest cycles over all thresholds tried, and the dense columns then."""
         total = int(nonzeros_I.sum())
         found: list[tuple[int, int]] = []
         threshold = 0.5
@@ -106,7 +106,7 @@ class ViTCoD:
         return min(found)
 
     def _cycles(self, columns: int, sparse: int, outputs: int, inputs: int) -> int:
-        """Of the slower engine. One that has work has at least one column of the array."""
+        """Return the cycles of the slower engine; one that has work has at least one column."""
         work = outputs * columns
         if work + sparse == 0:
             return 0
@@ -119,5 +119,5 @@ class ViTCoD:
 
 
 def _patches(long: int, short: int) -> list[int]:
-    """The sides of square patches along the longer side; the last one is what is left."""
+    """Return the sides of square patches along the longer side; the last one is what is left."""
     return [min(short, long - start) for start in range(0, long, short)]

@@ -1,4 +1,4 @@
-"""A picture's text: any name of a model or a folder, in the fonts that this machine has."""
+"""Text in pictures: any name of a model or folder, in the fonts that this machine has."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def any_text(*texts: str) -> Iterator[None]:
 
 
 def plain(name: str) -> str:
-    """A name as matplotlib draws it: no formula between dollar signs, and never left out."""
+    """Escape a name so that matplotlib draws it as it is, neither as a formula nor not at all."""
     escaped = name.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped  # "_" hides it from a legend
 
 
 def _fonts(characters: set[int]) -> list[str]:
-    """Fonts that have what matplotlib's own lacks, as few as are needed."""
+    """Return fonts that have the characters that matplotlib's own lacks, as few as possible."""
     from matplotlib.font_manager import findfont, fontManager, get_font
 
     found: list[str] = []

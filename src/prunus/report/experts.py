@@ -1,4 +1,4 @@
-"""What every expert saw, one line for each block."""
+"""Calibration tokens that each expert saw, one line for each block."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class ExpertTokens:
     """Calibration tokens that were routed to the experts of one module.
 
     Attributes:
-        name: of the module.
-        tokens: by expert.
-        by_weights_alone: the experts that were given too few to be pruned by them.
+        name: name of the module.
+        tokens: number of tokens of each expert.
+        by_weights_alone: experts that saw too few tokens to be pruned by them.
     """
 
     name: str
@@ -25,7 +25,7 @@ class ExpertTokens:
 
     @classmethod
     def of(cls, layers: Sequence[LayerReport]) -> list[ExpertTokens]:
-        """From the notes of the layers; nothing where no expert saw text."""
+        """Read them from the notes of the layers; the list is empty if no expert saw text."""
         seen: dict[str, dict[int, LayerReport]] = {}
         for layer in layers:
             if layer.expert is not None and "tokens" in layer.notes:
@@ -41,7 +41,7 @@ class ExpertTokens:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Of a table with the columns of ``COLUMNS``."""
+        """Row of a table with the columns ``COLUMNS``."""
         alone = self.by_weights_alone
         some = ", ".join(map(str, alone[:4])) + (" …" if len(alone) > 4 else "")
         return (

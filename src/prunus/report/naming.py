@@ -1,4 +1,4 @@
-"""What a report and a card call a model: a hub id, or the name of a folder; never a local path."""
+"""Names of models in reports and cards: a hub id, or the name of a folder; never a local path."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from huggingface_hub import metadata_load, try_to_load_from_cache
 
 
 def base_model(model: str) -> str | list[str] | None:
-    """The hub id of what a report calls its model; never a local path.
+    """Return the hub id of the model that a report names; never a local path.
 
-    That of a local folder is what its own card says. A name that could also be a relative path
-    must be in the cache.
+    For a local folder it is what the folder's own card says. A name that could also be a relative
+    path must be in the cache.
     """
     if Path(model).is_absolute():
         return _said_by_card(Path(model) / "README.md")
@@ -25,7 +25,7 @@ def base_model(model: str) -> str | list[str] | None:
 
 
 def title(model: str) -> str:
-    """A hub id without its commit, or the last part of a path."""
+    """Return a hub id without its commit, or the last part of a path."""
     return Path(model).name if Path(model).is_absolute() else model.partition("@")[0]
 
 

@@ -1,4 +1,4 @@
-"""``prunus plot``: what a report says, as a picture."""
+"""Draw a report, for ``prunus plot``."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def plot(
     threshold: float | None = None,
     title: str | None = None,
 ) -> None:
-    """Draw what the report of a checkpoint says.
+    """Draw the report of a checkpoint.
 
     >>> prunus.plot("pruned", "sparsity.png")
     >>> prunus.plot("smaller", "heads.png", show="heads", threshold=0.2)
 
     Args:
         folders: what ``prune`` wrote, or a ``pruning_report.json``; several for ``removed`` alone.
-        output: the picture, which must not exist: .png, .pdf, .svg …
+        output: file of the picture, which must not exist: .png, .pdf, .svg …
         show: ``sparsity`` or ``error`` (of the output) of every layer over depth; ``learning``
             (the loss while BESA learned); of smaller models ``removed`` (each block's share),
             ``error``, or ``heads`` (which attend alike, which went). None: sparsity, or removed.
-        threshold: of ``heads``: an edge joins heads whose divergence is below; None: the closest
-            fifth of all pairs.
-        title: above it; None: the method and the model.
+        threshold: for ``heads``: an edge joins heads whose divergence is below it; None: the
+            closest fifth of all pairs.
+        title: title of the picture; None: the method and the model.
 
     Raises:
-        InputError: the report does not have it; no matplotlib.
-        CheckpointError: no report, or the picture cannot be written.
+        InputError: the report does not have these numbers, or matplotlib is missing.
+        CheckpointError: there is no report, or the picture cannot be written.
     """
     given = [folders] if isinstance(folders, str | Path) else list(folders)
     paths = [Path(folder).expanduser().absolute() for folder in given]
@@ -74,7 +74,7 @@ def _check(
     show: str, reports: dict[str, PruningReport], given: int, threshold: float | None
 ) -> None:
     if threshold is not None and show != "heads":
-        raise InputError(f"A threshold is for --show heads; this is {show}. Leave it out.")
+        raise InputError(f"A threshold is for --show heads, not for {show}. Leave it out.")
     at_least(0, threshold=threshold or 0)
     known = dict.fromkeys((*SINGLE, *UNITS))
     if show not in known:
@@ -82,13 +82,13 @@ def _check(
     if given > 1 and show != "removed":
         raise InputError(f"{show} is a picture of one checkpoint; got {given}.")
     if len(reports) < given:
-        raise InputError("Two of these folders have the same name, by which a curve is called.")
+        raise InputError("Two of these folders have the same name, and curves are labelled by it.")
     for name, report in reports.items():
         single = report.structured is None
         fit = SINGLE if single else UNITS
         if show not in fit:
             lost = "single weights" if single else "whole heads and neurons"
-            raise InputError(f"{name} lost {lost}: {show} is not for that. Show {', '.join(fit)}.")
+            raise InputError(f"{name} lost {lost}, so it has no {show}. Show {', '.join(fit)}.")
 
 
 def _draw(

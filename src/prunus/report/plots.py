@@ -1,4 +1,4 @@
-"""Pictures of a run. They need matplotlib: ``pip install prunus[report]``."""
+"""Pictures of a run; they need matplotlib (``pip install prunus[report]``)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .layer import LayerReport
 def retained_degree(
     masks: Mapping[str, Mapping[str, Tensor]], path: str | Path, title: str = ""
 ) -> None:
-    """How many of the weights that read an input channel stay, over all channels of a layer.
+    """Draw how many of the weights that read an input channel are kept, for each channel.
 
-    N:M takes the same share of every group of channels, whatever they are worth. A good order
+    N:M removes the same share of every group of channels, whatever they are worth. A good order
     brings its curve towards that of an unstructured mask. (Zhang et al. 2024, "Plug-and-Play",
     figure 5.)
 
     Args:
         masks: for each layer, in one panel, the masks (O, I) by name, in stored order or another.
-        path: the picture, such as ``degree.png``.
-        title: above all panels.
+        path: file of the picture, such as ``degree.png``.
+        title: title above all panels.
     """
     from matplotlib.figure import Figure
 
@@ -44,13 +44,13 @@ def retained_degree(
 
 
 def over_depth(layers: Sequence[LayerReport], what: str, path: str | Path, title: str = "") -> None:
-    """A number of every layer over the depth, one line for each role; dotted: the mean by weights.
+    """Draw a quantity of every layer over depth, a line for each role; dotted: the weighted mean.
 
     Args:
-        layers: of a report.
+        layers: layers of a report.
         what: ``"sparsity"``, or ``"relative_output_error"`` where the run measured it.
-        path: the picture, such as ``sparsity.png``.
-        title: above it.
+        path: file of the picture, such as ``sparsity.png``.
+        title: title of the picture.
 
     Raises:
         InputError: no layer has that number.
@@ -78,12 +78,12 @@ def over_depth(layers: Sequence[LayerReport], what: str, path: str | Path, title
 
 
 def learning(curves: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
-    """How the loss of every unit fell while its shares were learned; 1: the uniform mask's.
+    """Draw how the loss of every unit fell while its shares were learned; 1: the uniform mask's.
 
     Args:
         curves: ``learning`` of a report.
-        path: the picture, such as ``learning.png``.
-        title: above it.
+        path: file of the picture, such as ``learning.png``.
+        title: title of the picture.
 
     Raises:
         InputError: nothing was learned.

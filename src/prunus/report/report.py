@@ -1,4 +1,4 @@
-"""``pruning_report.json``: what was asked, what was done, layer by layer."""
+"""Report of a run, ``pruning_report.json``: what was asked and what was done, layer by layer."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ FILE = "pruning_report.json"
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which share of the model the method saw.
+    """Share of the model that the method saw.
 
     Attributes:
-        parameters: all of the model's, tied ones counted once.
-        embeddings: of tokens and positions, and of the head where it is not tied.
-        block_weights: in the linear layers of all blocks.
-        pruned_weights: in the layers that the method was given.
-        kept: beside the language model, such as in a tower for images: not touched.
-        kept_modules: their names.
+        parameters: number of parameters of the model, tied ones counted once.
+        embeddings: those of tokens and positions, and of the head where it is not tied.
+        block_weights: weights in the linear layers of all blocks.
+        pruned_weights: weights in the layers that the method was given.
+        kept: parameters beside the language model, such as in a tower for images: not touched.
+        kept_modules: names of the modules that hold these.
     """
 
     parameters: int
@@ -47,14 +47,14 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Of all parameters."""
+        """Pruned weights over all parameters."""
         return self.pruned_weights / self.parameters
 
     def check(self) -> None:
-        """Law 4: a run that covers little fails loudly.
+        """Reject a run that covers too little of the model.
 
         Raises:
-            UnsupportedModelError: less than half of the weights between the embeddings are seen.
+            UnsupportedModelError: less than half of the weights between the embeddings are covered.
         """
         between = self.parameters - self.embeddings - self.kept
         if self.pruned_weights < between / 2:
@@ -79,30 +79,31 @@ class PruningReport:
     """All facts of a run; the file has the same fields.
 
     Attributes:
-        model: what was pruned.
-        method: its name in the table.
-        pruner: the composition, spelled out.
-        paper: that the method is from; None: an object that is in no table.
-        url: where to read it.
-        allocation: how much of each layer went, spelled out.
-        pattern: the pattern asked for; None: the method's own groups.
-        requested: the sparsity asked for.
-        sparsity: zeros over weights in the layers that were pruned, counted as written.
-        coverage: which share of the model those are.
-        protocol: the calibration; None: none was used.
-        seconds: the whole run, without loading and saving.
+        model: name or path of the model that was pruned.
+        method: name of the method in the table.
+        pruner: composition of the method's parts, spelled out.
+        paper: paper that the method is from; None: an object that is in no table.
+        url: address of the paper.
+        allocation: what decided how much of each layer was removed, spelled out.
+        pattern: pattern that was asked for; None: the method's own groups.
+        requested: sparsity that was asked for.
+        sparsity: zeros over weights in the layers that were pruned, counted as written; of heads
+            and neurons the share of their parameters that was removed.
+        coverage: share of the model that those layers are.
+        protocol: calibration text; None: none was used.
+        seconds: time of the whole run, without loading and saving.
         layers: one entry per layer.
-        experts: how many tokens each saw, block by block, where there are any.
-        structured: what became of heads and neurons; None: single weights were pruned.
+        experts: how many tokens each expert saw, block by block, where there are any.
+        structured: widths before and after; None: single weights were pruned.
         learning: where shares were learned, for each unit its blocks, steps, seconds, and the loss
             (1: that of the uniform mask) in the mean over 16 steps each.
-        grid: of the kept weights; None: they are not quantised.
+        grid: integer grid of the kept weights; None: they are not quantised.
         packed: whether the checkpoint holds integers.
-        processes: that did it together.
+        processes: number of processes that shared the run.
         source: what was taken over from the source's files; None: the source was no folder.
-        different: what differed between a run and the one that went on with it, by name, where it
-            was told to go on all the same: each value in turn.
-        versions: of the software that matters.
+        different: settings that differed between a run and the one that resumed it under
+            --allow-different, by name: each value in turn.
+        versions: versions of the software that matters.
     """
 
     model: str
@@ -137,22 +138,22 @@ class PruningReport:
 
     @property
     def only_quantised(self) -> bool:
-        """Whether it is a run of ``prunus quantize``, which removes nothing."""
+        """Whether this is a run of ``prunus quantize``, which removes nothing."""
         return self.method == "quantize"
 
     def __repr__(self) -> str:
-        """Without the layers, of which there may be thousands."""
+        """Return one line, without the layers, of which there may be thousands."""
         return (
             f"PruningReport({self.method} on {self.model}: {len(self.layers)} layers, "
             f"{self.sparsity:.2%} removed, {self.seconds:.1f} s)"
         )
 
     def to_json(self) -> str:
-        """The text of ``pruning_report.json``."""
+        """Return the text of ``pruning_report.json``."""
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
 
     def summary(self) -> dict[str, Any]:
-        """What ``prunus prune --json`` prints, beside the output folder."""
+        """Return what ``prunus prune --json`` prints, beside the output folder."""
         return {
             "sparsity": self.sparsity,
             "coverage": self.coverage.share,
@@ -169,10 +170,10 @@ class PruningReport:
 
 
 def read_report(folder: Path) -> PruningReport:
-    """The report beside a checkpoint, or in a file.
+    """Return the report beside a checkpoint, or in a file.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is no report, or it is damaged.
     """
     path = folder if folder.suffix == ".json" else folder / FILE
     try:
@@ -198,10 +199,10 @@ def read_report(folder: Path) -> PruningReport:
 
 
 def known_zeros(model: str | Path) -> dict[str, Any]:
-    """``pattern`` and ``sparsity`` that all layers of a checkpoint have as stored, if they agree.
+    """Return the ``pattern`` and ``sparsity`` that all layers of a checkpoint have as stored.
 
-    Empty where no report says so: of a dense model or one that is dense in part, of roles with
-    patterns of their own, of an order that the weights are not stored in.
+    The result is empty where no report says so: for a model that is dense, if only in part, for
+    roles with patterns of their own, for an order that the weights are not stored in.
     """
     folder = Path(model).expanduser()
     if not (folder / FILE).is_file():
@@ -222,7 +223,7 @@ def known_zeros(model: str | Path) -> dict[str, Any]:
 
 
 def realised_sparsity(layers: Sequence[LayerReport]) -> float:
-    """Zeros over weights of all layers together."""
+    """Return zeros over weights of all layers together."""
     weights = [layer.shape[0] * layer.shape[1] for layer in layers]
     zeros = [round(layer.sparsity * n) for layer, n in zip(layers, weights, strict=True)]
     return sum(zeros) / sum(weights)

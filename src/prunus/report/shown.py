@@ -1,4 +1,4 @@
-"""A result as somebody sees it who types its name: a few lines, a table in a notebook, rows."""
+"""A result in an interpreter or a notebook: a few lines, a table, rows for pandas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMNS = ("layer", "shape", "pattern", "sparsity", "output error")
 
 
 def by_kind(layers: Sequence[LayerReport]) -> list[tuple[str, ...]]:
-    """Below ``COLUMNS``: one row for the layers of one name in all blocks; means over blocks."""
+    """Return the rows below ``COLUMNS``: one for each kind of layer, with means over blocks."""
     kinds: dict[str, list[LayerReport]] = {}
     for layer in layers:
         kinds.setdefault(layer.kind, []).append(layer)
@@ -31,13 +31,13 @@ def by_kind(layers: Sequence[LayerReport]) -> list[tuple[str, ...]]:
 
 
 def mean_error(layers: Sequence[LayerReport]) -> float | None:
-    """The mean of the relative output errors that were measured."""
+    """Return the mean of the relative output errors that were measured; None if none were."""
     found = [x.relative_output_error for x in layers if x.relative_output_error is not None]
     return sum(found) / len(found) if found else None
 
 
 def facts(report: PruningReport, output: Path | None, verified: bool) -> list[tuple[str, str]]:
-    """What a run came to, in a few lines of two columns."""
+    """Return the outcome of a run, in a few lines of two columns."""
     error = mean_error(report.layers)
     if report.structured is None:
         came = f"{report.sparsity:.2%} of {len(report.layers)} layers are zero"
@@ -56,12 +56,12 @@ def facts(report: PruningReport, output: Path | None, verified: bool) -> list[tu
 
 
 def as_text(rows: Sequence[tuple[str, str]], title: str) -> str:
-    """The facts under a title, for ``repr``."""
+    """Return the facts under a title, for ``repr``."""
     return "\n".join([title, *(f"  {name:<7} {said}" for name, said in rows)])
 
 
 def as_html(report: PruningReport, rows: Sequence[tuple[str, str]], title: str) -> str:
-    """The facts, and a table of layers or of widths, for a notebook."""
+    """Return the facts and a table of layers or widths, for a notebook."""
     if report.structured is None:
         columns, body = COLUMNS, by_kind(report.layers)
     else:
@@ -80,7 +80,7 @@ def _cells(tag: str, texts: Sequence[str]) -> str:
 
 
 def as_rows(layers: Sequence[LayerReport]) -> Any:
-    """A pandas DataFrame, one row for each layer.
+    """Return a pandas DataFrame with one row for each layer.
 
     Raises:
         InputError: pandas is not installed.

@@ -1,4 +1,4 @@
-"""Pictures of a structured run. They need matplotlib: ``pip install prunus[report]``."""
+"""Pictures of heads and neurons; they need matplotlib (``pip install prunus[report]``)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def heads_graph(
     blocks: Sequence[int] | None = None,
     title: str = "",
 ) -> None:
-    """Which heads of a block attend alike: an edge where their divergence is below τ.
+    """Draw which heads of a block attend alike: an edge joins two whose divergence is below τ.
 
-    Filled heads stay, hollow ones were removed. (Li et al. 2024, "Greedy Output Approximation",
+    Filled heads were kept, hollow ones removed. (Li et al. 2024, "Greedy Output Approximation",
     figure 3.)
 
     Args:
-        report: of a run that looked at attention maps, ``read_report(folder).structured``.
-        path: the picture, such as ``heads.png``.
+        report: report of a run that looked at attention maps, ``read_report(folder).structured``.
+        path: file of the picture, such as ``heads.png``.
         threshold: τ. The authors' 0.2 belongs to their own distance.
-        blocks: to show; None: all that were looked at.
-        title: above all panels.
+        blocks: blocks to show; None: all that were looked at.
+        title: title above all panels.
 
     Raises:
         InputError: no divergence is known of any of these blocks.
@@ -80,13 +80,13 @@ def _draw_heads(panel: Any, block: BlockChange, threshold: float) -> None:
 
 
 def alike(divergence: Sequence[Sequence[float]], threshold: float) -> list[tuple[int, int]]:
-    """The pairs of heads below the threshold."""
+    """Return the pairs of heads whose divergence is below the threshold."""
     heads = range(len(divergence))
     return [(i, j) for i in heads for j in heads if i < j and divergence[i][j] < threshold]
 
 
 def closest_fifth(report: UnitsReport) -> float:
-    """The divergence below which a fifth of all pairs of heads lie; 0 where none is known."""
+    """Return the divergence below which a fifth of all pairs of heads lie; 0 if none is known."""
     pairs = sorted(
         block.divergence[i][j]
         for block in report.blocks
@@ -97,23 +97,23 @@ def closest_fifth(report: UnitsReport) -> float:
 
 
 def kept_heads(block: BlockChange) -> set[int]:
-    """Query heads that stayed: all of every group that did."""
+    """Return the query heads that were kept: all of every group that was."""
     heads = len(block.divergence or [])
     if block.kept_heads is None or block.heads is None or block.kv_heads is None:
         return set(range(heads))
-    # A key/value head that serves all stays; then a group is one query head.
+    # A key/value head that serves all is kept; then a group is one query head.
     groups = block.kv_heads[0] if block.kv_heads[0] > 1 else block.heads[0]
     size = heads // groups
     return {size * group + head for group in block.kept_heads for head in range(size)}
 
 
 def removed_share(reports: Mapping[str, UnitsReport], path: str | Path, title: str = "") -> None:
-    """Share of each block's parameters that went, one curve per run.
+    """Draw the share of each block's parameters that was removed, one curve per run.
 
     Args:
-        reports: by name.
-        path: the picture, such as ``removed.png``.
-        title: above it.
+        reports: reports by the names that their curves get.
+        path: file of the picture, such as ``removed.png``.
+        title: title of the picture.
     """
     from matplotlib.figure import Figure
 
