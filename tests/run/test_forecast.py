@@ -96,8 +96,8 @@ def test_the_forecast_of_memory_is_that_of_the_run(tmp_path):
     """In processes of their own; within a third of what the run then takes."""
     code = (
         "import resource, sys, prunus\n"
-        "from prunus.judge import verify\n"
-        "verify._check_reload = lambda *args: None\n"
+        "from prunus.judge import reload\n"
+        "reload.check = lambda *args: None\n"
         "run = dict(method='sparsegpt', samples=64, length=512)\n"
         "if sys.argv[1] == 'plan':\n"
         "    print(prunus.plan(sys.argv[2], **run).peak_bytes)\n"
