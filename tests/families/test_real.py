@@ -37,7 +37,7 @@ def cut(smollm2, tmp_path_factory):
 
 
 def test_a_gguf_becomes_a_pruned_checkpoint_that_plain_transformers_loads(smollm2, tmp_path):
-    """Three of its thirty blocks, as a user runs it; a folder with a GGUF is as good as the file."""
+    """Three of thirty blocks, as a user runs it; a folder with a GGUF is as good as the file."""
     output = tmp_path / "pruned"
     command = [sys.executable, "-m", "prunus", "prune", str(smollm2.parent), "--method", "wanda"]
     command += ["--pattern", "2:4", "--samples", "1", "--length", "64", "--json"]
