@@ -19,7 +19,7 @@ demo: $(READY)   ## prune a real model (SmolLM2-135M), compare methods, leave th
 	$(BIN)/prunus demo --yes --output prunus-demo
 
 test: $(READY)   ## the test suite
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # long files are not last
 
 test-oldest: $(VENV)-oldest/.ready  ## fast tests with the oldest transformers and torch allowed
 	$(VENV)-oldest/bin/python -m pytest -n auto --dist loadfile $(LENIENT) $(FAST)

@@ -8,6 +8,7 @@ import torch
 
 import prunus
 from helpers.models import MODELS, load_tiny
+from helpers.pairs import each
 from helpers.runs import FAST, Ends, end, same, tensors
 from prunus.base.errors import CheckpointError, InputError
 from prunus.base.team import ALONE
@@ -36,11 +37,9 @@ RUNS = [
     {"method": "llm-pruner"},
     {"method": "random"},
 ]
-NAMED = {"ids": lambda run: "-".join(str(x) for x in run.values() if x is not LATE)}
 
 
-@pytest.mark.parametrize("run", RUNS, **NAMED)
-@pytest.mark.parametrize("model", ["llama", "gpt2"])
+@pytest.mark.parametrize(("run", "model"), each(RUNS, ["llama", "gpt2"]))
 def test_streamed_is_in_memory_bit_for_bit(model, run, tmp_path):
     run = {"sparsity": 0.4, **FAST, **run}
     streamed = prunus.prune(MODELS / model, output=tmp_path / "streamed", **run)
@@ -81,8 +80,7 @@ def test_one_block_is_in_memory_while_it_becomes_smaller(tmp_path, monkeypatch):
     assert all(here == [index] for index, here in seen)
 
 
-@pytest.mark.parametrize("done", [1, 2])
-@pytest.mark.parametrize("run", RUNS, **NAMED)
+@pytest.mark.parametrize(("run", "done"), each(RUNS, [1, 2]))
 def test_every_kind_of_run_resumes(run, done, tmp_path):
     """Law 1. What the ended run had done is not done again."""
     run = {"sparsity": 0.4, **FAST, **run}
