@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .base.arguments import typed
+from .base.atomic import check_output
 from .base.device import Dtype, pick_device
 from .base.errors import InputError
-from .base.files import check_output
 from .base.team import ALONE, Team
 from .judge.perplexity import Evaluation, perplexity
 from .judge.text import read_text

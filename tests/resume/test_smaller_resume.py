@@ -73,7 +73,7 @@ def test_one_block_is_in_memory_while_it_becomes_smaller(tmp_path, monkeypatch):
         model.append(context.model)
         return prune_units(context, *args)
 
-    monkeypatch.setattr("prunus.run.units.prune_units", spied)
+    monkeypatch.setattr("prunus.run.units_run.prune_units", spied)
     run = {"method": "goa", "recovery": "after", **FAST}
     prunus.prune(MODELS / "llama", output=tmp_path / "out", observer=Counts(), **run)
     assert {index for index, _ in seen} == {0, 1, 2}

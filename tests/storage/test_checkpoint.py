@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import prunus
 from helpers.models import FAMILIES, MODELS, load_tiny
+from prunus.base.atomic import new_folder
 from prunus.base.errors import (
     CheckpointError,
     CheckpointWarning,
@@ -23,7 +24,6 @@ from prunus.base.errors import (
     NumericalError,
     UnsupportedModelError,
 )
-from prunus.base.files import new_folder
 from prunus.storage.checkpoint import find, load_model, load_tokenizer
 
 FAST = {"samples": 4, "length": 64}

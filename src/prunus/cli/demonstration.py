@@ -15,8 +15,8 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from ..api import evaluate, prune
+from ..base.atomic import check_output
 from ..base.errors import InputError
-from ..base.files import check_output
 from ..recipe import Recipe
 from ..run.finish import write
 from ..run.observer import Silent

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.arguments import typed
+from ..base.atomic import new_file
 from ..base.errors import InputError, UnknownNameError, at_least
-from ..base.files import new_file
 from .drawing import any_text, plain
 from .naming import title as titled
 from .plots import learning, over_depth

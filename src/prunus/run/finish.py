@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
+from ..base.atomic import new_folder, no_new_parents
 from ..base.errors import CheckpointError, CheckpointWarning, NotVerifiedError
-from ..base.files import new_folder, no_new_parents
 from ..judge.verify import Verification, verify
 from ..maths.orders.orders import FILE as ORDERS
 from ..maths.orders.orders import Orders

@@ -20,7 +20,7 @@ from .need import block_bytes, checkpoint_bytes, need, writing_bytes
 from .prepare import Request, Run, prepare
 from .rehearse import REHEARSED, try_units, try_weights
 from .room import Need, bytes_of, fit, levers
-from .units import UnitsRun
+from .units_run import UnitsRun
 
 ZEROS = "Zeros in a dense checkpoint save no memory and no time."
 TWO_OF_FOUR = (

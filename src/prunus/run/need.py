@@ -19,8 +19,8 @@ from ..storage.streamed import Streamed
 from .job import Job
 from .prepare import Request, Run
 from .room import Need, bytes_of, fit, statistics_bytes
-from .units import UnitsRun
-from .weights import WeightsRun
+from .units_run import UnitsRun
+from .weights_run import WeightsRun
 
 
 def make_room(run: Run, request: Request) -> None:

@@ -22,8 +22,8 @@ from ..text.given import Given, how_many, source_name
 from .inputs import inputs, named
 from .job import Job
 from .observer import Observer, Silent
-from .units import UnitsRun, check_text
-from .weights import WeightsRun
+from .units_run import UnitsRun, check_text
+from .weights_run import WeightsRun
 
 Run = WeightsRun | UnitsRun
 

@@ -16,10 +16,10 @@ from .loop import prune_blocks
 from .need import block_bytes
 from .observer import LOOK, Silent
 from .room import Need
-from .units import UnitsRun
 from .units_gather import MAPS
+from .units_run import UnitsRun
 from .walk import on
-from .weights import WeightsRun
+from .weights_run import WeightsRun
 
 REHEARSED = 2  # samples
 STEPS = 4  # of learning

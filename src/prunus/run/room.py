@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.atomic import unfinished
 from ..base.errors import RoomError
-from ..base.files import unfinished
 from ..base.memory import available_on, free_disk, is_in_memory, nearest
 from ..maths.stats import Statistic
 

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from ..base.atomic import check_name
 from ..base.device import Dtype, checked_dtype
 from ..base.errors import (
     CheckpointError,
@@ -30,7 +31,6 @@ from ..base.errors import (
     first_line,
     other_shape,
 )
-from ..base.files import check_name
 from ..model.blocks import find_blocks
 from ..model.weights import InMemory, Weights
 from . import kinds

@@ -28,6 +28,7 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..base.arguments import typed
+from ..base.atomic import check_output, check_room, new_file
 from ..base.device import Dtype
 from ..base.errors import (
     CheckpointError,
@@ -36,7 +37,6 @@ from ..base.errors import (
     UnsupportedModelError,
     first_line,
 )
-from ..base.files import check_output, check_room, new_file
 from ..report.naming import title
 from ..report.units import BlockWidths
 from .checkpoint import find, read_tensors

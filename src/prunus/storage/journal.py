@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..base.atomic import check_free, kept_safe, put, readable, reason, unfinished
 from ..base.errors import CheckpointError
-from ..base.files import check_free, kept_safe, put, readable, reason, unfinished
 from ..model.blocks import Block
 from ..report.layer import LayerReport
 from .resuming import LINES, Differences, check_same, followed, told

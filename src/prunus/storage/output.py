@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..base.files import readable
+from ..base.atomic import readable
 
 
 def write_model(

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from ..base.atomic import unfinished
 from ..base.errors import InputError
-from ..base.files import unfinished
 from ..base.team import Team
 
 LINES = "journal.jsonl"

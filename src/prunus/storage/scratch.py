@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..base.atomic import try_folder
 from ..base.errors import CheckpointError
-from ..base.files import try_folder
 
 LOCK = "in-use"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..base.arguments import block_range
 from ..base.errors import InputError
@@ -16,7 +16,6 @@ from ..maths.orders.orders import Orders
 from ..maths.pruners.units import UnitPruner
 from ..maths.scores.units import Redundancy
 from ..maths.shares.units import (
-    Counts,
     Key,
     Quota,
     adaptive,
@@ -38,40 +37,14 @@ from ..model.surgery import rehearse
 from ..model.units import Depth2, find_modules
 from ..model.watch import eager
 from ..recipe import Recipe
-from ..report.layer import LayerReport
 from ..report.report import PruningReport
-from ..report.units import BlockChange, BlockWidths, UnitsReport
 from ..storage.journal import Journal
-from ..storage.kinds import auto_of
-from ..storage.widths import adopt, note_widths, stock_config, widths_of
 from .coverage import coverage_of
 from .job import Further, Job
 from .units_gather import Context
 from .units_loop import Seen, look, prune_units
 from .units_notes import counted
-
-
-@dataclass(frozen=True)
-class Before:
-    """Numbers of the dense model.
-
-    Attributes:
-        parameters: of all, tied ones once.
-        blocks: of each block.
-        removable: in the units of the modules.
-        costs: of one unit of each module.
-    """
-
-    parameters: int
-    blocks: list[int]
-    removable: int
-    costs: dict[Key, int]
-
-    @classmethod
-    def of(cls, run: UnitsRun) -> Before:
-        """As the model is now."""
-        blocks = [_count(block.module) for block in run.job.blocks]
-        return cls(_count(run.job.model), blocks, removable(run.modules), costs(run.modules))
+from .units_report import Before, smaller
 
 
 @dataclass
@@ -156,7 +129,7 @@ class UnitsRun:
         begun, job, pruner = time.perf_counter(), self.job, self.pruner
         layers = [layer for module in self.modules for layer in module.layers]
         coverage = coverage_of(job.model, job.blocks, {layer.name for layer in layers})
-        before = Before.of(self)
+        before = Before.of(job, self.modules)
         known = counted(journal) if journal is not None and journal.holds(self.touched) else None
         known = _by_key(job.team.told(_by_name(known)))
         done = known is not None
@@ -171,7 +144,7 @@ class UnitsRun:
         )
         if not self.rehearsal:
             self._check_removed(quota, journal)
-        units = self._smaller(before, quota, reports, seen)
+        units = smaller(job, self.modules, before, quota.counts, reports, seen, self.token)
         paper, url = published(job.recipe.method)
         report = PruningReport(
             model=job.name,
@@ -207,29 +180,6 @@ class UnitsRun:
     def touched(self) -> list[int]:
         """The blocks that become smaller: those that a journal has at the end."""
         return sorted({module.block for module in self.modules})
-
-    def _smaller(
-        self, before: Before, quota: Quota, reports: Sequence[LayerReport], seen: Seen
-    ) -> UnitsReport:
-        """Report what is left, and leave the widths with the model."""
-        widths, dear = self._widths(quota.counts, seen), self.token.multiply_adds
-        return UnitsReport(
-            parameters=(before.parameters, _count(self.job.model)),
-            removable=before.removable,
-            removed=removed(before.costs, quota.counts),
-            multiply_adds=(dear, dear - seen.saved),
-            stock=self._note(widths),
-            auto=auto_of(self.job.model),
-            blocks=self._blocks(before.blocks, widths, reports, seen),
-        )
-
-    def _note(self, widths: list[BlockWidths]) -> bool:
-        """Leave the widths with the model: in its config, which then is a stock one, or beside."""
-        stock = stock_config(self.job.model, [block.name for block in self.job.blocks], widths)
-        if stock is not None:
-            adopt(self.job.model.config, stock)
-        note_widths(self.job.model, None if stock is not None else widths)
-        return stock is not None
 
     def _context(self, layers: Sequence[Layer]) -> Context:
         job, gradients = self.job, None
@@ -287,67 +237,6 @@ class UnitsRun:
             )
         return Quota(modules, self.share, counts, threshold.count if threshold else None)
 
-    def _widths(self, counts: Counts, seen: Seen) -> list[BlockWidths]:
-        config = self.job.model.config.get_text_config()
-        dense_heads = getattr(config, "num_attention_heads", None)
-        dense_kv = getattr(config, "num_key_value_heads", None) or dense_heads
-        left = {
-            module.block: module.left(module.units - counts[module.block, "heads"])
-            for module in self.modules
-            if module.unit == "heads"
-        }
-        dense = BlockWidths(dense_heads, dense_kv, None)
-        before = widths_of(self.job.model) or [dense] * len(self.job.blocks)
-        widths = []
-        for block, was in zip(self.job.blocks, before, strict=True):
-            heads, kv_heads = left.get(block.index, (was.heads, was.kv_heads))
-            readers = {layer.role: layer for layer in block.layers}
-            o, down = readers.get("o"), readers.get("down")
-            if sum(layer.role == "down" for layer in block.layers) > 1:
-                down = None  # of experts: no one width
-            widths.append(
-                BlockWidths(
-                    heads=heads,
-                    kv_heads=kv_heads,
-                    intermediate=down.shape[1] if down else None,
-                    bias_o=o is not None and o.bias_O is not None,
-                    bias_down=down is not None and down.bias_O is not None,
-                    numbers={**was.numbers, **seen.numbers.get(block.index, {})},
-                )
-            )
-        return widths
-
-    def _blocks(
-        self,
-        before: Sequence[int],
-        widths: Sequence[BlockWidths],
-        reports: Sequence[LayerReport],
-        seen: Seen,
-    ) -> list[BlockChange]:
-        modules = {(module.block, module.unit): module for module in self.modules}
-        kept = {r.block: r.notes["kept"] for r in reports if r.pattern == "heads"}
-        found = []
-        for block, parameters, width in zip(self.job.blocks, before, widths, strict=True):
-            attention = modules.get((block.index, "heads"))
-            mlp = modules.get((block.index, "neurons"))
-            divergence_HH = seen.divergences.get(block.index)
-            was = BlockWidths(
-                attention.heads if attention else None,
-                attention.kv_heads if attention else None,
-                mlp.units if mlp else None,
-            )
-            found.append(
-                BlockChange.of(
-                    block.index,
-                    was,
-                    width,
-                    (parameters, _count(block.module)),
-                    kept.get(block.index),
-                    None if divergence_HH is None else divergence_HH.tolist(),
-                )
-            )
-        return found
-
 
 def check_text(recipe: Recipe, pruner: UnitPruner, ids_ST: Samples | None) -> None:
     """Raise InputError where a method cannot do with the text that there is."""
@@ -394,8 +283,3 @@ def _rehearsed(block: Block, traced: Trace, pruner: UnitPruner) -> list[Depth2]:
     for module in modules:
         rehearse(block, module, call, hidden)
     return modules
-
-
-def _count(module: nn.Module) -> int:
-    """Parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
