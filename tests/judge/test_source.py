@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import prunus
 from helpers.models import MODELS
+from helpers.random_models import MIXTURES, build
 from helpers.structured_models import IDS
 from prunus.judge.comparison import is_left_of
 from prunus.judge.verify import verify
@@ -49,6 +50,21 @@ def test_tensors_under_the_models_own_names(name, tmp_path):
     norms = ("h.0.ln_1.weight", "layers.0.input_layernorm.weight")
     key = next(key for key in load_file(out / WEIGHTS) if key.endswith(norms))
     changed(out, key, lambda x: x + 1)
+    problems = verify(out, source=source, reload=False).problems
+    assert problems == [f"1 tensors that were not to be pruned differ from {source}: {key}"]
+
+
+def test_experts_that_are_merged_as_they_are_loaded(tmp_path):
+    """On disk one by one in the source, and in one tensor where widths.json names the heads."""
+    source, out = tmp_path / "dense", tmp_path / "out"
+    build("mixtral", MIXTURES["mixtral"]).save_pretrained(source)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODELS / "llama" / file, source)
+    heads = {"settings": {"target": "heads"}, "blocks": "0:1"}
+    prunus.prune(source, method="goa", output=out, **{**RUN, "sparsity": 0.5}, **heads)
+    assert verify(out, source=source, reload=False).problems == []
+    key = "model.layers.0.mlp.experts.down_proj"
+    changed(out, key, lambda x: x + (torch.arange(len(x)) == 2).view(-1, 1, 1))
     problems = verify(out, source=source, reload=False).problems
     assert problems == [f"1 tensors that were not to be pruned differ from {source}: {key}"]
 
