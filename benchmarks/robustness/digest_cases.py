@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+
 from prunus.patterns import NM
 from prunus.pruners import Compose
 from prunus.scores import Wanda
-from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
 ROOT = next(p for p in Path(__file__).resolve().parents if (p / "tests" / "models").is_dir())
 TRAINED = ROOT / "tests" / "models"

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.common import Bench, Outcome, head, protocol, row
-
 import prunus
+from benchmarks.common import Bench, Outcome, head, protocol, row
 
 AFTERWARDS: dict[str, dict[str, Any]] = {
     "quantize, rounded": {"scales": False, "clip": False},

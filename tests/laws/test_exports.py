@@ -37,9 +37,10 @@ def test_names_that_users_rely_on():
     assert callable(prunus.maths.stats.gather)
 
 
-def test_parts_are_there_without_another_import():
+def test_parts_are_there_without_another_import_and_pictures_wait():
     names = "allocation errors patterns permutation pruners refinements scores stats updates"
     said = f"import prunus; [getattr(prunus, n) for n in '{names}'.split()]"
+    said += "; import sys, prunus.cli.main, prunus.api; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", said], check=True)
 
 
