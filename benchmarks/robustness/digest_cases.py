@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import yaml
-from prunus.patterns import NM
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from prunus.patterns import NM
 from prunus.pruners import Compose
 from prunus.scores import Wanda
 

@@ -142,10 +142,9 @@ for earlier, home in {EARLIER}.items():
 
 
 def test_parts_of_earlier_names_are_the_same_objects():
+    import prunus.maths.scores.wanda
     import prunus.permutation.orders
     import prunus.scores.wanda
-
-    import prunus.maths.scores.wanda
 
     assert prunus.scores.wanda is prunus.maths.scores.wanda
     assert prunus.scores.Wanda is prunus.maths.scores.wanda.Wanda
