@@ -279,7 +279,7 @@ def test_gathered_weights_are_real_behind_an_index(name, tmp_path):
     assert prunus.verify(out, source=MODELS / name, reload=False).ok
     asked = prunus.verify(out, pattern="2:4", reload=False)
     assert len(asked.problems) == kinds["gather"]
-    assert "has 2:4 behind an index; in the stored order" in asked.problems[0]
+    assert "has 2:4 behind an index, but not in the stored order" in asked.problems[0]
     with pytest.raises(InputError, match="Copy the checkpoint's folder"):
         indexed.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again").exists()

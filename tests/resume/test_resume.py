@@ -29,6 +29,7 @@ from prunus.model.inspect import inspect
 from prunus.model.weights import InMemory
 from prunus.report.report import read_report
 from prunus.run.cures import explained
+from prunus.run.fingerprint import defaults
 from prunus.run.observer import Silent
 from prunus.storage import assembly
 from prunus.storage.checkpoint import load_weights
@@ -270,11 +271,11 @@ def test_a_run_begun_elsewhere_goes_on_where_that_is_asked_for(run, tmp_path):
 def test_what_an_older_version_did_not_know_stands_at_its_default(tmp_path):
     begun = {"recipe sparsity": 0.5, "prunus": "0.0"}
     now = {**begun, "recipe seed": 0, "recipe settings": {}, "prunus": "0.1"}
-    assert check_same(begun, now, tmp_path, True) == {"prunus": ["0.0", "0.1"]}
+    assert check_same(begun, now, tmp_path, True, defaults()) == {"prunus": ["0.0", "0.1"]}
     with pytest.raises(InputError, match="its recipe seed was 0, now it is 1"):
-        check_same(begun, {**now, "recipe seed": 1}, tmp_path, True)
+        check_same(begun, {**now, "recipe seed": 1}, tmp_path, True, defaults())
     with pytest.raises(InputError, match=r"its file model\.safetensors was None"):
-        check_same(begun, {**now, "file model.safetensors": "0"}, tmp_path, True)
+        check_same(begun, {**now, "file model.safetensors": "0"}, tmp_path, True, defaults())
     assert followed([{"a": [1, 2], "b": [1, 3]}, {"a": [1, 5]}, {"a": [1, 5]}]) == {
         "a": [1, 2, 5],
         "b": [1, 3],

@@ -105,7 +105,7 @@ def _header(folder: Path, file: str) -> list[str]:
 def _others(folder: Path) -> str:
     """Say what else in the folder might be taken for a checkpoint, and why it is not read."""
     if list(folder.glob("*.bin")):
-        return " It holds .bin files: prunus reads no pickle."
+        return " It holds .bin files: prunus does not read pickle."
     variants = sorted(x.name for x in folder.glob("model.*.safetensors"))
     if variants:
         return f" It holds {variants[0]}, a variant: rename it to {SINGLE}."
