@@ -32,9 +32,10 @@ VISION = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_si
 RANDOM = {  # families that are not in tests/models
     "qwen2": GQA,  # biases on q, k and v alone
     "falcon": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},  # all fused
-    "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8},
+    "mamba": {"hidden_size": 256, "num_hidden_layers": 2, "state_size": 8},
     "mixtral": {**GQA, **EXPERTS},  # experts in 3-D, on disk one by one
-    "gpt_oss": {**GQA, **EXPERTS, "head_dim": 16},  # experts in 3-D, inputs first, with biases
+    # Experts in 3-D, inputs first, with biases.
+    "gpt_oss": {**GQA, **EXPERTS, "head_dim": 16, "num_hidden_layers": 3},
     "deepseek_v3": {**GQA, "num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 32,
                     "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16,
                     "n_routed_experts": 4, "moe_intermediate_size": 32, "n_shared_experts": 1,
@@ -149,9 +150,10 @@ goa mlp_only=true
 goa parameters=20000
 goa settings.heads.threshold=0.2 settings.heads.distance=authors settings.heads.goes=first
 goa settings.neurons.moment=gaussian settings.neurons.centred=true
-goa settings.target=heads
+goa settings.target=heads sparsity=0.5
 flap allocation=uniform
-flap settings.heads.squared_attention=true recovery=after
+flap settings.heads.squared_attention=true
+flap settings.compensation=false recovery=after
 wanda-sp allocation=adaptive blocks=0:2
 l1 recovery=after
 l2 sparsity=0.4 allocation=adaptive
@@ -179,7 +181,7 @@ opt sparsegpt true_sequential=true
 opt wanda-sp
 phi3 dass
 phi3 ria pattern=2:4 permutation=fold
-phi3 goa recovery=both
+phi3 goa recovery=both mlp_only=true
 qwen2 mrp-sm
 qwen2 flap
 falcon wanda
@@ -234,7 +236,8 @@ OTHERWISE = {
         *("llama wanda", "llama wanda pattern=2:4 permutation=gather", "llama mrp-mm"),
         *("llama goa allocation=adaptive", "llama flap", "gpt2 wanda pattern=2:4"),
     ],
-    "through_gguf": ["llama wanda", "llama goa allocation=adaptive"],
+    "exported": ["llama goa allocation=adaptive"],
+    "through_gguf": ["llama wanda"],
 }
 
 

@@ -20,12 +20,14 @@ import io
 import json
 import os
 import platform
+import re
 import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
@@ -62,17 +64,18 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    begun = time.perf_counter()
     names = [name for name in CASES if given.only in name]
     now = {"machine": machine(), "runs": dict(digests(names))}
-    print(f"{len(names)} runs in {time.perf_counter() - begun:.0f} s")
-    for name, found in now["runs"].items():
-        if "error" in found:
-            print(f"{name} failed: {found['error']}")
+    failed = {name: run["error"] for name, run in now["runs"].items() if "error" in run}
+    for name, error in failed.items():
+        print(f"{name} failed: {error}")
+    print(f"{len(names)} runs, {len(failed)} of them failed; {time.process_time():.0f} s of work")
     if before is None:
         given.write.write_text(json.dumps(now, indent=1) + "\n")
-    elif not same(before, now, given.only):
-        sys.exit(1)
+        equal = True
+    else:
+        equal = same(before, now, given.only)
+    sys.exit(0 if equal and not failed else 1)
 
 
 def machine() -> dict[str, Any]:
@@ -98,9 +101,9 @@ def digests(names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         work = Path(temporary).resolve()
         models(work, {case.model for case in cases.values()})
         for name, case in cases.items():
-            begun = time.perf_counter()
+            begun = time.process_time()
             yield name, digest(work, case)
-            print(f"{time.perf_counter() - begun:5.1f} s  {name}", file=sys.stderr, flush=True)
+            print(f"{time.process_time() - begun:5.1f} s  {name}", file=sys.stderr, flush=True)
 
 
 def digest(work: Path, case: Case) -> dict[str, Any]:
@@ -227,16 +230,18 @@ def judged(out: Path, source: Path, fields: Fields) -> dict[str, Any]:
     }
 
 
+def exported(out: Path, source: Path, fields: Fields) -> dict[str, Any]:
+    prunus.prune(source, output=out, observer=prunus.Silent(), **fields)
+    prunus.write_gguf(out, out.with_name("out.gguf"))
+    return {"gguf": sha(out.with_name("out.gguf").read_bytes())}
+
+
 def through_gguf(out: Path, source: Path, fields: Fields) -> dict[str, Any]:
     """Pruned, exported, and the export pruned once more."""
-    first, file = out.with_name("first"), out.with_name("first.gguf")
-    prunus.prune(source, output=first, observer=prunus.Silent(), **fields)
-    prunus.write_gguf(first, file)
+    found = exported(out, source, fields)
+    file = out.with_name("out.gguf")
     again = prunus.prune(file, method="magnitude", sparsity=0.7, observer=prunus.Silent())
-    return {
-        "gguf": sha(file.read_bytes()),
-        "tensors": of_tensors(again.model.state_dict().items()),
-    }
+    return {**found, "tensors": of_tensors(again.model.state_dict().items())}
 
 
 def table(out: Path, source: Path, fields: Fields) -> dict[str, Any]:
@@ -297,40 +302,41 @@ def of_folder(folder: Path) -> dict[str, Any]:
 
 
 def same(before: dict[str, Any], now: dict[str, Any], only: str) -> bool:
-    """Whether all runs are; prints what differs."""
+    """Whether all runs are; prints what differs, run by run and then field by field."""
     for what, value in differences(before["machine"], now["machine"]):
         print(f"NOT THE SAME MACHINE, so last bits may differ: {what}: {value}")
-    old = {name: run for name, run in before["runs"].items() if only in name}
-    new, equal = now["runs"], 0
-    for name in dict.fromkeys([*old, *new]):
+    old, new = ({n: run for n, run in x["runs"].items() if only in n} for x in (before, now))
+    names, equal, fields = dict.fromkeys([*old, *new]), 0, Counter[str]()
+    for name in names:
+        found = list(changes(old[name], new[name])) if name in old and name in new else []
         if name not in old or name not in new:
             print(f"{name}: only {'now' if name in new else 'before'}")
-        elif old[name] == new[name]:
+        elif not found:
             equal += 1
+            continue
         else:
-            report(name, old[name], new[name])
-    total = len({*old, *new})
-    print(f"{equal} of {total} runs are equal bit for bit")
-    return equal == total
+            print(f"{name}:", *(f"  {what}: {how}" for what, how in found[:SHOWN]), sep="\n")
+            if len(found) > SHOWN:
+                print(f"  and {len(found) - SHOWN} more")
+        fields.update({re.sub(r"\[\d+\]", "[]", what) for what, _ in found})
+    for what, count in fields.most_common():
+        print(f"{count} runs differ in {what}")
+    print(f"{equal} of {len(names)} runs are equal bit for bit")
+    return equal == len(names)
 
 
-def report(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """List the differences of one run."""
-    print(f"{name}:")
+def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """List what differs of one run, and how."""
     for key in dict.fromkeys([*old, *new]):
         was, is_ = old.get(key, ABSENT), new.get(key, ABSENT)
-        if key in ("tensors", "loaded") and ABSENT not in (was, is_):
-            each = {*was["each"], *is_["each"]}
-            other = sorted(x for x in each if was["each"].get(x) != is_["each"].get(x))
-            if other:
-                few = ", ".join(other[:SHOWN]) + (" …" if len(other) > SHOWN else "")
-                print(f"  {key}: {len(other)} of {len(each)} differ: {few}")
+        if key not in ("tensors", "loaded") or ABSENT in (was, is_):
+            yield from differences(was, is_, key)
             continue
-        found = list(differences(was, is_, key))
-        for what, value in found[:SHOWN]:
-            print(f"  {what}: {value}")
-        if len(found) > SHOWN:
-            print(f"  {key}: and {len(found) - SHOWN} more")
+        each = {*was["each"], *is_["each"]}
+        other = sorted(x for x in each if was["each"].get(x) != is_["each"].get(x))
+        if other:
+            few = ", ".join(other[:SHOWN]) + (" …" if len(other) > SHOWN else "")
+            yield key, f"{len(other)} of {len(each)} differ: {few}"
 
 
 def differences(old: Any, new: Any, at: str = "") -> Iterator[tuple[str, str]]:
@@ -356,7 +362,7 @@ DO: dict[str, Callable[[Path, Any, Fields], dict[str, Any]]] = {
     f.__name__: f
     for f in (
         *(written, interrupted, spilled, in_memory, in_memory_written, planned, quantized),
-        *(then_quantized, again_by_recipe, judged, through_gguf, table),
+        *(then_quantized, again_by_recipe, judged, exported, through_gguf, table),
     )
 }
 

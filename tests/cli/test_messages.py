@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import prunus
 from helpers.models import MODELS
-from prunus.base import files
+from prunus.base import atomic
 from prunus.base.errors import CheckpointError, CheckpointWarning, InputError
 from prunus.cli import demonstration as demo
 from prunus.cli.main import app
@@ -242,7 +242,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def test_export_says_how_much_room_is_missing_before_it_writes(monkeypatch, tmp_path):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: Usage(0, 0, 100_000))
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda place: Usage(0, 0, 100_000))
     with pytest.raises(CheckpointError, match=r"takes 649\.0 kB, .* 100\.0 kB left: 549\.0 kB"):
         prunus.write_gguf(LLAMA, tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
@@ -257,8 +257,8 @@ def test_export_says_how_much_room_is_missing_before_it_writes(monkeypatch, tmp_
     ],
 )
 def test_a_full_disk_is_called_that(error):
-    assert files.reason(error) == "No space left on device"
-    assert files.reason(OSError("Permission denied.")) == "Permission denied"
+    assert atomic.reason(error) == "No space left on device"
+    assert atomic.reason(OSError("Permission denied.")) == "Permission denied"
 
 
 def test_a_disk_that_fills_up_during_the_export(monkeypatch, tmp_path):
@@ -292,14 +292,14 @@ def test_an_empty_folder_that_has_to_stay_is_named_before_the_work(tmp_path, mon
     (tmp_path / "here").mkdir()
     (tmp_path / "link").symlink_to("here")
     with pytest.raises(CheckpointError, match="nothing is overwritten"):
-        files.check_output(tmp_path / "link")
+        atomic.check_output(tmp_path / "link")
     with monkeypatch.context() as inside:
         inside.chdir(tmp_path / "here")
         with pytest.raises(CheckpointError, match=r"the folder that you are in; .*here/pruned"):
             prunus.prune(LLAMA, method="magnitude", output=".")
     monkeypatch.setattr(Path, "is_mount", lambda self: True)
     with pytest.raises(CheckpointError, match=r"where a disk is mounted; .*here/pruned"):
-        files.check_output(tmp_path / "here")
+        atomic.check_output(tmp_path / "here")
 
 
 def test_a_folder_that_is_filled_meanwhile_is_not_overwritten(tmp_path):
