@@ -108,6 +108,7 @@ def test_the_mathematics_imports_torch_and_scipy_alone():
 PARTS = ["maths.scores", "maths.pruners", "maths.orders", "maths.shares", "scores", "updates"]
 HEAVY = ["transformers", "accelerate", "safetensors", "huggingface_hub", "pydantic", "typer"]
 EARLIER = {
+    "calibration": "text",
     "scores": "maths.scores", "patterns": "maths.patterns", "updates": "maths.updates",
     "pruners": "maths.pruners", "permutation": "maths.orders", "stats": "maths.stats",
     "allocation": "maths.shares", "quantization": "maths.grids",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PACKAGE = __name__.partition(".")[0]
 HOMES = {
     "allocation": "maths.shares",
+    "calibration": "text",
     "errors": "base.errors",
     "evaluation": "judge.perplexity",
     "export": "storage.gguf",
