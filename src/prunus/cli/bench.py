@@ -24,15 +24,15 @@ EXAMPLES = """
 def run(
     folder: Annotated[Path, typer.Argument(help="A pruned checkpoint.")],
     dense: Annotated[
-        str | None, typer.Option(help="To compare with.  [default: as the pruning report says]")
+        str | None, typer.Option(help="Dense model to compare with.  [default: from the report]")
     ] = None,
     prompt: Annotated[
-        int | None, typer.Option(help="Tokens of the prompt.  [default: up to 512]")
+        int | None, typer.Option(help="Tokens in the prompt.  [default: up to 512]")
     ] = None,
-    new: Annotated[int, typer.Option(help="Tokens to write.")] = 64,
+    new: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
     repeats: Annotated[int, typer.Option(help="Pairs of runs.")] = 5,
     threads: Annotated[
-        int | None, typer.Option(help="Of torch.  [default: torch's choice]")
+        int | None, typer.Option(help="Number of torch threads.  [default: torch's choice]")
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",

