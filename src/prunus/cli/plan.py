@@ -78,7 +78,7 @@ def _print_room(plan: Plan) -> None:
 
 
 def _options() -> tuple[inspect.Signature, dict[str, Any]]:
-    """Those of ``prunus prune``; the output may be left out, and there is nothing to resume."""
+    """Return the options of ``prunus prune``, with an optional output and nothing to resume."""
     hints = get_type_hints(prune.run, include_extras=True)
     parameters = [
         p.replace(annotation=hints[p.name], default=None if p.name == "output" else p.default)

@@ -68,7 +68,7 @@ def _run(
 
 
 def _options() -> tuple[inspect.Signature, dict[str, Any]]:
-    """Those of ``prunus prune`` that apply, and its own."""
+    """Return the options of ``prunus prune`` that apply, and those of quantisation."""
     hints = get_type_hints(prune.run, include_extras=True)
     shared = inspect.signature(prune.run).parameters
     own_hints = get_type_hints(_run, include_extras=True)

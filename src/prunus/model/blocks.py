@@ -2,7 +2,7 @@
 
 No model names: the blocks are the ModuleList that holds the most parameters of the language model
 (a model may have a tower for images beside it, which is kept as it is), a layer is an
-``nn.Linear``, transformers' ``Conv1D`` or an expert's matrix in it (``experts``), and ``probe``
+``nn.Linear``, transformers' ``Conv1D`` or an expert's matrix in it (``experts``), and ``roles``
 finds out what each layer is for. A block with more than a twentieth of its weights elsewhere is
 refused.
 """

@@ -64,7 +64,7 @@ def probe_block(
 
     Raises:
         UnsupportedModelError: a layer that does not run exactly once; experts that are multiplied
-            in a way that ``by_hand`` does not see.
+            in a way that ``products`` does not see.
     """
     linears, by_hand = _found(module, linears, call, hidden)
     check_share(name, module, linears)

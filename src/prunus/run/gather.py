@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from functools import partial
 from typing import Literal
 
 import torch
@@ -17,7 +16,7 @@ from ..maths.stats import Statistics, TokenSample
 from ..model.blocks import Block, Layer
 from ..model.replay import Call, Recording
 from ..model.routing import fed
-from ..model.watch import watch
+from ..model.watch import Watcher, watch
 from .observer import Observer
 
 Numbered = Callable[[int, Tensor], None]
@@ -61,13 +60,21 @@ def gather(
         NumericalError: NaN or inf, with the block and the sample.
     """
     stats = {n: Statistics(kinds, x.shape[1], device) for n, (x, kinds) in wanted.items()}
+    number = recording.first  # of the sample that runs
+    readers: dict[int, tuple[nn.Module, list[Watcher]]] = {
+        id(x.module): (x.module, [stats[n].update]) for n, (x, _) in wanted.items()
+    }
+
+    def numbered(see: Numbered) -> Watcher:
+        return lambda inputs_TI: see(number, inputs_TI)
+
+    for module, see in (also or {}).items():
+        readers[id(module)][1].append(numbered(see))
+    inputs = list(readers.values())
     with team.agreed(), nullcontext() if then == "stop" else block.watched():
         for position, hidden, call in samples_at(block, recording, device, observer):
             number = recording.first + position
-            readers = {id(x.module): (x.module, [stats[n].update]) for n, (x, _) in wanted.items()}
-            for module, see in (also or {}).items():
-                readers[id(module)][1].append(partial(see, number))
-            output = watch(block, call, hidden, list(readers.values()), stop=then == "stop")
+            output = watch(block, call, hidden, inputs, stop=then == "stop")
             if output is None:
                 continue
             if not bool(output.isfinite().all()):

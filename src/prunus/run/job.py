@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,15 @@ from transformers import PreTrainedModel
 
 from ..base.errors import InputError
 from ..base.team import Team
+from ..methods.table import published
 from ..model.blocks import Block
 from ..model.inspect import first_of, inspect, start
 from ..model.replay import Recording, Trace
 from ..model.samples import Samples
 from ..model.weights import Weights
 from ..recipe import Recipe
+from ..report import PruningReport
+from ..storage.journal import Journal
 from ..storage.scratch import Spilled
 from ..text import Protocol
 from .fingerprint import choices, fingerprint
@@ -108,6 +112,24 @@ class Job:
                     f"{self.team.size} processes need a calibration sample each, at least; "
                     f"--samples is {len(self.ids_ST)}. Give more, or start fewer processes."
                 )
+
+    def has_done(self, touched: Sequence[int], journal: Journal | None) -> bool:
+        """Whether an earlier run has finished all of these blocks; the same in all processes."""
+        return bool(self.team.told(journal is not None and journal.holds(touched)))
+
+    def report(self, begun: float, **own: Any) -> PruningReport:
+        """Report on a run that began at that ``perf_counter``; ``own`` are fields of its kind."""
+        paper, url = published(self.recipe.method)
+        return PruningReport(
+            model=self.name,
+            method=self.recipe.method,
+            paper=paper,
+            url=url,
+            protocol=self.protocol,
+            seconds=time.perf_counter() - begun,
+            processes=self.team.size,
+            **own,
+        )
 
     def recording(
         self, samples: int | None = None, within: AbstractContextManager[Any] | None = None

@@ -1,6 +1,6 @@
-"""A learned allocation on its way through the blocks, beside the engine.
+"""A learned allocation on its way through the blocks, beside the loop.
 
-The engine asks for the shares of every block before it prunes it. Before the first block of a unit
+The loop asks for the shares of every block before it prunes it. Before the first block of a unit
 (one block, or two that learn together) they are learned; the dense stream goes on meanwhile.
 """
 
@@ -93,7 +93,7 @@ class Learner:
     Attributes:
         allocation: what learns.
         blocks: of the model.
-        recording: the pruned stream, which the engine advances.
+        recording: the pruned stream, which the loop advances.
         reference: the dense stream, at the next unit; None: targets are what the dense unit makes
             of the pruned stream.
         plan: the shares before learning: what a unit's layers must come to together.

@@ -1,8 +1,8 @@
-"""The loop of structured runs: one module after the other, attention before the MLP that reads it.
+"""The loop for heads and neurons: one module after the other, attention before the MLP after it.
 
-It is not the engine's. That one prunes weights within widths that stay; here a block has two
-steps, some methods see the dense model as a whole first, and recovery runs a dense stream beside
-the pruned one. The recording, the statistics, the layers and the journal are shared.
+``loop`` prunes weights within widths that stay. Here a block has two steps, some methods look at
+the dense model as a whole first, and recovery runs a dense stream beside the pruned one. Both walk
+through the blocks, gather statistics and keep the journal in the same way.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def look(
     modules: Sequence[Depth2],
     recording: Recording | None,
 ) -> Seen:
-    """Scores of every module of the dense model. Consumes the recording."""
+    """Score every module of the dense model. Consume the recording."""
     seen, context = Seen(), replace(context, observer=Looking(context.observer))
     for block in walk(blocks, _last(modules), recording, context.device, context.observer):
         for module in _of(block, modules, context):
@@ -116,19 +116,17 @@ def prune_units(
         mine = _of(block, modules, context)
         if mine:
             dear = context.token.of(block, context.device)
-            taken = _taken_up(block, seen, quota, journal, context)
-            reports += taken or []
-            for module in mine if taken is None else ():
-                step, aims = Step(context, block, module, recording), beside if reports else None
-                found = _prune(step, quota, seen, dense is None, aims)
-                for report in found:
-                    context.observer.layer(report)
-                reports += found
-            if taken is None:
+            done = _taken_up(block, seen, quota, journal, context)
+            if done is None:
+                done = []
+                for module in mine:
+                    step = Step(context, block, module, recording)
+                    aims = beside if reports or done else None
+                    done += _prune(step, quota, seen, dense is None, aims)
                 align(block, context.team)
-            if journal is not None and taken is None:
-                done = [report for report in reports if report.block == block.index]
-                journal.write(block, done, {}, noted(block, seen, quota))
+                if journal is not None:
+                    journal.write(block, done, {}, noted(block, seen, quota))
+            reports += done
             seen.saved += dear - context.token.of(block, context.device)
         if beside is not None and block.index < last:
             beside.go_through(block, context.device)
@@ -189,4 +187,7 @@ def _prune(
         step.compensate(keep_U, seen.means[key].to(context.device))
     error = step.error(gathered, keep_U, old_OA)
     seen.numbers.setdefault(module.block, {}).update(step.remove(keep_U))
-    return step.reports(shapes, keep_U.cpu(), error, updated, begun, notes)
+    reports = step.reports(shapes, keep_U.cpu(), error, updated, begun, notes)
+    for report in reports:
+        context.observer.layer(report)
+    return reports

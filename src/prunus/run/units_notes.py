@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..maths.shares.units import Key, Quota
+from ..maths.shares.units import Quota
 from ..model.blocks import Block
-from ..storage.journal import Journal
 
 if TYPE_CHECKING:
     from .units_loop import Seen
@@ -32,12 +31,3 @@ def take_up(block: Block, noted: Mapping[str, Any], seen: Seen, quota: Quota) ->
         divergence_HH = torch.tensor(noted["divergence"], dtype=torch.float64)
         seen.divergences[block.index] = divergence_HH
     quota.counts |= {(block.index, unit): count for unit, count in noted["counts"].items()}
-
-
-def counted(journal: Journal) -> dict[Key, int]:
-    """How many units went of each module in all the blocks that are done."""
-    return {
-        (index, unit): count
-        for index, line in journal.blocks.items()
-        for unit, count in line["counts"].items()
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -16,7 +16,6 @@ from ..maths.orders.orders import Orders
 from ..maths.pruners.units import UnitPruner
 from ..maths.scores.units import Redundancy
 from ..maths.shares.units import (
-    Key,
     Quota,
     adaptive,
     check,
@@ -26,8 +25,6 @@ from ..maths.shares.units import (
     share_of,
     uniform,
 )
-from ..maths.views import Unit
-from ..methods.table import published
 from ..model.blocks import Block, Layer
 from ..model.cost import OneToken
 from ..model.gradients import loss_gradients
@@ -43,7 +40,6 @@ from .coverage import coverage_of
 from .job import Further, Job
 from .units_gather import Context
 from .units_loop import Seen, look, prune_units
-from .units_notes import counted
 from .units_report import Before, smaller
 
 
@@ -77,14 +73,10 @@ class UnitsRun:
         """
         modules: list[Depth2] = []
         token = OneToken()
-        chosen: range | None = None
 
         def further(block: Block, traced: Trace) -> None:
-            nonlocal chosen
-            if chosen is None:
-                chosen = _chosen(recipe, len(traced.calls))
             token.through(block, traced)
-            if block.index in chosen:
+            if block.index in _chosen(recipe, len(traced.calls)):
                 modules.extend(_rehearsed(block, traced, pruner))
 
         job = look(further)
@@ -130,12 +122,10 @@ class UnitsRun:
         layers = [layer for module in self.modules for layer in module.layers]
         coverage = coverage_of(job.model, job.blocks, {layer.name for layer in layers})
         before = Before.of(job, self.modules)
-        known = counted(journal) if journal is not None and journal.holds(self.touched) else None
-        known = _by_key(job.team.told(_by_name(known)))
-        done = known is not None
+        done = job.has_done(self.touched, journal)
         context = self._context([] if done else layers)  # whose gradients nothing would read
         dense = None if done else self._look(context)
-        quota = self._quota(dense, known)
+        quota = Quota(self.modules, self.share, {}) if done else self._quota(dense)
         reads = not done and (pruner.sequential or pruner.recovery != "none")
         recording = self._recording() if reads else None
         seen = None if pruner.sequential else dense
@@ -145,22 +135,15 @@ class UnitsRun:
         if not self.rehearsal:
             self._check_removed(quota, journal)
         units = smaller(job, self.modules, before, quota.counts, reports, seen, self.token)
-        paper, url = published(job.recipe.method)
-        report = PruningReport(
-            model=job.name,
-            method=job.recipe.method,
-            paper=paper,
-            url=url,
+        report = job.report(
+            begun,
             pruner=repr(pruner),
             pattern=None,
             requested=self.share,
             sparsity=units.share,
             coverage=coverage,
-            protocol=job.protocol,
-            seconds=time.perf_counter() - begun,
             layers=reports,
             structured=units,
-            processes=job.team.size,
         )
         return report, Orders()
 
@@ -218,11 +201,9 @@ class UnitsRun:
         recording = self._recording() if reads or pruner.compensation else None
         return look(context, self.job.blocks, self.modules, recording)
 
-    def _quota(self, dense: Seen | None, known: dict[Key, int] | None) -> Quota:
-        """How many units of each module go; if that is not ``known`` yet, the user is told."""
+    def _quota(self, dense: Seen | None) -> Quota:
+        """Decide how many units of each module to remove, and tell the user."""
         modules, threshold = self.modules, self.threshold
-        if known is not None:
-            return Quota(modules, self.share, known)
         if self.pruner.allocation == "adaptive":
             assert dense is not None
             counts = adaptive(modules, dense.scores, self.share)
@@ -257,23 +238,6 @@ def _chosen(recipe: Recipe, blocks: int) -> range:
     if recipe.blocks is None:
         return range(blocks)
     return block_range("--blocks", recipe.blocks, blocks)
-
-
-def _by_name(counts: Mapping[Key, int] | None) -> dict[str, int] | None:
-    """For other processes, in JSON: ``{"3 heads": 2}``."""
-    if counts is None:
-        return None
-    return {f"{block} {unit}": count for (block, unit), count in counts.items()}
-
-
-def _by_key(counts: Mapping[str, int] | None) -> dict[Key, int] | None:
-    if counts is None:
-        return None
-    found = {}
-    for name, count in counts.items():
-        block, unit = name.split()
-        found[int(block), cast(Unit, unit)] = count
-    return found
 
 
 def _rehearsed(block: Block, traced: Trace, pruner: UnitPruner) -> list[Depth2]:

@@ -17,7 +17,7 @@ from ..maths.patterns import NM
 from ..maths.shares import BESA, OWL, Allocation, Uniform
 from ..maths.shares.budget import settle, total
 from ..methods.own import check_merges, spelled
-from ..methods.table import METHODS, QUANTIZE, published
+from ..methods.table import METHODS, QUANTIZE
 from ..model.blocks import Block, Layer
 from ..model.channels import Channels
 from ..model.inspect import first_of
@@ -95,7 +95,7 @@ class WeightsRun:
         )
         channels = self._ordered(journal)
         plan = self._allocated(journal)
-        done = job.team.told(journal is not None and journal.holds(self.touched))
+        done = job.has_done(self.touched, journal)
         recording = None if done else job.recording()  # which nothing would read any more
         learner = None if done else self.learner(recording, journal)
         reports = prune_blocks(
@@ -111,26 +111,19 @@ class WeightsRun:
             journal=journal,
             team=job.team,
         )
-        paper, url = published(job.recipe.method)
-        report = PruningReport(
-            model=job.name,
-            method=job.recipe.method,
-            paper=paper,
-            url=url,
+        report = job.report(
+            begun,
             pruner=spelled(self.pruner),
             allocation=repr(self.allocation),
             pattern=job.recipe.pattern,
             requested=cast(float, job.recipe.sparsity),
             sparsity=realised_sparsity(reports),
             coverage=self.coverage,
-            protocol=job.protocol,
-            seconds=time.perf_counter() - begun,
             layers=reports,
             experts=ExpertTokens.of(reports),
             learning=learner.curves if learner is not None else _curves(journal),
             grid=job.recipe.grid(),
             packed=job.recipe.pack,
-            processes=job.team.size,
         )
         return report, channels.orders if channels else Orders()
 

@@ -1,4 +1,4 @@
-"""The same sparsity for every layer."""
+"""An allocation that gives every layer the same sparsity."""
 
 from __future__ import annotations
 

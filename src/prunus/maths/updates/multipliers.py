@@ -1,4 +1,4 @@
-"""The same optimum from the pruned side, for a pruned set that grows from left to right."""
+"""The least-squares optimum from the pruned side, for a pruned set that grows to the right."""
 
 from __future__ import annotations
 

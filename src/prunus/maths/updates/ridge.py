@@ -16,7 +16,7 @@ from ...base.team import Team
 from ..views import LayerView
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Of the mean diagonal of ``XᵀX``."""
+"""Strengths that are tried, as fractions of the mean diagonal of ``XᵀX``."""
 
 NOISE = 1e-7
 """Relative squared errors that differ by less are equal: the products are float32."""
