@@ -239,27 +239,6 @@ def test_multipliers_leave_no_more_than_asked_whatever_the_inputs_unit(size):
             assert torch.equal(multipliers.weights(hi, 32), multipliers.weights(0, 32)[:, hi:])
 
 
-def test_inputs_that_are_always_0_change_nothing_for_the_others():
-    """The damp is a fraction of the live inputs' mean: 8 dead ones of 40 leave H as it was."""
-    weight_OI, stats, matrix_II = problem()
-    live_I = torch.arange(40) % 5 != 2
-    gram_II, wide_OI = torch.zeros(40, 40), torch.ones(12, 40)
-    gram_II[live_I.nonzero(), live_I.nonzero().T] = stats[Gram].matrix_II
-    wide_OI[:, live_I] = weight_OI
-    system = Damped.of(gram_II, 0.01)
-    assert torch.equal(system.dead_I, ~live_I)
-    assert torch.allclose(system.matrix_II[live_I][:, live_I].double(), matrix_II, atol=1e-5)
-    mean = sum(gram_II.diagonal().double().tolist()) / 32
-    dead_II = system.matrix_II[~live_I]
-    assert torch.allclose(dead_II[:, ~live_I], 1.01 * mean * torch.eye(8), rtol=1e-5)
-    assert not dead_II[:, live_I].any()
-    mask_OI = Unstructured("row").mask(weight_OI.abs(), 0.5)
-    wide_mask_OI = torch.ones(12, 40, dtype=torch.bool)
-    wide_mask_OI[:, live_I] = mask_OI
-    new_OI = direct(wide_OI, wide_mask_OI, system)[:, live_I]
-    assert torch.allclose(new_OI.double(), optimum(weight_OI, mask_OI, matrix_II), atol=1e-5)
-
-
 def test_mask_m_takes_weights_of_dead_inputs_first():
     generator = torch.Generator().manual_seed(0)
     inputs_TI = torch.randn(200, 32, generator=generator)

@@ -117,6 +117,14 @@ class Damped:
                     return cls(matrix_II, upper_II, dead_I, used, dtype == torch.float64)
         raise NumericalError("The Gram matrix cannot be factorised at any damp.")
 
+    def live(self, weight_OI: Tensor) -> Tensor:
+        """Return the weights with those of dead inputs 0, as if they were pruned already.
+
+        No output depends on them, but the diagonal that stands in for a dead input would charge
+        for their removal, and a loss or a certificate would then be mostly that charge.
+        """
+        return weight_OI.masked_fill(self.dead_I, 0)
+
     @cached_property
     def inverse_diagonal_I(self) -> Tensor:
         """The diagonal of ``H⁻¹``."""

@@ -54,7 +54,7 @@ class Swaps:
     ) -> tuple[Tensor, Mapping[str, Any]]:
         """Return the refined mask; for the report, exchanged weights and loss after over before."""
         system = stats[Gram].damped(self.damp)
-        weight_OI = weight_OI.float().masked_fill(system.dead_I, 0)  # it does not matter what it is
+        weight_OI = system.live(weight_OI.float())
         cells = Cells.of(pattern, (weight_OI.shape[0], weight_OI.shape[1]))
         run = exchange_dense if self.against == "dense" else exchange_compensated
         rows = max(WEIGHTS // weight_OI.shape[1] // cells.rows, 1) * cells.rows

@@ -11,6 +11,9 @@ gradient on the pruned weights as multipliers of the Lagrange dual (eq. 8). Its 
 
 computed from the iterate alone: one product with H and one with U. (The true gap is
 ``½ g_Kᵀ H_KK⁻¹ g_K``, and ``(H⁻¹)_KK ⪰ H_KK⁻¹``: the bound is valid, and tight as g_K → 0.)
+
+Weights of dead inputs stay out of all this: they are 0 while the others are solved for, so that f
+is the loss of the live inputs alone.
 """
 
 from __future__ import annotations
@@ -71,20 +74,27 @@ class LeastSquares:
         """Return the new weights (float32), and certificate and iterations for the report."""
         system, team = stats[Gram].damped(self.damp), stats.team.splitting(len(weight_OI))
         own = team.share(len(weight_OI))
-        weight_RI, mask_RI = weight_OI[own].float(), mask_OI[own]
-        start_RI = None if start_OI is None else start_OI[own]
+        dense_RI, mask_RI = weight_OI[own].float(), mask_OI[own]
+        weight_RI = system.live(dense_RI)
+        start_RI = None if start_OI is None else system.live(start_OI[own])
         notes: dict[str, Any] = dict(system.notes(self.damp))
         if self.method == "cg":
             new_RI, gap, iterations = conjugate_gradients(
                 weight_RI, mask_RI, system, self.tolerance, self.iterations, start_RI, team
             )
             if gap <= self.tolerance:
-                return team.gather(new_RI), {**notes, "gap": gap, "iterations": iterations}
+                notes |= {"gap": gap, "iterations": iterations}
+                return team.gather(_kept_dead(new_RI, dense_RI, mask_RI, system)), notes
             notes["direct_after_iterations"] = iterations
         new_RI = direct(weight_RI, mask_RI, system)
         gap = certificate(new_RI, weight_RI, mask_RI, system, team)
         notes["gap"] = gap if isfinite(gap) else None  # JSON has no infinity
-        return team.gather(new_RI), notes
+        return team.gather(_kept_dead(new_RI, dense_RI, mask_RI, system)), notes
+
+
+def _kept_dead(new_OI: Tensor, dense_OI: Tensor, mask_OI: Tensor, system: Damped) -> Tensor:
+    """Give kept weights of dead inputs their dense values: on other text the inputs may live."""
+    return torch.where(mask_OI & system.dead_I, dense_OI, new_OI)
 
 
 def conjugate_gradients(

@@ -18,7 +18,7 @@ class Multipliers:
     span all columns. What is left of the pruned weights is the residual of the solve.
 
     Args:
-        weight_OI: the dense weights w⁰, float32.
+        weight_OI: the dense weights w⁰, float32; those of dead inputs count as 0.
         system: H, its inverse and factor.
         tolerance: where a solve ends: squared residual over the pruned weights' own, both in the
             norm of the preconditioner, 1 / diag(H⁻¹).
@@ -34,7 +34,7 @@ class Multipliers:
         iterations: int = 50,
         team: Team = ALONE,
     ) -> None:
-        self.weight_OI, self.inverse_II = weight_OI, system.inverse_II
+        self.weight_OI, self.inverse_II = system.live(weight_OI), system.inverse_II
         self.tolerance, self.iterations, self.team = tolerance, iterations, team
         self.multiplier_OI = torch.zeros_like(weight_OI)
         self.solved = 0  # columns
