@@ -13,11 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import prunus
 from prunus import Result
 from prunus.storage.checkpoint import load_model, load_tokenizer
+from prunus.text.sources import read_documents
+from prunus.text.tokens import calibration_tokens
 
 
 def protocol(doc: str | None) -> argparse.ArgumentParser:
@@ -88,6 +91,23 @@ class Bench:
             ).perplexity
             for length, count in self.windows
         )
+
+
+def windows_of(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    source: str,
+    samples: int = 16,
+    length: int = 1024,
+    seed: int = 0,
+) -> Tensor:
+    """Draw the token ids (samples, length) that a run with these arguments reads."""
+    documents = read_documents(source, "calibration", None, field=None, tokenizer=tokenizer)
+    ids_ST, _ = calibration_tokens(
+        model, tokenizer, documents,
+        samples=samples, length=length, seed=seed, bos="auto", say=lambda line: None,
+    )  # fmt: skip
+    return ids_ST
 
 
 def head(*names: str) -> None:

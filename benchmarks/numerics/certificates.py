@@ -1,6 +1,6 @@
 """Least squares on every layer of a model: the certified gap, the true one, against SparseGPT.
 
-    python benchmarks/numerics/certificates.py MODEL --calibration c4.jsonl
+    python -m benchmarks.numerics.certificates MODEL --calibration c4.jsonl
 
 Every layer gets SparseGPT's mask at 50 %. On that mask: SparseGPT's loss, least squares' loss, its
 certificate, and the exact optimum by a float64 Cholesky of each row's kept set. Prints one line per
@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from benchmarks.common import windows_of
 from prunus.maths.contracts import Needs, Pattern, Pruned
 from prunus.maths.gram import Gram
 from prunus.maths.pruners import EachLayer, SparseGPT
@@ -28,7 +29,6 @@ from prunus.model.inspect import inspect, start
 from prunus.run.loop import prune_blocks
 from prunus.run.observer import Silent
 from prunus.storage.checkpoint import load_model, load_tokenizer
-from prunus.text.tokens import calibration_tokens
 
 
 @dataclass
@@ -81,17 +81,7 @@ def main() -> None:
     parser.add_argument("--calibration", required=True)
     given = parser.parse_args()
     model = load_model(given.model, dtype="float32")
-    ids_ST, _ = calibration_tokens(
-        model,
-        load_tokenizer(given.model),
-        source=given.calibration,
-        samples=16,
-        length=1024,
-        seed=0,
-        data_dir=None,
-        say=print,
-    )
-    assert ids_ST is not None
+    ids_ST = windows_of(model, load_tokenizer(given.model), given.calibration)
     blocks, traced = inspect(model, ids_ST)
     plan = {layer.name: 0.5 for block in blocks for layer in block.layers}
     compared = Compared()

@@ -1,6 +1,6 @@
 """Figure 5 of Plug-and-Play: which share of each input channel's weights stays, as a picture.
 
-    python benchmarks/numerics/retained_degree.py MODEL --calibration c4.jsonl --output degree.png
+    python -m benchmarks.numerics.retained_degree MODEL --calibration c4.jsonl --output degree.png
 
 RIA on the dense model: 50 % unstructured, 2:4, and 2:4 in the order that assignment finds for each
 layer. Prints the retained score of each mask too.
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 import prunus.report.plots as plots
+from benchmarks.common import windows_of
 from prunus.maths.orders import Assignment
 from prunus.maths.patterns import NM, Unstructured
 from prunus.maths.scores import RIA
 from prunus.maths.stats import Statistics, gather
-from prunus.recipe import Recipe
 from prunus.storage.checkpoint import load_model, load_tokenizer
 
 LAYERS = [
@@ -40,10 +40,7 @@ def main() -> None:
 
     names = [layer.format(given.block) for layer in LAYERS]
     model = load_model(given.model, dtype="float32")
-    recipe = Recipe.of(
-        method="ria", calibration=given.calibration, samples=given.samples, length=1024
-    )
-    ids_ST = tokens(model, load_tokenizer(given.model), recipe)
+    ids_ST = windows_of(model, load_tokenizer(given.model), given.calibration, given.samples)
     stats = watched(model, names, ids_ST)
     panels = {}
     for name in names:
@@ -61,17 +58,6 @@ def main() -> None:
             print(f"{name} {kind}: {kept:.4f} of the score, spread of degree {spread:.3f}")
     plots.retained_degree(panels, given.output)
     print(given.output)
-
-
-def tokens(model: torch.nn.Module, tokenizer: object, recipe: Recipe) -> Tensor:
-    from prunus.text.tokens import calibration_tokens
-
-    ids_ST, _ = calibration_tokens(
-        model, tokenizer, source=recipe.calibration or "", samples=recipe.samples,
-        length=recipe.length, seed=0, data_dir=None, say=print,
-    )  # fmt: skip
-    assert ids_ST is not None
-    return ids_ST
 
 
 @torch.no_grad()

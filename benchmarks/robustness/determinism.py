@@ -28,7 +28,7 @@ import prunus
 from prunus.base.team import Team
 from prunus.maths.gram import Gram
 from prunus.maths.stats import ColumnNorm
-from prunus.run import loop as engine
+from prunus.run import gather as engine
 
 VARIANTS = {
     "1 × 1": (1, 1),
@@ -82,7 +82,7 @@ def work(given: argparse.Namespace) -> None:
     name, *settings = method.split(",")
     fields: dict[str, Any] = dict(setting.split("=") for setting in settings)
     found: list[dict[str, Tensor]] = []
-    own = engine._stats
+    own = engine.gathered
 
     def watched(block, *args):  # type: ignore[no-untyped-def]
         stats = own(block, *args)
@@ -94,7 +94,7 @@ def work(given: argparse.Namespace) -> None:
         found[1:] = [kept]  # the first block's, and the last one's so far
         return stats
 
-    engine._stats = watched
+    engine.gathered = watched
     with Team.join() as team:
         prunus.prune(
             given.model, output=output, method=name, **fields, team=team, dtype="float32",

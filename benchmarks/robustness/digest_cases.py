@@ -16,9 +16,9 @@ import yaml
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from prunus.patterns import NM
-from prunus.pruners import Compose
-from prunus.scores import Wanda
+from prunus.maths.patterns import NM
+from prunus.maths.pruners import Compose
+from prunus.maths.scores import Wanda
 
 ROOT = next(p for p in Path(__file__).resolve().parents if (p / "tests" / "models").is_dir())
 TRAINED = ROOT / "tests" / "models"

@@ -38,7 +38,7 @@ from unittest import mock
 import torch
 import transformers
 import yaml
-from digest_cases import CASES, TEXT, Case, models
+from digest_cases import CASES, TEXT, Case, models  # type: ignore[import-not-found]
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer

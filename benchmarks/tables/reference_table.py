@@ -1,89 +1,136 @@
-"""The reference table: every method at 50 %, 2:4 and 4:8 on one model, by one protocol.
+"""The tables of docs/results.md about single weights, on one model, by one protocol.
 
-    python -m benchmarks.tables.reference_table MODEL --calibration c4.jsonl --text wiki.test.raw
+    python -m benchmarks.tables.reference_table MODEL masks --calibration c4.jsonl --text wikitext2
 
-Float32; 16 calibration windows of 1024 tokens, seed 0; perplexity on the first 8 windows of 2048.
-Prints a Markdown table row by row; every run starts from the same dense weights. The peak of
-resident memory is that of the process up to then, before the evaluation.
+Float32; 16 calibration windows of 1024 tokens; perplexity on the first 8 windows of 2048. Every run
+starts from the same dense weights and is one line of the log, from which the table is printed; a
+table that was cut short goes on where it was.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-import yaml
+from benchmarks.common import Bench, protocol
+from benchmarks.grid import Log, Table, fill, show
 
-from benchmarks.common import Bench, head, protocol, row
+AT = {
+    "50 %": {"sparsity": 0.5},
+    "60 %": {"sparsity": 0.6},
+    "70 %": {"sparsity": 0.7},
+    "2:4": {"pattern": "2:4"},
+    "4:8": {"pattern": "4:8"},
+}
+HALF = {"50 %": AT["50 %"]}
 
-METHODS = (
-    *("magnitude", "ri", "wanda", "ria", "dass"),
-    *("sparsegpt", "mrp-sm", "mrp-ms", "mrp-mm"),
-)
-NM_ALONE = ("mrp-ms", "mrp-mm")
-ALSO = [  # readings that the papers leave open, at 50 %
-    ("ria", {"pattern": "row"}),
-    ("wanda", {"pattern": "layer"}),
-    ("ria", {"settings": {"score.terms": "in"}}),
-    ("ria", {"settings": {"score.terms": "out"}}),
-    ("dass", {"mlp_only": True}),
-    ("wanda", {"mlp_only": True}),
-]
-ABLATIONS = [  # of mrp-sm at 50 %
-    *[("mrp-sm", {"settings": {"damp": damp}}) for damp in (0.001, 0.1)],
-    *[("mrp-sm", {"samples": samples}) for samples in (2, 64)],
-    *[("mrp-sm", {"settings": {"block_size": size}}) for size in (0, 32)],
-]
-DATA_FREE = ("magnitude", "ri")
+
+def at(*names: str) -> dict[str, dict[str, Any]]:
+    return {name: AT[name] for name in names}
+
+
+def method(name: str, **fields: Any) -> dict[str, Any]:
+    return {"method": name, **fields}
+
+
+def changed(**settings: Any) -> dict[str, Any]:
+    return method("mrp-sm", settings=settings)
+
+
+def besa(**settings: Any) -> dict[str, Any]:
+    found = {f"allocation.{name}": value for name, value in settings.items()}
+    return method("besa", settings=found)
+
+
+TABLES = {
+    "masks": Table(
+        at("50 %", "2:4", "4:8"),
+        {name: method(name) for name in ("magnitude", "ri", "wanda", "ria", "dass")},
+    ),
+    "readings": Table(
+        HALF,
+        {
+            "RIA per row": method("ria", pattern="row"),
+            "Wanda per layer": method("wanda", pattern="layer"),
+            "RIA with the input channel's share only": method(
+                "ria", settings={"score.terms": "in"}
+            ),
+            "RIA with the output channel's share only": method(
+                "ria", settings={"score.terms": "out"}
+            ),
+            "Wanda, MLP only": method("wanda", mlp_only=True),
+            "DaSS, MLP only": method("dass", mlp_only=True),
+        },
+        seeds=1,
+    ),
+    "updates": Table(
+        AT,
+        {
+            "SparseGPT": method("sparsegpt"),
+            "`mrp-sm`": method("mrp-sm"),
+            "`mrp-sm --refine swaps`": method("mrp-sm", refine="swaps"),
+            "`mrp-mm`": method("mrp-mm"),
+            "`mrp-ms`": method("mrp-ms"),
+            "Wanda, least squares": method("wanda", update="least-squares"),
+        },
+        {
+            "`mrp-mm`": ("2:4", "4:8"),
+            "`mrp-ms`": ("2:4", "4:8"),
+            "`mrp-sm --refine swaps`": ("50 %", "70 %", "2:4"),
+            "Wanda, least squares": ("50 %", "2:4"),
+        },
+    ),
+    "changes": Table(
+        HALF,
+        {
+            "`mrp-sm`": method("mrp-sm"),
+            "2 calibration windows": method("mrp-sm", samples=2),
+            "64 calibration windows": method("mrp-sm", samples=64),
+            "damping 0.001": changed(damp=0.001),
+            "damping 0.1": changed(damp=0.1),
+            "all columns at once": changed(block_size=0),
+            "32 columns at a time": changed(block_size=32),
+            "between = 1e-4": changed(between=1e-4),
+            "`--true-sequential`": method("mrp-sm", true_sequential=True),
+        },
+        seeds=1,
+    ),
+    "orders": Table(
+        at("2:4"),
+        {
+            f"{name}, {order}": method(name, permutation=order)
+            for name in ("wanda", "mrp-sm")
+            for order in ("none", "fold", "gather", "free")
+        },
+    ),
+    "shares": Table(
+        at("50 %", "60 %", "70 %"),
+        {
+            "Wanda": method("wanda"),
+            "`besa`": method("besa"),
+            "`besa` by layer": besa(per="layer"),
+            "`besa`, two blocks at a time": besa(granularity="two-blocks"),
+            "`besa`, then least squares": method("besa", update="least-squares"),
+            "`besa`, against the dense stream": besa(reference="dense"),
+        },
+        seeds=1,
+    ),
+}
 
 
 def main() -> None:
-    given = arguments()
-    bench = Bench(given, [(2048, given.windows)])
-    head("method", "pattern", "sparsity", "perplexity", "prune s", "peak GiB")
-    row("dense", "", f"{0:.4f}", f"{bench.scores(bench.dense)[0]:.2f}", 0, f"{0:.2f}")
-    fixed = {key: yaml.safe_load(value) for key, value in (f.split("=", 1) for f in given.field)}
-    for method, fields in ALSO if given.also else ABLATIONS if given.ablations else runs(given):
-        source = {"calibration": "none"} if method in DATA_FREE else {}
-        found = bench.prune(method=method, **{**source, **fields, **fixed})
-        name = shown({**fields, **fields.get("settings", {}), **fixed, **fixed.get("settings", {})})
-        if given.reports is not None:
-            given.reports.mkdir(exist_ok=True)
-            path = given.reports / f"{method} {name}.json".replace(":", "-").replace(" ", "_")
-            path.write_text(found.report.to_json())
-        numbers = f"{found.report.sparsity:.4f}", found.perplexity, f"{found.seconds:.0f}"
-        row(method, name, *numbers, f"{found.peak_gib:.2f}")
-
-
-def arguments() -> argparse.Namespace:
     parser = protocol(__doc__)
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--only", nargs="*", default=METHODS, help="methods to run")
-    parser.add_argument(
-        "--pattern", nargs="*", default=["50%", "2:4", "4:8"], help="such as 60%% or 1:4"
-    )
-    parser.add_argument("--field", nargs="*", default=[], help="recipe fields: refine=swaps")
-    parser.add_argument("--reports", type=Path, help="a folder for the report of every run")
-    parser.add_argument("--also", action="store_true", help="the readings the papers leave open")
-    parser.add_argument("--ablations", action="store_true", help="damping, samples, block size")
-    return parser.parse_args()
-
-
-def shown(fields: dict[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in fields.items() if key != "settings")
-
-
-def runs(given: argparse.Namespace) -> list[tuple[str, dict[str, object]]]:
-    """Each method with each pattern that it takes."""
-    wanted = []
-    for method in given.only:
-        for text in given.pattern:
-            if text.endswith("%") and method not in NM_ALONE:
-                wanted.append((method, {"sparsity": float(text[:-1]) / 100}))
-            elif not text.endswith("%"):
-                wanted.append((method, {"pattern": text}))
-    return wanted
+    parser.add_argument("--log", type=Path, default=Path("runs.jsonl"), help="of every run")
+    parser.add_argument("--seeds", type=int, help="how many; as docs/results.md has it if left out")
+    parser.add_argument("--print", action="store_true", help="only what the log has")
+    given = parser.parse_args()
+    table, log = TABLES[given.table], Log(given.log)
+    seeds = given.seeds or table.seeds
+    if not given.print:
+        fill(table, Bench(given, [(2048, given.windows)]), log, seeds)
+    show(table, log, seeds, [""])
 
 
 if __name__ == "__main__":
