@@ -98,8 +98,8 @@ TABLES = {
     "orders": Table(
         at("2:4"),
         {
-            f"{name}, {order}": method(name, permutation=order)
-            for name in ("wanda", "mrp-sm")
+            f"{name}, {order}": method(name, **({} if order == "none" else {"permutation": order}))
+            for name in ("wanda", "ria", "sparsegpt", "mrp-sm")
             for order in ("none", "fold", "gather", "free")
         },
     ),
