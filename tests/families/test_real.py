@@ -134,9 +134,14 @@ def test_dense_wikitext2_perplexity_is_the_known_one(smollm2, data):
 
 def test_the_texts_are_read_as_the_papers_read_them(data):
     wiki = read_documents("wikitext2", "evaluation", data)
-    assert wiki.texts[0] == (data / "wikitext2" / "wiki.test.raw").read_text(encoding="utf-8")
+    assert (len(wiki.texts), len(wiki.joined())) == (4358, 1_294_336)
+    raw = read_documents("wikitext2-raw", "evaluation", data)
+    lying = (data / "wikitext2" / "wiki.test.raw").read_text(encoding="utf-8")
+    assert raw.texts == [lying]
+    assert len(lying) == 1_288_556
+    assert "".join(row or " \n" for row in wiki.texts) == lying  # as the hub's rows are joined
     web = read_documents("c4", "calibration", data)
     assert len(web.texts) == 700
     assert web.texts[0].startswith("Beginners BBQ Class Taking Place in Missoula!")
-    stories = read_documents("lambada", "calibration", data)
+    stories = read_documents("lambada", "evaluation", data)
     assert len(stories.texts) == 5153

@@ -41,6 +41,34 @@ def test_windows_are_the_papers_draw_for_draw(seed):
     assert (protocol.documents, protocol.concatenated) == (40, False)
 
 
+def one_text_loop(ids, samples, length, seed):
+    """The authors' loop over WikiText-2 or Penn Treebank: one stream of ids, no document drawn."""
+    random.seed(seed)
+    starts = [random.randint(0, len(ids) - length - 1) for _ in range(samples)]
+    return starts, torch.tensor([ids[start : start + length] for start in starts])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 17])
+def test_one_document_uses_no_random_number_up(seed):
+    """Of 90,000 starts the first three of seed 0 are those of Wanda's and SparseGPT's code."""
+    text = "".join(map(chr, random.Random(1).choices(range(32, 5000), k=90_100)))
+    ids_ST, protocol = sample_windows(
+        Documents("d", [text]), characters, samples=6, length=100, seed=seed
+    )
+    starts, expected_ST = one_text_loop(characters(text), 6, 100, seed)
+    assert torch.equal(ids_ST, expected_ST)
+    assert seed or starts[:3] == [50494, 55125, 5306]
+    assert (protocol.documents, protocol.documents_used, protocol.concatenated) == (1, 1, False)
+
+
+def test_one_document_of_just_a_window_is_that_window():
+    ids_ST, protocol = sample_windows(
+        Documents("d", ["abcdef"]), characters, samples=2, length=6, seed=0
+    )
+    assert ids_ST.tolist() == [characters("abcdef")] * 2
+    assert protocol.concatenated
+
+
 def test_a_document_must_be_longer_than_the_window_not_equal():
     documents = Documents("d", ["a" * 10, "b" * 11])
     ids_ST, _ = sample_windows(documents, characters, samples=5, length=10, seed=0)
@@ -109,7 +137,10 @@ def test_known_names_below_a_data_folder(tmp_path):
     found = read_documents("wikitext2", "evaluation", tmp_path)
     assert found.texts == ["test text"]
     assert found.name == "wikitext2 (wikitext2/wiki.test.raw)"
-    assert read_documents("c4", "evaluation", tmp_path).joined() == "web page"
+    assert len(found.lines()) == 1
+    web = read_documents("c4", "evaluation", tmp_path)
+    assert web.joined() == "web page"
+    assert "c4-sample.jsonl, so calibration and evaluation read the same" in web.lines()[1]
     (folder / "wiki.test.raw").unlink()
     assert read_documents("wikitext2", "evaluation", tmp_path).texts == ["validation text"]
     (folder / "wiki.train.raw").unlink()
@@ -117,8 +148,83 @@ def test_known_names_below_a_data_folder(tmp_path):
         CalibrationError, match=r"only wiki\.valid\.raw, by their names the other split"
     ):
         read_documents("wikitext2", "calibration", tmp_path)
-    (tmp_path / "lambada_test.jsonl").write_text('{"text": "one split for both"}\n')
-    assert read_documents("lambada", "calibration", tmp_path).texts == ["one split for both"]
+
+
+LINES = [" \n", " = Plums = \n", " \n", " Plums are fruit . \n", " = = Stones = = \n", " \n"]
+ROWS = ["", " = Plums = \n", "", " Plums are fruit . \n", " = = Stones = = \n", ""]  # on the hub
+JOINED = "\n\n = Plums = \n\n\n\n\n Plums are fruit . \n\n\n = = Stones = = \n\n\n"
+
+
+@pytest.mark.parametrize("where", ["file", "windows file", "hub"])
+def test_wikitext_is_the_papers_text_from_the_hub_and_from_its_file(where, tmp_path, monkeypatch):
+    """The rows of ``datasets`` are lines with their ends, blank ones empty; papers join those."""
+    data_dir = None if where == "hub" else tmp_path
+    (tmp_path / "wikitext2").mkdir()
+    for split in ("train", "test"):
+        content = "".join(LINES).replace("\n", "\r\n" if "windows" in where else "\n")
+        (tmp_path / "wikitext2" / f"wiki.{split}.raw").write_bytes(content.encode())
+    if where == "hub":
+        pytest.importorskip("datasets")
+        monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: {"text": ROWS})
+    scored = read_documents("wikitext2", "evaluation", data_dir)
+    assert scored.texts == ROWS
+    assert scored.joined() == JOINED
+    assert scored.reading == "6 rows joined by blank lines"
+    assert read_documents("wikitext2", "calibration", data_dir).texts == [" ".join(ROWS)]
+    if "windows" not in where:  # whose ends are part of how the text lies
+        for split in ("evaluation", "calibration"):
+            found = read_documents("wikitext2-raw", split, data_dir)
+            assert (found.texts, found.reading) == (["".join(LINES)], "as it lies")
+
+
+def test_a_file_by_its_path_is_scored_as_it_lies_and_says_so(tmp_path):
+    path = tmp_path / "wiki.test.raw"
+    path.write_text("".join(LINES))
+    found = read_documents(str(path), "evaluation")
+    assert (found.joined(), found.reading) == ("".join(LINES), "as it lies")
+    assert found.lines()[1:] == [
+        "wiki.test.raw is scored as it lies; papers join the rows of WikiText-2 by blank lines: "
+        "--text wikitext2"
+    ]
+    assert len(read_documents(str(path), "calibration").lines()) == 1
+
+
+@pytest.mark.parametrize("where", ["file", "hub"])
+def test_penn_treebank_is_its_stripped_lines_joined_by_spaces(where, tmp_path, monkeypatch):
+    data_dir = None if where == "hub" else tmp_path
+    for split in ("train", "test"):
+        (tmp_path / f"ptb.{split}.txt").write_text(" no it was n't \n it 's <unk> \n")
+    if where == "hub":
+        pytest.importorskip("datasets")
+        rows = {"sentence": ["no it was n't", "it 's <unk>"]}
+        monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: rows)
+    scored = read_documents("ptb", "evaluation", data_dir)
+    assert scored.joined() == "no it was n't it 's <unk>"
+    assert scored.reading == "2 rows joined by spaces"
+    calibration = read_documents("ptb", "calibration", data_dir)
+    assert calibration.texts == ["no it was n't it 's <unk>"]
+
+
+def test_lambada_is_never_calibrated_on_what_is_scored(tmp_path, monkeypatch):
+    (tmp_path / "lambada_test.jsonl").write_text('{"text": "the test passage"}\n')
+    with pytest.raises(CalibrationError, match=r"only lambada_test\.jsonl, .*Give the file's own"):
+        read_documents("lambada", "calibration", tmp_path)
+    own = read_documents(str(tmp_path / "lambada_test.jsonl"), "calibration")
+    assert (own.texts, own.split) == (["the test passage"], "test")
+    (tmp_path / "lambada_test_plain_text.txt").write_text("the test passage , again\n")
+    (tmp_path / "lambada_development_plain_text.txt").write_text("one passage\nanother\n")
+    scored = read_documents("lambada", "evaluation", tmp_path)
+    assert (scored.texts, scored.split, scored.last_word) == (["the test passage"], "test", True)
+    other = read_documents("lambada", "calibration", tmp_path)
+    assert (other.texts, other.split) == (["one passage", "another"], "validation")
+    pytest.importorskip("datasets")
+    asked = []
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *a, **k: asked.append((*a, k["split"])) or {"text": ["p"]}
+    )
+    assert "cimec/lambada" in read_documents("lambada", "calibration").name
+    read_documents("lambada", "evaluation")
+    assert asked == [("cimec/lambada", "validation"), ("EleutherAI/lambada_openai", "test")]
 
 
 def test_a_data_folder_is_the_only_place_looked_at(tmp_path, monkeypatch):

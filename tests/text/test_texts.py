@@ -442,7 +442,10 @@ def test_token_ids_of_defaults_are_those_of_before_there_were_dialects(tmp_path)
 
     assert drawn(rows, 40)[:16] == "9ed60d3eed558e65"
     assert drawn(rows, 900)[:16] == "72fd426413d1dae5"  # documents run together
-    assert drawn(plain, 40)[:16] == "23eb6c21e580c36e"
+    one = tokenize(tokenizer, "\r\n".join(texts))  # no document is drawn, so it starts elsewhere
+    draw = random.Random(3)
+    starts = [draw.randint(0, len(one) - 40 - 1) for _ in range(6)]
+    assert drawn(plain, 40) == digest(torch.tensor([one[start : start + 40] for start in starts]))
     assert scored(rows)[:16] == "7d0024dc5d37de76"
     assert scored(plain)[:16] == "2193985cf50eda8e"
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Split = Literal["calibration", "evaluation"]
+AS_IT_LIES = "as it lies"
+JOINED = {"\n\n": "blank lines", " ": "spaces"}
 SHOWN = 60  # characters of the first document that are printed
 
 
@@ -22,6 +24,7 @@ class Documents:
         split: the part of a data set that was read, by its own name; None: it has no parts.
         skipped: rows that were null or empty.
         remarks: what else the user should know of them, a sentence each.
+        last_word: whether they are passages whose last word is scored, as LAMBADA's.
     """
 
     name: str
@@ -32,6 +35,14 @@ class Documents:
     split: str | None = None
     skipped: int = 0
     remarks: tuple[str, ...] = ()
+    last_word: bool = False
+
+    @property
+    def reading(self) -> str:
+        """How the documents are one text where they are scored."""
+        if len(self.texts) == 1:
+            return AS_IT_LIES
+        return f"{len(self.texts)} rows joined by {JOINED.get(self.joiner, repr(self.joiner))}"
 
     def joined(self) -> str:
         """Return all documents as one text, as perplexity is measured."""

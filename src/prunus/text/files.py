@@ -36,6 +36,11 @@ def ending(path: Path) -> str | None:
     return next((e for e in ENDINGS if name.endswith(e)), None)
 
 
+def is_plain(path: Path) -> bool:
+    """Return whether a file is text as a whole, without rows."""
+    return (ending(path) or "").startswith((".txt", ".raw"))
+
+
 def read_file(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
     """Read the documents of a file, without byte-order marks.
 

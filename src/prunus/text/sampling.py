@@ -83,7 +83,8 @@ def sample_windows(
     """Draw token ids (samples, length) as Wanda, SparseGPT, RIA and DaSS draw theirs.
 
     Per sample: a document uniformly with replacement, drawn again until it has more than
-    ``length`` tokens; then a window at ``randint(0, tokens − length − 1)``. The draws are those of
+    ``length`` tokens; then a window at ``randint(0, tokens − length − 1)``. A single document, such
+    as the joined text of WikiText-2 or Penn Treebank, is not drawn. The draws are those of
     ``random.seed(seed)`` in the authors' code, so the same documents and tokenizer give the same
     windows. Where no document is long enough (the authors' code then never ends), all are run
     together in a random order and windows are drawn from the whole.
@@ -99,6 +100,7 @@ def sample_windows(
     long_enough: set[int] = set()
     used: set[int] = set()
     run_together = drawn = 0
+    last = len(documents.texts) - 1
     ids_ST = torch.empty(samples, length, dtype=torch.int64)
     if first is not None:
         ids_ST[:, 0] = first
@@ -108,7 +110,7 @@ def sample_windows(
             ids, run_together = _run_together(list(ids_of.values()), draw, samples * width)
             _draw_windows(windows_ST, ids, documents.name, draw)
             break
-        index = draw.randint(0, len(documents.texts) - 1)
+        index = draw.randint(0, last) if last else 0  # randint(0, 0) would use random bits up
         if index not in ids_of:
             ids_of[index] = array("q", tokenize(documents.texts[index]))
             if len(ids_of[index]) > width:

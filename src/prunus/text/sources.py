@@ -1,8 +1,9 @@
 """From a SOURCE to documents.
 
-A SOURCE is a known name (``c4``, ``wikitext2``, ``ptb``, ``lambada``, ``builtin``), or a path: a
-file of text, rows or a table (see ``files``), or a folder of them. A known name is never a path:
-``./wikitext2`` is the folder. ``self`` is not text but a way to write it: see ``self_generated``.
+A SOURCE is a known name (``c4``, ``wikitext2``, ``wikitext2-raw``, ``ptb``, ``lambada``,
+``builtin``), or a path: a file of text, rows or a table (see ``files``), or a folder of them. A
+known name is never a path: ``./wikitext2`` is the folder. ``self`` is not text but a way to write
+it: see ``self_generated``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from ..base.errors import CalibrationError, UnknownNameError
 from .dialects import RowReader
 from .documents import Documents, Split
-from .files import ending, read_file, text_files
+from .files import ending, is_plain, read_file, text_files
 from .known import HUB, known_text, split_named
 
 __all__ = ["Documents", "finished", "read_documents"]
@@ -120,10 +121,20 @@ def _builtin(split: Split) -> Documents:
     return Documents(f"builtin ({split} part)", chosen, split=split)
 
 
+def as_it_lies(path: Path) -> str:
+    """Say how a plain file is scored, and how papers read one that looks like WikiText."""
+    said = f"{path.name} is scored as it lies"
+    if "wiki" in path.name.lower():
+        said += "; papers join the rows of WikiText-2 by blank lines: --text wikitext2"
+    return said
+
+
 def _from_path(source: str, path: Path, split: Split, reader: RowReader) -> Documents:
     keep_empty = split == "evaluation"
     if path.is_file():
-        return Documents(source, read_file(path, reader, keep_empty), split=split_named([path]))
+        texts, named = read_file(path, reader, keep_empty), split_named([path])
+        remarks = [as_it_lies(path)] if keep_empty and is_plain(path) else []
+        return Documents(source, texts, split=named, remarks=tuple(remarks))
     inside = sorted(p for p in path.rglob("*") if p.is_file() and ending(p) is not None)
     files = text_files(inside)
     if not files:
