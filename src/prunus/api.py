@@ -15,7 +15,7 @@ from .base.atomic import check_output
 from .base.device import Dtype, pick_device
 from .base.errors import InputError
 from .base.team import ALONE, Team
-from .judge.perplexity import Evaluation, perplexity
+from .judge.perplexity import Evaluation
 from .judge.text import read_text
 from .methods.table import QUANTIZE
 from .model.samples import Sample, either
@@ -217,6 +217,7 @@ def evaluate(
     data_dir: str | Path | None = None,
     field: str | None = None,
     bos: str = "auto",
+    last_word: bool | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -225,20 +226,24 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity by the papers' protocol: see ``prunus.judge.perplexity``.
 
-    >>> prunus.evaluate("pruned", "wiki.test.raw", length=2048, windows=8).perplexity
+    >>> prunus.evaluate("pruned", "wikitext2", length=2048, windows=8).perplexity
+    >>> prunus.evaluate("pruned", "lambada").accuracy
 
     Args:
         model: a folder, hub id or GGUF, or a model in memory.
         text: a SOURCE: a file, a folder, c4, wikitext2, ptb, lambada, or builtin's held-out part.
-            Or the text itself, as ``prune`` takes it; token ids of several rows are one window
-            each, those of one dimension, or of one row, are one text.
+            A known name is the text that papers score; a file is scored as it lies. Or the text
+            itself, as ``prune`` takes it; token ids of several rows are one window each, those of
+            one dimension, or of one row, are one text.
         length: tokens per window; None: 2048, or the model's context where that is shorter.
-        windows: how many to score; None: all.
+        windows: how many to score, windows or passages; None: all.
         tokenizer: of a model in memory; a path brings its own.
         data_dir: where named sources lie as files.
         field: the field of the text's rows; None: by its name.
         bos: ``yes`` begins every window with the beginning-of-text token, ``no`` leaves it out,
             ``auto`` has it where the tokenizer puts it, at the start of the whole text.
+        last_word: score the last word of each passage, as ``judge.last_word`` says, in place of
+            windows; None: for lambada alone.
         dtype: of the weights of a model that is loaded here.
         device: where to run.
         trust_remote_code: run code that comes with the checkpoint.
@@ -251,19 +256,16 @@ def evaluate(
     if isinstance(model, str | Path):
         if tokenizer is None and not isinstance(given, Tensor):
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-        asked = read_text(given, tokenizer, field, bos, data_dir, say)
+        asked = read_text(given, tokenizer, field, bos, data_dir, say, last_word)
         model = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
     else:
         in_memory(model, dtype)
-        asked = read_text(given, tokenizer, field, bos, data_dir, say)
-    ids_T, length = asked.tokens(model, tokenizer, length, say)
+        asked = read_text(given, tokenizer, field, bos, data_dir, say, last_word)
+    score = asked.scorer(model, tokenizer, length, windows, say)
     model.eval()
     model.to(pick_device(device))  # type: ignore[arg-type]
     with scoring(scored) as told:
-        found = perplexity(
-            model, ids_T, length=length, windows=asked.most(windows), source=asked.name, scored=told
-        )
-    return asked.described(found)
+        return asked.described(score(scored=told))
 
 
 def _asked(

@@ -110,7 +110,7 @@ def test_data_free_methods_need_nothing_and_run_without_text(method):
 def test_default_groups_are_the_papers():
     groups = {name: build_method(name).pattern(None) for name in METHODS if name != "dass"}
     assert all(groups[name] == Unstructured("row") for name in ("wanda", "besa"))
-    for name in ("magnitude", "ri", "ria", "sparsegpt", "mrp-ss", "mrp-sm"):
+    for name in ("magnitude", "ri", "ria", "obs", "sparsegpt", "mrp-ss", "mrp-sm"):
         assert groups[name] == Unstructured("layer")
     assert groups["mrp-ms"] == groups["mrp-mm"] == NM(2, 4)
     assert DaSS().gate_up.pattern == Unstructured("column")

@@ -17,11 +17,12 @@ from prunus.base.errors import (
 )
 from prunus.maths.grids import Grid
 from prunus.maths.patterns import NM, OneOf, Unstructured, parse_pattern
-from prunus.maths.scores import RIA, Magnitude, Wanda
+from prunus.maths.scores import OBS, RIA, Magnitude, Wanda
 from prunus.maths.shares import BESA, OWL
 from prunus.maths.shares.besa import Budget
 from prunus.maths.shares.budget import choose_patterns, exact_counts, spread, whole_counts
 from prunus.maths.shares.kept import Ranks, Shares, flattest
+from prunus.maths.updates import Keep
 from prunus.methods.build import build_allocation, build_method
 from prunus.model.inspect import inspect, start
 from prunus.run.gather import gathered
@@ -262,7 +263,7 @@ def test_learning_lowers_the_loss_and_is_reported():
     report = prunus.prune(model, method="besa", tokenizer=tokenizer, **FEW).report
     assert [curve["blocks"] for curve in report.learning] == [[0], [1], [2]]
     for curve in report.learning:
-        assert curve["steps"] <= 64
+        assert curve["steps"] <= 66  # 22 epochs of 3 samples
         assert len(curve["loss"]) == -(-curve["steps"] // 16)
         assert curve["loss"][-1] < 0.9
     assert "BESA(" in report.allocation
@@ -290,7 +291,7 @@ def test_learning_stops_when_the_shares_rest():
     model, tokenizer = load_tiny("llama")
     run = {"method": "besa", "tokenizer": tokenizer, **FEW}
     report = prunus.prune(model, settings=besa(rest=1.0, steps=200), **run).report
-    assert {curve["steps"] for curve in report.learning} == {16}
+    assert {curve["steps"] for curve in report.learning} == {18}  # 6 epochs of 3 samples
 
 
 @pytest.mark.parametrize(
@@ -427,6 +428,9 @@ def test_settings_and_their_errors():
     assert build_allocation("magnitude", build_method("magnitude"), "besa", {}).score == Magnitude()
     assert build_allocation("mrp-sm", build_method("mrp-sm"), "besa", {}).per == "layer"
     assert build_allocation("besa", build_method("besa"), None, {}).per == "row"
+    assert (
+        build_allocation("besa", build_method("besa"), None, {"allocation.epochs": 2}).epochs == 2
+    )
     with pytest.raises(UnknownNameError, match="besa, owl, uniform"):
         build_allocation("ria", ria, "best", {})
     with pytest.raises(InputError, match="no field 'step'"):
@@ -437,6 +441,23 @@ def test_settings_and_their_errors():
         build_allocation("ria", ria, "besa", {"allocation.rule": "odds"})
     with pytest.raises(InputError, match="2 to 1000 candidates"):
         BESA(candidates=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "score"),
+    [("magnitude", Magnitude()), ("wanda", Wanda()), ("obs", OBS("trailing"))],
+)
+def test_the_metrics_of_besas_table_5_are_methods(method, score):
+    """Weight, Wanda, SparseGPT: shares are learned, and weights removed, in the same order."""
+    pruner = build_method(method, Unstructured("row"))
+    found = build_allocation(method, pruner, "besa")
+    assert (found.score, found.per, pruner.pruner.score) == (score, "row", score)
+    assert pruner.pruner.update == Keep()  # Table 5 has no weights that were updated
+    model, tokenizer = load_tiny("llama")
+    run = {"method": method, "pattern": "row", "allocation": "besa", "tokenizer": tokenizer}
+    report = prunus.prune(model, settings=besa(epochs=2), **run, **FEW).report
+    assert report.sparsity == pytest.approx(0.5, abs=1e-6)
+    assert {curve["steps"] for curve in report.learning} == {6}
 
 
 def test_one_pattern_leaves_nothing_to_allocate():
@@ -481,9 +502,10 @@ def test_a_plan_counts_the_steps_of_learning():
     model, tokenizer = load_tiny("llama")
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     run = {"method": "besa", "tokenizer": tokenizer, **FEW}
-    few, many = (prunus.plan(model, settings=besa(steps=n), **run) for n in (10, 1000))
+    few, many = (prunus.plan(model, settings=besa(epochs=n), **run) for n in (4, 400))
     assert few.rehearsed["learn"] > 0
-    assert many.seconds > 10 * few.rehearsed["learn"]
+    assert many.seconds > 3 * 3 * 400 * many.rehearsed["learn"]  # blocks, samples, epochs
+    assert few.seconds < 3 * 3 * 40 * few.rehearsed["learn"]
     assert all(torch.equal(tensor, dense[name]) for name, tensor in model.state_dict().items())
     owl = prunus.plan(model, method="wanda", pattern="1:4,2:4", sparsity=0.6, allocation="owl",
                       tokenizer=tokenizer, **FEW)  # fmt: skip

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from prunus.base.errors import InputError
 from prunus.maths.patterns import NM, Unstructured, removed
 from prunus.maths.shares import BESA, OWL
 from prunus.maths.shares.besa import Budget, _State
@@ -83,6 +84,71 @@ def test_the_deviation_counts_weights_not_layers():
     together, apart = (gone["large"] + gone["small"]) / (0.5 * 264), gone["apart"] / (0.4 * 50)
     expected = (together - 1) ** 2 + (apart - 1) ** 2
     assert float(state.deviation().detach()) == pytest.approx(expected, abs=1e-5)
+
+
+# Epochs
+
+
+class Counted:
+    """A unit of one 4 × 30 layer, whose calls are counted by sample."""
+
+    def __init__(self, samples):
+        self.samples, self.seen = samples, [0] * samples
+        self.weight_OI = random(4, 30).float()
+        self.inputs = [random(6, 30, seed=i).float() for i in range(samples)]
+
+    def has(self, sample):
+        return True
+
+    def forward(self, sample, weights):
+        self.seen[sample] += torch.is_grad_enabled()  # not where the unit of the loss is found
+        return self.inputs[sample] @ weights["w"].T
+
+    def target(self, sample):
+        return self.inputs[sample] @ self.weight_OI.T
+
+    def learn(self, besa, **others):
+        weights, scores = {"w": self.weight_OI}, {"w": self.weight_OI.abs()}
+        return besa.learn(weights, scores, [Budget(("w",), 0.5)], self, **others)
+
+
+@pytest.mark.parametrize(
+    ("settings", "samples", "steps"),
+    [({}, 128, 128), ({}, 16, 64), ({}, 3, 66), ({}, 100, 100), ({"steps": 65}, 64, 128),
+     ({"epochs": 1}, 16, 16), ({"epochs": 3, "steps": 1000}, 5, 15), ({"steps": 1}, 7, 7)],
+)  # fmt: skip
+def test_every_sample_is_used_equally_often(settings, samples, steps):
+    """The paper's 128 samples are 1 epoch; 16 are 4, which makes the same number of 64 steps."""
+    unit, said = Counted(samples), []
+    learned = unit.learn(BESA(rest=0, **settings), stepped=lambda *at: said.append(at))
+    assert unit.seen == [steps // samples] * samples
+    assert len(learned.losses) == steps == BESA(**settings).steps_over(samples)
+    assert said == [(step, steps) for step in range(1, steps + 1)]
+
+
+def test_the_rate_falls_to_0_over_all_epochs(monkeypatch):
+    rates, own = [], _State.descend
+    monkeypatch.setattr(
+        _State,
+        "descend",
+        lambda self, loss, part, *a: (rates.append(part), own(self, loss, part, *a)),
+    )
+    Counted(5).learn(BESA(rest=0, epochs=4))
+    assert rates == pytest.approx([1 - i / 20 for i in range(20)])
+
+
+@pytest.mark.parametrize(("samples", "steps"), [(5, 20), (16, 16), (40, 40), (1, 16), (9, 18)])
+def test_learning_rests_only_where_an_epoch_ends(samples, steps):
+    """Shares always move by less than 1: it rests at the first look, after 16 steps or more."""
+    unit = Counted(samples)
+    assert len(unit.learn(BESA(rest=1.0, epochs=100)).losses) == steps
+    assert set(unit.seen) == {steps // samples}
+
+
+@pytest.mark.parametrize("bad", [{"epochs": -1}, {"rest": -0.1}, {"steps": 0}])
+def test_numbers_of_steps_that_make_no_sense(bad):
+    with pytest.raises(InputError, match=r"0 or more|at least one step"):
+        BESA(**bad)
 
 
 # Budgets

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prunus.base.errors import InputError
-from prunus.maths.scores import RIA, DaSS, Magnitude, RelativeImportance, Wanda
+from prunus.maths.scores import OBS, RIA, DaSS, Magnitude, RelativeImportance, Wanda
 from prunus.maths.stats import ColumnNorm, gather
 
 
@@ -97,3 +97,24 @@ def test_ria_has_its_two_ablations_and_no_third():
         RIA(terms="rows")
     with pytest.raises(InputError, match="both, in or out"):
         RelativeImportance("rows")
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_obs_divides_by_the_inverse_of_what_is_not_yet_done(power):
+    """SparseGPT's diagonal, by inverting each trailing part of H = G + 0.01 · mean · I itself.
+
+    A power of ½ is what BESA's code divides by: an element of U, where H⁻¹ = UᵀU.
+    """
+    generator = torch.Generator().manual_seed(3)
+    weight_OI = torch.randn(5, 9, generator=generator)
+    inputs_TI = torch.randn(60, 9, generator=generator) @ torch.randn(9, 9, generator=generator)
+    gram_II = inputs_TI.double().T @ inputs_TI.double() / 60
+    hessian_II = gram_II + 0.01 * gram_II.diagonal().mean() * torch.eye(9)
+    expected_OI = torch.zeros(5, 9).double()
+    for column in range(9):
+        element = float(hessian_II[column:, column:].inverse()[0, 0])
+        for row in range(5):
+            expected_OI[row, column] = float(weight_OI[row, column]) ** 2 / (2 * element**power)
+    stats = gather(inputs_TI, OBS.needs)
+    found_OI = OBS("trailing", power=power)(weight_OI, stats).double()
+    torch.testing.assert_close(found_OI, expected_OI, rtol=1e-4, atol=0)

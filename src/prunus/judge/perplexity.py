@@ -21,9 +21,10 @@ class Evaluation:
     """A perplexity and how it was measured.
 
     Attributes:
-        perplexity: ``exp`` of the mean, over windows, of the mean negative log-likelihood.
-        windows: how many were scored.
-        length: tokens per window.
+        perplexity: ``exp`` of the mean, over windows, of the mean negative log-likelihood; or, of
+            last words, of the mean over passages of the word's.
+        windows: how many were scored; or how many passages.
+        length: tokens per window; or of the longest passage.
         tokens: in the whole text; the rest after the last whole window is not scored.
         tokens_per_second: scored tokens over the time of the forward passes.
         source: the text.
@@ -31,6 +32,8 @@ class Evaluation:
         split: the part of a data set that it is; None: it has no parts.
         bos: whether every window begins with the beginning-of-text token (yes), none does (no), or
             the first does, if the tokenizer puts it there (auto). It is one of the window's tokens.
+        reading: how the text lies: "as it lies", or its rows and what joins them; None: token ids.
+        accuracy: share of passages whose last word the model finds; None: windows were scored.
     """
 
     perplexity: float
@@ -42,6 +45,8 @@ class Evaluation:
     field: str | None = None
     split: str | None = None
     bos: str = "auto"
+    reading: str | None = None
+    accuracy: float | None = None
 
 
 @torch.no_grad()
@@ -97,9 +102,9 @@ def perplexity(
                 f"The model puts out NaN or inf in window {window} of {source or 'the text'}; "
                 "evaluate it in a wider dtype (--dtype float32), or check it with prunus verify."
             )
-        scored(window + 1, total, _exp(loss_sum / (window + 1)))
+        scored(window + 1, total, exp(loss_sum / (window + 1)))
     return Evaluation(
-        _exp(loss_sum / total), total, length, len(ids_T), total * length / seconds, source
+        exp(loss_sum / total), total, length, len(ids_T), total * length / seconds, source
     )
 
 
@@ -111,5 +116,6 @@ def _mean_loss(logits_TV: Tensor, ids_T: Tensor) -> float:
     return total / (len(ids_T) - 1)
 
 
-def _exp(loss: float) -> float:
+def exp(loss: float) -> float:
+    """Return the perplexity of a mean loss."""
     return math.exp(loss) if loss < 700 else math.inf

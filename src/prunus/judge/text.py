@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..base.errors import CalibrationError, InputError
+from ..model.blocks import context_length
 from ..text import Documents, read_documents
 from ..text.bos import first_token, missing_bos, stream_with
+from ..text.files import is_plain
 from ..text.given import Given, Texts
+from ..text.known import stripped
 from ..text.tokens import checked, needed, tokenize, window_length
-from .perplexity import Evaluation
+from .last_word import Passage, last_words, passages_of
+from .perplexity import Evaluation, perplexity
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,12 @@ class Asked:
     Attributes:
         content: documents, or token ids: of one text (1-D), or window by window (2-D).
         bos: whether windows begin with the beginning-of-text token.
+        last_word: whether the last words of passages are scored, instead of windows.
     """
 
     content: Documents | Tensor
     bos: str
+    last_word: bool = False
 
     @property
     def name(self) -> str:
@@ -64,12 +71,51 @@ class Asked:
                 say(warning)
         return ids_T, length
 
+    def scorer(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        length: int | None,
+        windows: int | None,
+        say: Callable[[str], None],
+    ) -> Callable[..., Evaluation]:
+        """Return what scores the text, by ``scorer(scored=…)``; the text is checked now.
+
+        Raises:
+            CalibrationError: a passage of a single word; no window or passage is asked for.
+            InputError: a length of windows where there are none, or one above the context.
+        """
+        if self.last_word:
+            passages = self._passages(tokenizer, length, windows)
+            for passage in passages:
+                checked(torch.tensor(passage.ids), model)
+            longest = context_length(model)
+            return partial(last_words, model, passages, longest=longest, source=self.name)
+        ids_T, length = self.tokens(model, tokenizer, length, say)
+        most = self.most(windows)
+        return partial(perplexity, model, ids_T, length=length, windows=most, source=self.name)
+
+    def _passages(self, tokenizer: Any, length: int | None, most: int | None) -> list[Passage]:
+        assert isinstance(self.content, Documents)
+        if length is not None:
+            raise InputError(
+                f"Last words are scored passage by passage, so --length {length} does not apply. "
+                "Leave it out, or score windows with --no-last-word."
+            )
+        if most is not None and most < 1:
+            raise CalibrationError(f"At least one passage is scored; got windows {most}.")
+        texts = [text for text in self.content.texts if text.strip()][:most]
+        return passages_of(texts, tokenizer, self.bos, self.name)
+
     def described(self, found: Evaluation) -> Evaluation:
         """Return the result with a note of what was read."""
         if not isinstance(self.content, Documents):
             return found
         content = self.content
-        return replace(found, field=content.field, split=content.split, bos=self.bos)
+        reading = "last words" if self.last_word else content.reading
+        return replace(
+            found, field=content.field, split=content.split, bos=self.bos, reading=reading
+        )
 
 
 def read_text(
@@ -79,8 +125,11 @@ def read_text(
     bos: str,
     data_dir: str | Path | None,
     say: Callable[[str], None],
+    last_word: bool | None = None,
 ) -> Asked:
     """Read the text that is to be scored, and say what was read.
+
+    Where the last words of a plain file are scored, each line is a passage.
 
     Raises:
         CalibrationError: it cannot be read, or is not a text.
@@ -89,6 +138,8 @@ def read_text(
     if isinstance(text, Tensor):
         if (bos, field) != ("auto", None):
             raise InputError("bos and field are for text; token ids are taken as they are.")
+        if last_word:
+            raise InputError("last_word is for passages of text, not for token ids.")
         return Asked(text, bos)
     if text == "self":
         raise CalibrationError("Text that the model writes itself cannot judge it; give a file.")
@@ -101,9 +152,12 @@ def read_text(
         documents = read_documents(
             str(text), "evaluation", data_dir, field=field, tokenizer=tokenizer
         )
+    if last_word and isinstance(text, str | Path) and is_plain(Path(text)):
+        rows = [row for whole in documents.texts for row in stripped(whole)]
+        documents = replace(documents, texts=rows)
     for line in documents.lines():
         say(line)
-    return Asked(documents, bos)
+    return Asked(documents, bos, documents.last_word if last_word is None else last_word)
 
 
 def _given(ids: Tensor, model: PreTrainedModel, length: int | None) -> tuple[Tensor, int]:

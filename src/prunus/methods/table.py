@@ -23,7 +23,7 @@ from ..maths.pruners import (
     SparseGPT,
 )
 from ..maths.pruners.units import UnitPruner
-from ..maths.scores import RIA, Magnitude, RelativeImportance, Wanda
+from ..maths.scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
 from ..maths.scores.units import (
     Flap,
     Norm,
@@ -160,13 +160,25 @@ METHODS: dict[str, Method] = {
         differs="The count is exact (theirs removes at least one more weight per block of "
         "columns). Weights of dead inputs are removed first, within the sparsity.",
     ),
+    "obs": Method(
+        paper="Frantar & Alistarh 2023 (ICML), SparseGPT: its scores without its update",
+        url="https://arxiv.org/abs/2301.00774",
+        build=_scored(OBS("trailing"), Unstructured("layer")),
+        differs="No method of that paper, but the order that BESA learns in for the row SparseGPT "
+        "of its Table 5 (--pattern row --allocation besa). Dense weights are scored, all at once. "
+        "BESA's code divides by the root of the diagonal: score.power=0.5.",
+    ),
     "besa": Method(
         paper="Xu et al. 2024 (ICLR), Blockwise Parameter-Efficient Sparsity Allocation",
         url="https://arxiv.org/abs/2402.16880",
         build=_scored(Wanda(), Unstructured("row")),
         differs="A plain softmax (theirs, of a sigmoid, keeps shares within 0.376 to 0.624). Masks "
-        "by eq. 5 (theirs: a count). The Frobenius loss of eq. 1 (theirs: by channel). Adam "
-        "instead of Prodigy. The budget is met exactly (theirs: 49.72 %).",
+        "by eq. 5 (theirs: a count, allocation.rule=count). The Frobenius loss of eq. 1 (theirs: "
+        "by channel, allocation.norm=channel). Adam instead of Prodigy. At least 64 steps in whole "
+        "epochs: one over 128 windows, as theirs (allocation.epochs=1 is one over any number). "
+        "The output is compared with the dense block's on the pruned stream, as in their code for "
+        "shares of rows; algorithm 1, and their code for shares of layers, take the dense stream "
+        "(allocation.reference=dense). The budget is met exactly (theirs: 49.72 %).",
         allocation="besa",
     ),
     "mrp-ss": _mrp("S", "S"),

@@ -83,7 +83,7 @@ def try_weights(run: WeightsRun, needed: Need) -> Tried:
     seconds = once["record"] * needed.samples * passes + once["prune"] * planned
     seconds += once["advance"] * needed.samples * before
     if learns is not None:
-        seconds += once["learn"] * learns.steps * len(units)
+        seconds += once["learn"] * learns.steps_over(needed.samples) * len(units)
     return Tried(seconds, once, beside=_search_bytes(run))
 
 
@@ -120,7 +120,7 @@ def _one_block(run: WeightsRun, block: Block) -> dict[str, float]:
     plan = run.alike(block.planned(run.plan))
     learner = None
     if isinstance(run.allocation, BESA):
-        few = replace(run.allocation, steps=STEPS)
+        few = replace(run.allocation, epochs=0, steps=STEPS)
         learner = replace(run, job=replace(job, observer=watch), allocation=few).learner(recording)
     with _kept(run, block):
         prune_blocks(

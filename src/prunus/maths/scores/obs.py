@@ -15,7 +15,7 @@ from ..stats import Statistics
 
 @dataclass(frozen=True)
 class OBS:
-    """S[o, i] = W[o, i]² / (2 d_i), with ``d_i`` a diagonal element of an inverse.
+    """S[o, i] = W[o, i]² / (2 d_i^power), with ``d_i`` a diagonal element of an inverse.
 
     Weights of dead inputs score 0: they go first.
 
@@ -23,18 +23,21 @@ class OBS:
         diagonal: ``"full"``: of ``H⁻¹``, MRP's mask S (eq. 14). ``"trailing"``: of the inverse of
             ``H[i:, i:]``, SparseGPT's, which knows that columns before i are frozen.
         damp: ridge, as a fraction of the Gram's mean diagonal.
+        power: 1 is the loss. ½ divides by the elements of the Cholesky factor without squaring
+            them, as BESA's code does for the row SparseGPT of its Table 5.
 
     Reference: Hassibi et al. 1993; Frantar & Alistarh 2023, arXiv:2301.00774, eq. (3).
     """
 
     diagonal: Literal["full", "trailing"] = "full"
     damp: float = 0.01
+    power: float = 1.0
     needs: ClassVar[Needs] = (Gram,)
 
     def __post_init__(self) -> None:
         if self.diagonal not in ("full", "trailing"):
             raise InputError(f"diagonal is full or trailing, not {self.diagonal!r}.")
-        at_least(0, damp=self.damp)
+        at_least(0, damp=self.damp, power=self.power)
 
     def __call__(self, weight_OI: Tensor, stats: Statistics) -> Tensor:
         return self.scored(weight_OI, stats[Gram].damped(self.damp))
@@ -45,5 +48,5 @@ class OBS:
             inverse_I = system.inverse_diagonal_I
         else:
             inverse_I = system.upper_II.diagonal().square()
-        score_OB = weight_OB.float().square() / (2 * inverse_I[columns])
+        score_OB = weight_OB.float().square() / (2 * inverse_I[columns].pow(self.power))
         return score_OB.masked_fill(system.dead_I[columns], 0)

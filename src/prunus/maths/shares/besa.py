@@ -10,14 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...base.errors import InputError
+from ...base.errors import InputError, at_least
 from ...base.team import ALONE, Team
 from ..contracts import Needs, Replay, Score
 from ..grids import Grid
 from ..scores import Wanda
 from .kept import Ranks, Rule, Shares, flattest
 
-WINDOW = 16  # steps between two looks at how far the shares moved; samples that make the unit
+WINDOW = 16  # steps whose mean loss is reported; samples that make the unit
 OPEN = 4.0  # logit of a clipping strength at the start: 0.982
 
 
@@ -54,28 +54,33 @@ class BESA:
     """Equation (1): ``‖F(W, X_p) − F(W ⊙ M, X_p)‖² / unit + penalty · (k / k̂ − 1)²``.
 
     The unit is that loss for the uniform mask, so nothing has to be tuned to the size of a model.
-    Adam on the logits of the ``Shares``, one sample a step, its rate falling to 0 over ``steps``.
-    With a grid the weights are quantised before they are masked (section 3.3), and the logits of
-    the clipping strengths γ0 and γ1 descend with those of the shares.
+    Adam on the logits of the ``Shares``, one sample a step, its rate falling to 0 over all steps.
+    Steps come in whole epochs, so every sample is used equally often. With a grid the weights
+    are quantised before they are masked (section 3.3), and the logits of the clipping strengths γ0
+    and γ1 descend with those of the shares.
 
     Attributes:
         score: in whose order weights go; the paper's is Wanda.
         per: ``"row"``, or ``"layer"``: one share for all rows of a layer.
         granularity: what meets the target together: ``"block"``, ``"two-blocks"`` (with the error
             measured behind the second) or ``"attention-mlp"``: each half of a block apart.
-        reference: ``"pruned"`` compares with the dense block on the pruned stream, F(W, X_p), as
-            the authors' code does row by row; ``"dense"`` with the dense stream, F(W, X), as
-            algorithm 1 prints it. Behind the first blocks what came in with the inputs outweighs
-            what a mask can change there, and shares follow noise: on SmolLM2-135M at 60 % 70.97
-            for 60.09, and one share per layer 166.33, where Wanda has 122.19.
+        reference: what the output is compared with. ``"pruned"``: the dense block on the pruned
+            stream, F(W, X_p). Equation (1) prints the same X on both sides, and the authors' code
+            does this where it learns shares of rows. ``"dense"``: the dense block on the dense
+            stream, F(W, X_fp), as algorithm 1 prints it and as the authors' code does for shares
+            of layers (``--prune-dense``). Behind the first blocks, what came in with the inputs
+            outweighs what a mask can change, and shares follow noise: on SmolLM2-135M at 60 %
+            70.97 instead of 60.09; with a share for each layer 166.33, where Wanda has 122.19.
         rule: how shares become masks while learning; see ``Shares.hard``.
         norm: ``"frobenius"`` of equation (1), or ``"channel"``: each channel's error by the norm of
             its reference, as in the authors' code.
         candidates: D.
-        steps: at most; fewer when the shares rest.
+        epochs: passes over all samples; the paper makes 1 over 128. 0: as many as make ``steps``.
+        steps: at least so many, rounded up to whole epochs, where ``epochs`` is 0.
         rate: Adam's.
         penalty: λ, on the relative deviation from the target.
-        rest: mean movement of a share over 16 steps at which it stops.
+        rest: mean movement of a share at which learning stops early: only at the end of an epoch,
+            and over at least 16 steps. 0: never.
         grid: of joint quantisation; None: weights keep their values.
         clip_rate: Adam's, for the clipping strengths.
 
@@ -90,6 +95,7 @@ class BESA:
     rule: Rule = "probability"
     norm: Literal["frobenius", "channel"] = "frobenius"
     candidates: int = 100
+    epochs: int = 0
     steps: int = 64
     rate: float = 0.1
     penalty: float = 20.0
@@ -113,11 +119,16 @@ class BESA:
                 "BESA needs 2 to 1000 candidates, at least one step, and a positive rate; got "
                 f"{self.candidates}, {self.steps}, {self.rate:g}."
             )
+        at_least(0, epochs=self.epochs, rest=self.rest)
 
     @property
     def needs(self) -> Needs:
         """The statistics of the score."""
         return self.score.needs
+
+    def steps_over(self, samples: int) -> int:
+        """Return how many steps are made at most, of whole epochs."""
+        return (self.epochs or math.ceil(self.steps / samples)) * samples
 
     @property
     def span(self) -> int:
@@ -152,20 +163,20 @@ class BESA:
             own = [float(self._error(replay, i, uniform)) if replay.has(i) else 0.0 for i in first]
             unit = sum(team.total(*own)) / len(first)
         losses: list[float] = [] if math.isfinite(unit) else [unit]
-        before = state.shares()
-        for step in range(self.steps if unit > 0 and not losses else 0):
+        total = self.steps_over(replay.samples)
+        looked, before = 0, state.shares()
+        for step in range(total if unit > 0 and not losses else 0):
             sample, error, loss = step % replay.samples, 0.0, None
             if replay.has(sample):
                 found = self._error(replay, sample, state.masked()) / unit
                 error, loss = float(found.detach()), found + self.penalty * state.deviation()
-            state.descend(loss, 1 - step / self.steps, team)
+            state.descend(loss, 1 - step / total, team)
             losses.append(team.total(error)[0])
-            stepped(step + 1, self.steps)
-            if (step + 1) % WINDOW == 0:
-                now = state.shares()
-                if _moved(before, now) < self.rest:
+            stepped(step + 1, total)
+            if sample + 1 == replay.samples and step + 1 - looked >= WINDOW:
+                looked, last, before = step + 1, before, state.shares()
+                if _moved(last, before) < self.rest:
                     break
-                before = now
         return Learned(state.shares(), losses, state.clipping())
 
     def _error(self, replay: Replay, sample: int, weights: Mapping[str, Tensor]) -> Tensor:
