@@ -57,8 +57,8 @@ class Case:
 
 TEXT = {"samples": 4, "length": 64}
 STEPS = {"allocation.steps": 8}
-WEIGHTS = ("magnitude", "ri", "wanda", "ria", "dass", "sparsegpt", "mrp-ss", "mrp-sm", "mrp-ms",
-           "mrp-mm", "besa")  # fmt: skip
+WEIGHTS = ("magnitude", "ri", "wanda", "ria", "dass", "obs", "sparsegpt", "mrp-ss", "mrp-sm",
+           "mrp-ms", "mrp-mm", "besa")  # fmt: skip
 UNITS = ("goa", "random", "l1", "l2", "wanda-sp", "flap", "llm-pruner")
 # Each line: the method, then the other fields as YAML would have them.
 OF_LLAMA = """

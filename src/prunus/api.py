@@ -226,8 +226,8 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity by the papers' protocol: see ``prunus.judge.perplexity``.
 
-    >>> prunus.evaluate("pruned", "wikitext2", length=2048, windows=8).perplexity
-    >>> prunus.evaluate("pruned", "lambada").accuracy
+    >>> prunus.evaluate("pruned", "wiki.test.raw", length=2048, windows=8).perplexity
+    >>> prunus.evaluate("pruned", "lambada", data_dir="texts").accuracy
 
     Args:
         model: a folder, hub id or GGUF, or a model in memory.

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import prunus
 from helpers.models import MODELS
 from prunus.cli.main import app
+from prunus.judge.perplexity import Evaluation
 from prunus.recipe import Recipe
 
 LLAMA = str(MODELS / "llama")
@@ -58,7 +60,8 @@ def test_json_is_one_object_and_nothing_else(pruned, tmp_path):
     assert said["windows"] == 3
     assert 10 < said["perplexity"] < 500
     assert said["tokens_per_second"] > 0
-    assert said["tasks"] == {}
+    assert set(said) == {field.name for field in fields(Evaluation)}  # and no empty keys beside
+    assert said["reading"].endswith("rows joined by blank lines")
     table = json.loads(run("methods", "--json").stdout)
     assert {"dass", "magnitude", "ri", "ria", "wanda", "sparsegpt", "mrp-mm"} <= set(table)
     assert set(table["ria"]) == {"paper", "url", "parts", "allocation", "needs", "differs"}

@@ -26,7 +26,8 @@ from prunus.cli.main import app
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEMPLATES = ("…", "HOST:")  # what a reader has to fill in
-ELSEWHERE = {"c4": ["--data-dir", "texts"]}  # as files, where there is no network
+HERE = ["--data-dir", "texts"]  # as files, where there is no network
+ELSEWHERE = {"c4": HERE, "wikitext2": HERE, "wikitext2-raw": HERE, "lambada": HERE}
 FEWER = {  # added, so that it does not take minutes
     **{name: ["--samples", "8"] for name in ("prune", "quantize", "plan")},
     "bench": ["--prompt", "8", "--new", "4", "--repeats", "1"],
@@ -73,6 +74,9 @@ def desk(tmp_path, monkeypatch, hub):
     (folder / "my.jsonl").write_text('{"text": "' + words + '"}\n')
     (folder / "texts" / "c4").mkdir(parents=True)
     (folder / "texts" / "c4" / "c4.jsonl").write_text('{"text": "' + words + '"}\n')
+    (folder / "texts" / "wikitext2").mkdir()
+    (folder / "texts" / "wikitext2" / "wiki.test.raw").write_text(words)
+    (folder / "texts" / "lambada_test.jsonl").write_text('{"text": "plums have stones"}\n')
     monkeypatch.chdir(folder)
     return folder
 
@@ -105,7 +109,8 @@ def press_second(write):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_every_command_runs(path, desk, monkeypatch):
     for words in commands(path):
-        words += ELSEWHERE.get(given(words, "--calibration") or "", [])
+        named = given(words, "--calibration") or given(words, "--text") or ""
+        words += [] if "--data-dir" in words else ELSEWHERE.get(named, [])
         words += FEWER.get(words[0], [])
         output = given(words, "--output")
         if output and (desk / output).is_dir():  # an earlier line is another way to the same
