@@ -155,14 +155,18 @@ ROWS = ["", " = Plums = \n", "", " Plums are fruit . \n", " = = Stones = = \n", 
 JOINED = "\n\n = Plums = \n\n\n\n\n Plums are fruit . \n\n\n = = Stones = = \n\n\n"
 
 
-@pytest.mark.parametrize("where", ["file", "windows file", "hub"])
+@pytest.mark.parametrize("where", ["file", "windows file", "rows", "hub"])
 def test_wikitext_is_the_papers_text_from_the_hub_and_from_its_file(where, tmp_path, monkeypatch):
     """The rows of ``datasets`` are lines with their ends, blank ones empty; papers join those."""
     data_dir = None if where == "hub" else tmp_path
     (tmp_path / "wikitext2").mkdir()
     for split in ("train", "test"):
         content = "".join(LINES).replace("\n", "\r\n" if "windows" in where else "\n")
-        (tmp_path / "wikitext2" / f"wiki.{split}.raw").write_bytes(content.encode())
+        name = f"wiki.{split}.raw"
+        if where == "rows":  # a download of the hub's rows
+            name = f"{split}.jsonl"
+            content = "".join(json.dumps({"text": row}) + "\n" for row in ROWS)
+        (tmp_path / "wikitext2" / name).write_bytes(content.encode())
     if where == "hub":
         pytest.importorskip("datasets")
         monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: {"text": ROWS})
