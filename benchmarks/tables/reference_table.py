@@ -115,6 +115,23 @@ TABLES = {
         },
         seeds=1,
     ),
+    "epochs": Table(
+        at("60 %"),
+        {f"`besa`, {epochs} epochs": besa(epochs=epochs) for epochs in (1, 2, 4, 8)},
+        seeds=1,
+    ),
+    "metrics": Table(  # BESA's Table 5
+        HALF,
+        {
+            "Weight": method("magnitude", pattern="row", allocation="besa"),
+            "Wanda": method("besa"),
+            "SparseGPT": method("obs", pattern="row", allocation="besa"),
+            "SparseGPT, as BESA's code divides": method(
+                "obs", pattern="row", allocation="besa", settings={"score.power": 0.5}
+            ),
+        },
+        seeds=1,
+    ),
 }
 
 
