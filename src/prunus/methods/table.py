@@ -24,11 +24,11 @@ from ..maths.pruners import (
 )
 from ..maths.pruners.units import UnitPruner
 from ..maths.scores import RIA, Magnitude, RelativeImportance, Wanda
+from ..maths.scores.redundancy import Redundancy
 from ..maths.scores.units import (
     Flap,
     Norm,
     Random,
-    Redundancy,
     SecondMoment,
     Taylor,
     UnitScore,
