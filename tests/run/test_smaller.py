@@ -385,7 +385,7 @@ def test_the_report_names_the_blocks_that_the_share_decided():
     ).report.structured
     assert [block.below for block in found.blocks] == [(0, 0), (2, 1), (1, 1)]
     assert found.bound == (
-        "the share decided in blocks 1, heads.threshold in the others: of 3 groups of heads below "
+        "the share decided in block 1, heads.threshold in the others: of 3 groups of heads below "
         "heads.threshold 2 were removed"
     )
 
@@ -410,6 +410,19 @@ def test_a_share_of_less_than_one_head_beside_a_threshold_is_refused_before_text
             observer=seen,
         )  # fmt: skip
     assert not seen.samples
+
+
+def test_similar_heads_in_blocks_where_the_share_is_less_than_one_say_so():
+    """Block 0 has two heads, of which 0.3 is less than one; the others have no similar ones."""
+    model = build("llama", MLP)
+    prunus.prune(model, method="l1", blocks="0:1", settings={"target": "heads"}, **RUN)
+    with torch.no_grad():
+        for matrix in ("q_proj", "k_proj"):
+            weight = getattr(model.model.layers[0].self_attn, matrix).weight
+            weight[16:] = weight[:16]
+    settings = {"heads.threshold": 1e-3, "target": "heads"}
+    with pytest.raises(InputError, match=r"1 heads or groups .* Raise the share, or leave it out"):
+        prunus.prune(model, method="goa", settings=settings, sparsity=0.3, tokens_ST=IDS)
 
 
 @pytest.mark.parametrize("score", ["second-moment", "both"])

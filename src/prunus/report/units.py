@@ -161,10 +161,10 @@ class UnitsReport:
             return "no two heads are closer than heads.threshold: no heads were removed"
         if not short:
             return f"heads.threshold decided: {gone} groups of heads are below it and were removed"
-        where = (
-            "every block" if len(short) == len(found) else f"blocks {', '.join(map(str, short))}"
-        )
-        rest = "" if len(short) == len(found) else ", heads.threshold in the others"
+        where = f"block{'s' * (len(short) > 1)} {', '.join(map(str, short))}"
+        rest = ", heads.threshold in the others"
+        if len(short) == len(found):
+            where, rest = "every block", ""
         return (
             f"the share decided in {where}{rest}: of {below} groups of heads below heads.threshold "
             f"{gone} were removed"
