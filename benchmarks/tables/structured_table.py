@@ -22,7 +22,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "goa": {"method": "goa"},
     "goa, adaptive": {"method": "goa", "allocation": "adaptive"},
     "goa, second moment": {"method": "goa", "settings": {"heads.score": "second-moment"}},
-    "goa, both": {"method": "goa", "settings": {"heads.score": "both", "heads.threshold": 0.3}},
+    "goa, similarity": {"method": "goa", "settings": {"heads.score": "similarity"}},
     "goa, recovery before": {"method": "goa", "recovery": "before"},
     "goa, recovery after": {"method": "goa", "recovery": "after"},
     "goa, recovery both": {"method": "goa", "recovery": "both"},
@@ -32,13 +32,17 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "goa, no data": {"method": "goa", "calibration": "none"},
     "goa, as printed": {
-        "method": "goa", "settings": {"heads.goes": "first", "neurons.moment": "gaussian"},
+        "method": "goa",
+        "settings": {
+            "heads.score": "similarity", "heads.goes": "first", "neurons.moment": "gaussian",
+        },
     },
     "goa, as its code": {
         "method": "goa",
         "settings": {
-            "heads.distance": "authors", "heads.goes": "first", "neurons.moment": "gaussian",
-            "neurons.norm": 1, "neurons.gated": "code", "neurons.centred": True,
+            "heads.score": "similarity", "heads.distance": "authors", "heads.goes": "first",
+            "neurons.moment": "gaussian", "neurons.norm": 1, "neurons.gated": "code",
+            "neurons.centred": True,
         },
     },
     "random": {"method": "random"},

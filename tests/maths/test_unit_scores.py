@@ -196,7 +196,7 @@ def test_both_removes_the_similar_first_and_then_the_least_important(rng):
         added_TO = inputs_TI[:, 2 * h : 2 * h + 2].double()[..., None]
         columns_NO = module.reader.weight_OI[:, 2 * h : 2 * h + 2].T.double()
         moments.append(float((added_TO * columns_NO).square().sum((1, 2)).mean()))
-    score = Redundancy(score="both", threshold=0.2)
+    score = Redundancy(score="both", similar=0.2)
     found_U = score(module, gathered)[:, 0]
     rest = sorted((1, 3, 4, 5), key=lambda h: moments[h])
     assert found_U.argsort().tolist() == [2, 0, *rest]
@@ -204,8 +204,9 @@ def test_both_removes_the_similar_first_and_then_the_least_important(rng):
         assert float(found_U[h]) == pytest.approx(moments[h] / sum(moments), rel=1e-6)
     plain_UN = Redundancy(score="second-moment")(module, Gathered(second=gathered.second))
     assert plain_UN.sum(1).tolist() == pytest.approx(moments, rel=1e-6)
-    assert not score.decides
-    weaker = Redundancy(score="both", threshold=0.2, goes="weaker")(module, gathered)[:, 0]
+    with_threshold = Redundancy(score="both", similar=0.2, threshold=0.4)  # Algorithm 1 alone
+    assert torch.equal(with_threshold(module, gathered)[:, 0], ascending(d_HH))
+    weaker = Redundancy(score="both", similar=0.2, goes="weaker")(module, gathered)[:, 0]
     first = {2 if moments[2] <= moments[3] else 3, 0 if moments[0] <= moments[1] else 1}
     assert set(weaker.argsort()[:2].tolist()) == first
 
@@ -216,7 +217,8 @@ def test_both_removes_the_similar_first_and_then_the_least_important(rng):
         ({}, (), "maps", True, False),
         ({"threshold": 0.2}, (), "maps", True, True),
         ({"goes": "weaker"}, (ChannelMoments,), "maps", True, False),
-        ({"score": "both", "threshold": 0.2}, (ChannelMoments,), "maps", True, False),
+        ({"score": "both"}, (ChannelMoments,), "maps", True, False),
+        ({"score": "both", "threshold": 0.2}, (), "maps", True, True),
         ({"score": "second-moment"}, (ChannelMoments,), "nothing", False, False),
     ],
 )
@@ -392,7 +394,7 @@ def test_settings_that_make_no_sense_say_so():
         lambda: SecondMoment(moment="measured", identity=True),
         lambda: Redundancy(order="random"),
         lambda: Redundancy(score="least"),
-        lambda: Redundancy(score="both"),
+        lambda: Redundancy(similar=-1.0),
         lambda: Redundancy(score="second-moment", threshold=0.2),
         lambda: Redundancy(threshold=-0.1),
         lambda: Redundancy(threshold=math.nan),

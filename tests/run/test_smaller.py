@@ -437,7 +437,7 @@ def test_heads_go_by_what_they_add(score, allocation):
                 weight = getattr(model.model.layers[1].self_attn, matrix).weight
                 weight[48:] = weight[:16]
     settings = {"target": "heads", "heads.score": score}
-    settings |= {"heads.threshold": 0.001} if score == "both" else {}
+    settings |= {"heads.similar": 0.001} if score == "both" else {}
     fields = {"sparsity": 0.25, "settings": settings, "tokens_ST": IDS, "allocation": allocation}
     blocks = prunus.prune(model, method="goa", **fields).report.structured.blocks
     if score == "second-moment":

@@ -23,13 +23,14 @@ class Redundancy:
 
     Fields:
         score: "similarity" is that divergence. "second-moment" is what the head adds to the output
-            (``SecondMoment``, appendix 7.1), (U, head_dim). "both": units below τ first, the most
-            similar ones at the front, then those with the lowest second moment: ``D − τ``, or the
-            unit's share of its block's second moment. ("We prioritize removing similar heads before
-            eliminating those with the least importance score", section 3.2.2.)
-        threshold: τ; 0: none. With "similarity" those below it are removed, no matter how many,
-            unless a sparsity that was asked for is reached before. With "both" the sparsity says
-            how many units are removed, and τ which of them are similar.
+            (``SecondMoment``, appendix 7.1), (U, head_dim). "both" is what section 3.2.2 says ("we
+            prioritize removing similar heads before eliminating those with the least importance
+            score"): units below ``similar`` come first, the most similar ones at the front, with
+            ``D − similar``; then the others, with their share of the block's second moment.
+        similar: the divergence below which "both" counts heads as similar.
+        threshold: τ; 0: as many go as the sparsity asks for. Above 0, Algorithm 1 decides: the
+            units below τ are removed, no matter how many, unless a sparsity that was asked for is
+            reached before.
         order: "ascending" visits the most alike pair first, as the authors' code does; "row-major"
             is Algorithm 1 as printed, and needs a threshold.
         distance: "jensen-shannon", or "authors": what their code computes instead.
@@ -42,6 +43,7 @@ class Redundancy:
     """
 
     score: str = "similarity"
+    similar: float = 0.2
     threshold: float = 0.0
     order: str = "ascending"
     distance: str = "jensen-shannon"
@@ -61,25 +63,25 @@ class Redundancy:
                 raise InputError(
                     f"{name} is {', '.join(others)} or {last}; got {getattr(self, name)!r}."
                 )
-        if not 0 <= self.threshold < math.inf:
-            raise InputError(f"threshold is a divergence, 0 or above; got {self.threshold}.")
+        for name in ("similar", "threshold"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(
+                    f"{name} is a divergence, 0 or above (heads are at most 0.833 apart); "
+                    f"got {getattr(self, name)}."
+                )
         if self.order == "row-major" and not self.threshold > 0:
             raise InputError("order=row-major is for a threshold above 0: set that too.")
-        if self.score == "both" and not self.threshold > 0:
-            raise InputError(
-                "score=both needs to know which heads count as similar. Set a threshold above 0 "
-                "too, such as 0.2."
-            )
         if self.score == "second-moment" and self.threshold > 0:
             raise InputError(
-                "threshold is for divergences, and score=second-moment reads none. Use score=both, "
-                "or leave the threshold out."
+                "threshold is for divergences, and score=second-moment reads none. Use "
+                "score=similarity, or leave the threshold out."
             )
 
     @property
     def second(self) -> Needs:
         """Second moments of the second level's input, if they choose a unit or one of two."""
-        return (ChannelMoments,) if self.goes == "weaker" or self.score != "similarity" else ()
+        moments = self.goes == "weaker" or (self.score != "similarity" and not self.decides)
+        return (ChannelMoments,) if moments else ()
 
     @property
     def wants(self) -> Literal["nothing", "maps"]:
@@ -94,7 +96,7 @@ class Redundancy:
     @property
     def decides(self) -> bool:
         """Whether the threshold says how many units are removed."""
-        return self.score == "similarity" and self.threshold > 0
+        return self.threshold > 0
 
     @property
     def kind(self) -> Kind:
@@ -110,13 +112,12 @@ class Redundancy:
         moment_U = SecondMoment()(module, gathered).sum(1).cpu() if self.second else None
         worth_U = moment_U if self.goes == "weaker" else None
         if self.order == "row-major":
-            goes_U = row_major(divergence_UU, self.threshold, worth_U)
-        else:
-            goes_U = ascending(divergence_UU, worth_U)
-        if self.score == "both":
+            return row_major(divergence_UU, self.threshold, worth_U)[:, None]
+        goes_U = ascending(divergence_UU, worth_U)
+        if self.score == "both" and not self.decides:
             assert moment_U is not None
             share_U = moment_U / moment_U.sum().clamp_min(torch.finfo(moment_U.dtype).tiny)
-            goes_U = torch.where(goes_U < self.threshold, goes_U - self.threshold, share_U)
+            goes_U = torch.where(goes_U < self.similar, goes_U - self.similar, share_U)
         return goes_U[:, None]
 
     def count(self, score_UN: Tensor) -> int:
