@@ -4,8 +4,10 @@
 
 Blocks 4 to 26, 20 % and 30 % of the parameters in their heads and neurons; float32; 16 calibration
 windows of 1024 tokens, seed 0; perplexity on the first 8 windows of 2048 and the first 128 of 128.
-``--heads N …`` removes that many groups of heads in all and nothing else (the paper's Table 2).
-Prints a Markdown table row by row; every run starts from the same dense weights.
+``--heads N …`` removes that many groups of heads in all and nothing else. ``--thresholds T …``
+removes all groups of heads that are closer than T and nothing else, with goa (the paper's Table 2).
+Prints a Markdown table row by row; every run starts from the same dense weights. "removed" is the
+share of the parameters in heads and neurons (or heads alone), of the blocks, and of the model.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.common import Bench, head, protocol, row
+from benchmarks.common import Bench, Outcome, head, protocol, row
 
 NEITHER = {"compensation": False}
 ROWS: dict[str, dict[str, Any]] = {
     "goa": {"method": "goa"},
     "goa, adaptive": {"method": "goa", "allocation": "adaptive"},
+    "goa, second moment": {"method": "goa", "settings": {"heads.score": "second-moment"}},
+    "goa, similarity": {"method": "goa", "settings": {"heads.score": "similarity"}},
     "goa, recovery before": {"method": "goa", "recovery": "before"},
     "goa, recovery after": {"method": "goa", "recovery": "after"},
     "goa, recovery both": {"method": "goa", "recovery": "both"},
@@ -28,13 +32,17 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "goa, no data": {"method": "goa", "calibration": "none"},
     "goa, as printed": {
-        "method": "goa", "settings": {"heads.goes": "first", "neurons.moment": "gaussian"},
+        "method": "goa",
+        "settings": {
+            "heads.score": "similarity", "heads.goes": "first", "neurons.moment": "gaussian",
+        },
     },
     "goa, as its code": {
         "method": "goa",
         "settings": {
-            "heads.distance": "authors", "heads.goes": "first", "neurons.moment": "gaussian",
-            "neurons.norm": 1, "neurons.gated": "code", "neurons.centred": True,
+            "heads.score": "similarity", "heads.distance": "authors", "heads.goes": "first",
+            "neurons.moment": "gaussian", "neurons.norm": 1, "neurons.gated": "code",
+            "neurons.centred": True,
         },
     },
     "random": {"method": "random"},
@@ -58,17 +66,27 @@ def main() -> None:
     given = arguments()
     bench = Bench(given, list(zip(given.lengths, given.windows, strict=True)))
     at = [f"perplexity {length}" for length in given.lengths]
-    head("method", "removed", "parameters", "groups of heads", *at, "prune s")
+    removed = "removed of the units", "of the blocks", "of the model"
+    head("method", *removed, "groups of heads", "in block", *at, "prune s")
     if given.dense:
-        whole = sum(p.numel() for p in bench.dense.parameters())
-        row("dense", 0, f"{whole:,}", "", *(f"{x:.2f}" for x in bench.scores(bench.dense)), "")
+        scores = (f"{x:.2f}" for x in bench.scores(bench.dense))
+        row("dense", 0, 0, 0, 0, "", *scores, "")
     for amount in [*given.sparsity, *given.heads]:
         for name in given.only:
-            found = bench.prune(blocks=given.blocks, **fields(name, amount, bench))
-            facts = found.report.structured
-            gone = sum(b.kv_heads[0] - b.kv_heads[1] for b in facts.blocks if b.kv_heads)
-            left = f"{facts.share:.4f}", f"{facts.parameters[1]:,}", f"−{gone}"
-            row(name, *left, found.perplexity, f"{found.seconds:.0f}")
+            show(name, bench.prune(blocks=given.blocks, **fields(name, amount, bench)))
+    for tau in given.thresholds:
+        settings = {"target": "heads", "heads.threshold": tau}
+        show(f"goa, τ = {tau:g}", bench.prune(blocks=given.blocks, method="goa", settings=settings))
+
+
+def show(name: str, found: Outcome) -> None:
+    """Print a row: what was removed of what, the blocks that lost heads, perplexity."""
+    facts = found.report.structured
+    shares = facts.share, facts.share_of_blocks, facts.share_of_model
+    lost = {b.block: b.kv_heads[0] - b.kv_heads[1] for b in facts.blocks if b.kv_heads}
+    where = " ".join(f"{b}" + f"×{n}" * (n > 1) for b, n in lost.items() if n)
+    cells = *(f"{share:.2%}" for share in shares), sum(lost.values()), where
+    row(name, *cells, found.perplexity, f"{found.seconds:.0f}")
 
 
 def arguments() -> argparse.Namespace:
@@ -76,6 +94,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--blocks", default="4:26")
     parser.add_argument("--sparsity", nargs="*", type=float, default=[0.2, 0.3])
     parser.add_argument("--heads", nargs="*", type=int, default=[], help="groups of heads, alone")
+    parser.add_argument("--thresholds", nargs="*", type=float, default=[], help="of heads, alone")
     parser.add_argument("--lengths", nargs=2, type=int, default=[2048, 128], help="of windows")
     parser.add_argument("--windows", nargs=2, type=int, default=[8, 128], help="of each length")
     parser.add_argument("--only", nargs="*", default=list(ROWS), help="rows to run")

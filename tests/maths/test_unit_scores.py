@@ -18,12 +18,12 @@ from prunus.maths.scores.attention import (
     distances,
     row_major,
 )
+from prunus.maths.scores.redundancy import Redundancy
 from prunus.maths.scores.units import (
     Flap,
     Gathered,
     Norm,
     Random,
-    Redundancy,
     SecondMoment,
     Taylor,
     WandaSp,
@@ -181,6 +181,51 @@ def attention(rng, heads=3, width=2, hidden=4):
     sources = ((q, rows_UM), (k, rows_UM), (v, rows_UM))
     row_I = torch.arange(heads * width)
     return Depth2("heads", 0, o, rows_UM, sources, heads, heads, row_I, v)
+
+
+def test_both_removes_the_similar_first_and_then_the_least_important(rng):
+    """Heads 0 and 1, and 2 and 3, are similar; of each pair the first goes, then the weakest."""
+    module = attention(rng, heads=6)
+    inputs_TI = torch.randn(40, 12, generator=rng)
+    d_HH = torch.full((6, 6), 0.7, dtype=torch.float64)
+    for i, j, distance in ((0, 1, 0.15), (2, 3, 0.1), (4, 5, 0.3)):
+        d_HH[i, j] = d_HH[j, i] = distance
+    gathered = Gathered(second=gather(inputs_TI, (ChannelMoments,)), divergence_HH=d_HH)
+    moments = []
+    for h in range(6):
+        added_TO = inputs_TI[:, 2 * h : 2 * h + 2].double()[..., None]
+        columns_NO = module.reader.weight_OI[:, 2 * h : 2 * h + 2].T.double()
+        moments.append(float((added_TO * columns_NO).square().sum((1, 2)).mean()))
+    score = Redundancy(score="both", similar=0.2)
+    found_U = score(module, gathered)[:, 0]
+    rest = sorted((1, 3, 4, 5), key=lambda h: moments[h])
+    assert found_U.argsort().tolist() == [2, 0, *rest]
+    for h in rest:  # shares of the block, which compare with those of other blocks
+        assert float(found_U[h]) == pytest.approx(moments[h] / sum(moments), rel=1e-6)
+    plain_UN = Redundancy(score="second-moment")(module, Gathered(second=gathered.second))
+    assert plain_UN.sum(1).tolist() == pytest.approx(moments, rel=1e-6)
+    with_threshold = Redundancy(score="both", similar=0.2, threshold=0.4)  # Algorithm 1 alone
+    assert torch.equal(with_threshold(module, gathered)[:, 0], ascending(d_HH))
+    weaker = Redundancy(score="both", similar=0.2, goes="weaker")(module, gathered)[:, 0]
+    first = {2 if moments[2] <= moments[3] else 3, 0 if moments[0] <= moments[1] else 1}
+    assert set(weaker.argsort()[:2].tolist()) == first
+
+
+@pytest.mark.parametrize(
+    ("fields", "needs", "wants", "comparable", "decides"),
+    [
+        ({}, (), "maps", True, False),
+        ({"threshold": 0.2}, (), "maps", True, True),
+        ({"goes": "weaker"}, (ChannelMoments,), "maps", True, False),
+        ({"score": "both"}, (ChannelMoments,), "maps", True, False),
+        ({"score": "both", "threshold": 0.2}, (), "maps", True, True),
+        ({"score": "second-moment"}, (ChannelMoments,), "nothing", False, False),
+    ],
+)
+def test_a_score_of_heads_reads_what_it_needs(fields, needs, wants, comparable, decides):
+    score = Redundancy(**fields)
+    assert (score.second, score.wants) == (needs, wants)
+    assert (score.comparable, score.decides) == (comparable, decides)
 
 
 def quadratic(row, inputs_TI):
@@ -348,6 +393,11 @@ def test_settings_that_make_no_sense_say_so():
         lambda: SecondMoment(gated="both"),
         lambda: SecondMoment(moment="measured", identity=True),
         lambda: Redundancy(order="random"),
+        lambda: Redundancy(score="least"),
+        lambda: Redundancy(similar=-1.0),
+        lambda: Redundancy(score="second-moment", threshold=0.2),
+        lambda: Redundancy(threshold=-0.1),
+        lambda: Redundancy(threshold=math.nan),
         lambda: Redundancy(distance="euclid"),
         lambda: Redundancy(goes="both"),
         lambda: Taylor("matrix"),
@@ -383,6 +433,12 @@ def test_uniform_takes_the_heads_that_a_threshold_finds():
     assert counts == {(0, "heads"): 2, (0, "neurons"): 43}
     counts = uniform(modules, 0.15, {0: 2})  # 630 parameters: one group fits
     assert counts == {(0, "heads"): 1, (0, "neurons"): 7}
+    counts = uniform(modules, 0.15, {0: 2}, capped=False)  # 800 for heads: no neuron beside them
+    assert counts == {(0, "heads"): 2, (0, "neurons"): 0}
+    counts = uniform(modules, 0.2, {0: 2}, capped=False)  # 840: one neuron fills it up
+    assert counts == {(0, "heads"): 2, (0, "neurons"): 1}
+    counts = uniform(modules, 0.15, {0: 3}, capped=False)
+    assert counts == {(0, "heads"): 2, (0, "neurons"): 0}  # one group stays
 
 
 def test_adaptive_removes_the_lowest_standardised_scores_within_the_budget(rng):
@@ -402,6 +458,68 @@ def test_adaptive_removes_the_lowest_standardised_scores_within_the_budget(rng):
             left -= m.parameters
     assert adaptive(modules, scores, 0.3) == expected
     assert left < 3
+
+
+def divergences(*blocks):
+    """Scores of blocks with one pair (two groups) or three pairs of heads, by their distances."""
+    scores = {}
+    for block, distances_P in enumerate(blocks):
+        units = 2 if len(distances_P) == 1 else 3
+        d_UU = torch.zeros(units, units, dtype=torch.float64)
+        upper = torch.triu_indices(units, units, 1)
+        d_UU[upper[0], upper[1]] = torch.tensor(distances_P, dtype=torch.float64)
+        scores[block, "heads"] = ascending(d_UU + d_UU.T)[:, None]
+    return [fake(block, "heads", len(s), 50) for (block, _), s in scores.items()], scores
+
+
+@pytest.mark.parametrize(
+    ("blocks", "counts"),
+    [
+        # Two groups each: standardised, all of them are 0, and block 0 would lose one.
+        (([0.5], [0.3], [0.1], [0.4]), ([0, 0, 1, 0], [0, 1, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1])),
+        # Three groups: standardised, −0.707 and 0.707 whatever the distances are. In block 1 the
+        # nearest pair is 0.1 apart, and of the two that stay then 0.15.
+        (
+            ([0.4, 0.5, 0.6], [0.1, 0.2, 0.15], [0.3, 0.3, 0.3]),
+            ([0, 1, 0], [0, 2, 0], [0, 2, 1], [0, 2, 2], [1, 2, 2]),
+        ),
+    ],
+)
+def test_the_most_similar_heads_of_all_blocks_go_first(blocks, counts):
+    modules, scores = divergences(*blocks)
+    for removed, expected in enumerate(counts, 1):
+        share = (removed * 50 + 1) / removable(modules)
+        found = adaptive(modules, scores, share, ("heads",))
+        assert [found[block, "heads"] for block in range(len(blocks))] == expected
+
+
+def test_blocks_in_another_order_lose_the_same_and_nearer_heads_are_lost_first(rng):
+    blocks = [torch.rand(3, generator=rng).mul(0.5).add(0.2).tolist() for _ in range(6)]
+    modules, scores = divergences(*blocks)
+    found = adaptive(modules, scores, 0.3, ("heads",))
+    order = torch.randperm(6, generator=rng).tolist()
+    there = adaptive(*divergences(*(blocks[b] for b in order)), 0.3, ("heads",))
+    assert [there[i, "heads"] for i in range(6)] == [found[b, "heads"] for b in order]
+    assert sum(found.values()) == 5
+    for block in range(6):  # a tenth of the distances: this block loses what it can
+        nearer = [[x / 10 for x in d] if b == block else d for b, d in enumerate(blocks)]
+        assert adaptive(*divergences(*nearer), 0.3, ("heads",))[block, "heads"] == 2
+        farther = [[x + 1 for x in d] if b == block else d for b, d in enumerate(blocks)]
+        assert adaptive(*divergences(*farther), 0.3, ("heads",))[block, "heads"] == 0
+
+
+def test_comparable_heads_get_their_own_share_and_neurons_the_rest(rng):
+    heads, scores = divergences([0.5, 0.6, 0.7], [0.1, 0.2, 0.3])
+    neurons = [fake(b, "neurons", 20, 3) for b in (0, 1)]
+    scores |= {(b, "neurons"): torch.rand(20, 1, generator=rng) for b in (0, 1)}
+    modules = [heads[0], neurons[0], heads[1], neurons[1]]
+    found = adaptive(modules, scores, 0.4, ("heads",))
+    assert (found[0, "heads"], found[1, "heads"]) == (0, 2)  # 0.4 · 6 groups, the nearest ones
+    gone = sum(m.parameters * found[m.block, m.unit] for m in modules)
+    assert 0 <= 0.4 * removable(modules) - gone < 3
+    worth = [(float(z), b) for b in (0, 1) for z in standardised(scores[b, "neurons"])]
+    chosen = [b for _, b in sorted(worth)[: found[0, "neurons"] + found[1, "neurons"]]]
+    assert [chosen.count(b) for b in (0, 1)] == [found[b, "neurons"] for b in (0, 1)]
 
 
 def test_adaptive_leaves_one_unit_of_each_module():

@@ -82,7 +82,14 @@ def test_a_report_of_heads_and_neurons(tmp_path):
     assert report.structured == UnitsReport(
         (190848, 141248), 124032, 49600, (155648, 106496), False, [changed, same]
     )
-    assert json.loads(report.to_json()) == json.loads(REPORT)  # the same keys
+    added = json.loads(REPORT)  # the same keys, and those that are new
+    added["structured"]["in_range"] = None
+    for block in added["structured"]["blocks"]:
+        block["below"] = None
+    assert json.loads(report.to_json()) == added
+    assert report.structured.share == 49600 / 124032
+    assert report.structured.share_of_blocks == 1 - 20669 / 41728  # of the one block in the range
+    assert report.structured.share_of_model == 1 - 141248 / 190848
     assert changed.became(BlockWidths(2, 2, 93))
     assert not changed.became(BlockWidths(2, 2, 94))
     assert same.became(BlockWidths(4, 4, 192))
@@ -90,7 +97,8 @@ def test_a_report_of_heads_and_neurons(tmp_path):
     for part in (
         "# org/dense, smaller",
         "190,848 parameters became 141,248",
-        "49,600 of the 124,032 parameters in heads and neurons of the blocks asked for, 39.99%",
+        "49,600 of 124,032 parameters, which is 40.0% of the parameters in heads and neurons of "
+        "the chosen blocks, 50.5% of all parameters in these blocks, 26.0% of the whole model",
         "| 0 | 4 → 2 | 4 → 2 | 192 → 93 | 50.5% |",
         'model = prunus.load("this folder")',
         "```yaml\nmethod: flap\n```",

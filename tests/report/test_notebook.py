@@ -40,7 +40,7 @@ def test_a_result_is_a_few_lines(result, smaller):
     assert 5 <= len(repr(result).splitlines()) <= 9
     assert "method  wanda" in repr(result)
     assert "50.00% of 21 layers are zero" in repr(result)
-    assert "fewer)" in repr(smaller)
+    assert "of the whole model" in repr(smaller)
     assert "model.layers.1" not in repr(result.report)
     assert len(repr(result.report)) < 300
 

@@ -172,6 +172,8 @@ def test_a_threshold_that_takes_nothing_by_a_few_samples_has_a_plan():
     assert not plan.exact
     assert plan.structured.removed == 0
     assert plan.structured.predicted_speedup == 1
+    assert plan.sparsity == 0  # what the default share is says nothing about it
+    assert "no two heads are closer" in plan.to_dict()["bound"]
 
 
 def test_time_grows_with_samples_and_memory_with_spill(tmp_path):
@@ -190,10 +192,14 @@ def test_plan_of_a_smaller_model_on_the_command_line():
     assert run.exit_code == 0, run.output
     assert "by two samples" in run.stdout
     assert "key/value heads" in run.stdout
+    assert "of all parameters in these blocks" in run.stdout
     assert "prunus.load" in run.stdout
     found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
     assert found["loads_in_transformers"] is False
     assert found["exact"] is False
+    gone = 1 - found["parameters"] / found["parameters_before"]
+    assert found["removed_share_of_model"] == pytest.approx(gone)
+    assert found["removed_share"] > found["removed_share_of_blocks"] > gone
     assert found["parameters"] < found["parameters_before"]
 
 

@@ -13,6 +13,7 @@ from helpers.models import load_tiny
 from helpers.structured_models import FAMILIES, GQA, IDS, MLP, RUN, build, logits
 from prunus.base.errors import CalibrationError, InputError, UnsupportedModelError
 from prunus.maths.scores.attention import ascending, row_major
+from prunus.methods.build import build_units
 from prunus.methods.table import STRUCTURED
 from prunus.model.inspect import inspect
 from prunus.model.surgery import rehearse, shrink
@@ -302,14 +303,18 @@ def test_attention_that_cannot_shrink_is_refused_and_its_neurons_are_not(family,
     assert report.structured.blocks[0].neurons == (96, 48)
 
 
+EIGHT = {**MLP, "num_attention_heads": 8, "num_key_value_heads": 8}
+
+
+@pytest.mark.parametrize("sparsity", [None, 0.25])
 @pytest.mark.parametrize("order", ["ascending", "row-major"])
-def test_a_threshold_takes_the_heads_that_are_below_it_when_their_turn_comes(order):
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+def test_a_threshold_takes_the_heads_that_are_below_it_when_their_turn_comes(order, sparsity):
+    """All of them; beside a share that was asked for, no more than that."""
     some = 0
     for tau in (0.2, 0.22, 0.25):
-        settings = {"heads.threshold": tau, "heads.order": order, "heads.goes": "first"}
-        model = build("llama", {**MLP, **heads})
-        report = prunus.prune(model, method="goa", settings={**settings, "target": "heads"}, **RUN)
+        settings = {"heads.order": order, "heads.threshold": tau, "heads.goes": "first"}
+        fields = {"settings": {**settings, "target": "heads"}, "tokens_ST": IDS}
+        report = prunus.prune(build("llama", EIGHT), method="goa", sparsity=sparsity, **fields)
         for block in report.report.structured.blocks:  # as they were when they were chosen
             divergence_HH = torch.tensor(block.divergence).double()
             goes_U = (
@@ -318,18 +323,162 @@ def test_a_threshold_takes_the_heads_that_are_below_it_when_their_turn_comes(ord
             below = (goes_U < tau).nonzero().flatten().tolist()
             gone = sorted(set(range(8)) - set(block.kept_heads))
             assert set(gone) <= set(below)
-            assert len(gone) == min(len(below), 4)  # no more than the half that was asked for
+            assert len(gone) == min(len(below), 8 if sparsity is None else 2)
+            assert block.below == (len(below), len(gone))
             some += len(gone)
     assert some
+
+
+@pytest.mark.parametrize("target", ["heads", "both"])
+def test_a_threshold_decides_alone_where_no_share_was_asked_for(target):
+    """The default share is 0.2, less than one of four heads. One head of each block stays."""
+    settings = {"heads.threshold": 0.8, "target": target}
+    report = prunus.prune(
+        build("llama", MLP), method="goa", settings=settings, tokens_ST=IDS
+    ).report
+    blocks = report.structured.blocks
+    assert [block.heads for block in blocks] == [(4, 1)] * 3
+    assert [block.below for block in blocks] == [(3, 3)] * 3
+    assert "heads.threshold decided: 9 groups" in report.structured.bound
+    neurons = None if target == "heads" else (96, 96)  # the heads are more than the share
+    assert [block.neurons for block in blocks] == [neurons] * 3
+    assert report.requested == (0.75 if target == "heads" else 0.2)
+
+
+def test_neurons_fill_up_what_a_threshold_leaves_of_the_share():
+    settings = {"heads.threshold": 1e-6}
+    report = prunus.prune(
+        build("llama", MLP), method="goa", settings=settings, tokens_ST=IDS
+    ).report
+    found = report.structured
+    assert [block.heads for block in found.blocks] == [(4, 4)] * 3
+    assert 0 <= 0.2 - found.share <= 3 * 192 / found.removable
+    assert "no two heads are closer" in found.bound
+
+
+@pytest.mark.parametrize("cap", [{"sparsity": 0.5}, {"parameters": 6 * 4 * 64 * 16}])
+def test_a_share_beside_a_threshold_is_a_cap_and_the_report_says_so(cap):
+    settings = {"heads.threshold": 0.8, "target": "heads"}
+    seen = Counting()
+    model = build("llama", MLP)
+    fields = {"settings": settings, "tokens_ST": IDS, **cap}
+    report = prunus.prune(model, method="goa", observer=seen, **fields).report
+    assert [block.below for block in report.structured.blocks] == [(3, 2)] * 3
+    expected = "the share decided in every block: of 9 groups of heads below heads.threshold 6"
+    assert expected in report.structured.bound
+    assert report.structured.bound in seen.said
+    assert report.summary()["bound"] == report.structured.bound
+
+
+def test_the_report_names_the_blocks_that_the_share_decided():
+    model = build("llama", MLP)
+    with torch.no_grad():
+        for layer in (1, 2):  # in block 1 two pairs of heads are the same, in block 2 one
+            attention = model.model.layers[layer].self_attn
+            for matrix in (attention.q_proj.weight, attention.k_proj.weight):
+                matrix[16:32] = matrix[:16]
+                if layer == 1:
+                    matrix[48:] = matrix[32:48]
+    settings = {"heads.threshold": 1e-3, "target": "heads"}
+    found = prunus.prune(
+        model, method="goa", settings=settings, sparsity=0.25, tokens_ST=IDS
+    ).report.structured
+    assert [block.below for block in found.blocks] == [(0, 0), (2, 1), (1, 1)]
+    assert found.bound == (
+        "the share decided in block 1, heads.threshold in the others: of 3 groups of heads below "
+        "heads.threshold 2 were removed"
+    )
 
 
 def test_a_threshold_under_which_nothing_goes_says_so():
     model = build("llama", MLP)
     before = copy.deepcopy(model.state_dict())
     settings = {"heads.threshold": 1e-6, "target": "heads"}
-    with pytest.raises(InputError, match="nothing was removed"):
+    with pytest.raises(InputError, match=r"No two heads are closer .* nothing was removed"):
         prunus.prune(model, method="goa", settings=settings, **RUN)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("threshold", [1e-6, 0.8])
+def test_a_share_of_less_than_one_head_beside_a_threshold_is_refused_before_text_is_read(threshold):
+    """No matter how close heads are; this was reported as heads that are too far apart."""
+    settings = {"heads.threshold": threshold, "target": "heads"}
+    seen = Counting()
+    with pytest.raises(InputError, match=r"is less in every block than .* raise it, or leave it"):
+        prunus.prune(
+            build("llama", MLP), method="goa", settings=settings, sparsity=0.2, tokens_ST=IDS,
+            observer=seen,
+        )  # fmt: skip
+    assert not seen.samples
+
+
+def test_similar_heads_in_blocks_where_the_share_is_less_than_one_say_so():
+    """Block 0 has two heads, of which 0.3 is less than one; the others have no similar ones."""
+    model = build("llama", MLP)
+    prunus.prune(model, method="l1", blocks="0:1", settings={"target": "heads"}, **RUN)
+    with torch.no_grad():
+        for matrix in ("q_proj", "k_proj"):
+            weight = getattr(model.model.layers[0].self_attn, matrix).weight
+            weight[16:] = weight[:16]
+    settings = {"heads.threshold": 1e-3, "target": "heads"}
+    with pytest.raises(InputError, match=r"1 heads or groups .* Raise the share, or leave it out"):
+        prunus.prune(model, method="goa", settings=settings, sparsity=0.3, tokens_ST=IDS)
+
+
+@pytest.mark.parametrize("score", ["second-moment", "both"])
+@pytest.mark.parametrize("allocation", ["uniform", "adaptive"])
+def test_heads_go_by_what_they_add(score, allocation):
+    """A head that adds next to nothing goes first, unless two are the same."""
+    model = build("llama", MLP)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight[:, 32:48] *= 1e-3
+        if score == "both":
+            for matrix in ("q_proj", "k_proj"):
+                weight = getattr(model.model.layers[1].self_attn, matrix).weight
+                weight[48:] = weight[:16]
+    settings = {"target": "heads", "heads.score": score}
+    settings |= {"heads.similar": 0.001} if score == "both" else {}
+    fields = {"sparsity": 0.25, "settings": settings, "tokens_ST": IDS, "allocation": allocation}
+    blocks = prunus.prune(model, method="goa", **fields).report.structured.blocks
+    if score == "second-moment":
+        assert 2 not in blocks[1].kept_heads
+        assert blocks[1].divergence is None
+    else:
+        assert len({0, 3} - set(blocks[1].kept_heads)) == 1
+    if allocation == "uniform":
+        assert [len(block.kept_heads) for block in blocks] == [3, 3, 3]
+    else:
+        assert sum(len(block.kept_heads) for block in blocks) == 9
+
+
+def test_settings_that_need_each_other_come_in_any_order():
+    settings = {"heads.order": "row-major", "heads.score": "both", "heads.threshold": "0.3"}
+    pruner = build_units("goa", settings)
+    assert (pruner.heads.order, pruner.heads.score) == ("row-major", "both")
+    assert pruner.heads.threshold == 0.3
+    assert pruner.heads.goes == "weaker"  # as the row has it
+
+
+def test_three_shares_say_what_was_removed_of_what():
+    model = build("llama")
+    count = sum(p.numel() for p in model.parameters())
+    block = sum(p.numel() for p in model.model.layers[1].parameters())
+    fields = {"settings": {"target": "heads"}, "blocks": "1:3", **RUN}
+    report = prunus.prune(model, method="l1", **fields).report
+    gone = 2 * 64 * 16 * 6  # of each of two blocks one group: two heads' q and o, one's k and v
+    found = report.structured
+    assert found.share == 0.5
+    assert found.share_of_blocks == pytest.approx(gone / (2 * block))
+    assert found.share_of_model == pytest.approx(gone / count)
+    assert found.in_range == (2 * block, 2 * block - gone)
+    said = report.summary()
+    assert said["removed_share"] == 0.5
+    assert said["removed_share_of_blocks"] == found.share_of_blocks
+    assert said["removed_share_of_model"] == found.share_of_model
+    assert found.shares == (
+        f"50.0% of the parameters in heads of the chosen blocks, {gone / (2 * block):.1%} of all "
+        f"parameters in these blocks, {gone / count:.1%} of the whole model"
+    )
 
 
 def test_where_neurons_run_out_more_heads_go():
@@ -346,7 +495,10 @@ class Counting(Silent):
     """Which steps there were, and how many samples went through a block."""
 
     def __init__(self):
-        self.steps, self.samples = [], 0
+        self.steps, self.samples, self.said = [], 0, []
+
+    def say(self, text):
+        self.said.append(text)
 
     def block(self, index, total, name, step):
         self.steps.append(step)
@@ -402,14 +554,3 @@ def test_a_matrix_of_zeros_loses_as_many_neurons_as_any_other():
     shapes = [{n: p.shape for n, p in each.named_parameters()} for each in (dense, model)]
     assert shapes[0] == shapes[1]
     assert not model.model.layers[1].mlp.up_proj.weight.any()
-
-
-def test_a_threshold_says_how_many_heads_go():
-    counts = []
-    for threshold in (0.01, 10.0):
-        model = build("llama", MLP)
-        settings = {"heads.threshold": threshold}
-        report = prunus.prune(model, method="goa", settings=settings, **RUN).report
-        counts.append([block.heads[1] for block in report.structured.blocks])
-    assert counts[0] == [4, 4, 4]
-    assert counts[1] == [1, 1, 1]  # all but one are near another that stays

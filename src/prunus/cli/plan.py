@@ -61,7 +61,10 @@ def _print_units(plan: Plan, made: UnitsReport) -> None:
     print_table(COLUMNS, made.rows())
     if not plan.exact:
         print_line("Widths depend on text, and these are by two samples of it.")
-    print_line(f"leaves {after:,} of {before:,} parameters ({1 - after / before:.1%} fewer)")
+    print_line(f"leaves {after:,} of {before:,} parameters")
+    print_line(f"removes {made.shares}")
+    if made.bound is not None:
+        print_line(made.bound)
     print_line(f"loads  with {made.loads_with}")
     print_line(f"speed  {made.predicted_speedup:.2f} times the dense model's by its multiply-adds")
     _print_room(plan)

@@ -284,8 +284,10 @@ def print_stored(report: PruningReport, output: Path) -> None:
 
 def _smaller(output: Path, report: UnitsReport, seconds: float) -> None:
     before, after = report.parameters
-    print_line(f"{output}: {before:,} parameters became {after:,} ({1 - after / before:.1%} fewer)")
-    print_line(f"  {report.share:.1%} of those in the heads and neurons of the blocks asked for")
+    print_line(f"{output}: {before:,} parameters became {after:,}")
+    print_line(f"  removed {report.shares}")
+    if report.bound is not None:
+        print_line(f"  {report.bound}")
     print_line(f"  {seconds:.0f} s; verified: shapes, finite weights, reload in a fresh process")
     print_line(f"  Loads with {report.loads_with}.")
     speed = report.predicted_speedup

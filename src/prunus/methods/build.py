@@ -16,11 +16,12 @@ from ..maths.pruners import MRP, Compose, DaSS, EachLayer, InOrder, OnGrid, Spar
 from ..maths.pruners.units import UnitPruner
 from ..maths.refinements import Swaps
 from ..maths.scores import OBS
-from ..maths.scores.units import Redundancy, SecondMoment
+from ..maths.scores.redundancy import Redundancy
+from ..maths.scores.units import SecondMoment
 from ..maths.shares import BESA, Allocation, Uniform
 from ..maths.updates import Keep
 from .quantize import with_grid
-from .settings import set_field
+from .settings import set_field, set_fields
 from .table import (
     ALLOCATIONS,
     PERMUTATIONS,
@@ -155,8 +156,7 @@ def build_units(
     """
     pruner = cast(UnitPruner, STRUCTURED[name].build(None))
     pruner = pruner if text else data_free(pruner)
-    for path, value in (settings or {}).items():
-        pruner = set_field(pruner, path, path.split("."), value)
+    pruner = cast(UnitPruner, set_fields(pruner, settings or {}))
     if mlp_only and pruner.target == "heads":
         raise InputError(
             "target=heads prunes only heads, but --mlp-only leaves them dense. Drop one."

@@ -1,7 +1,8 @@
-"""``--set score.power=0.4``: one field of a composition of parts."""
+"""``--set score.power=0.4``: fields of a composition of parts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -20,17 +21,38 @@ def set_field(part: Any, path: str, names: list[str], value: Any) -> Any:
     Raises:
         InputError: no such field, or a value of another type.
     """
+    within = ".".join(names)
+    return set_fields(part, {within: value}, path.removesuffix(within))
+
+
+def set_fields(part: Any, settings: Mapping[str, Any], above: str = "") -> Any:
+    """Return the part with all these fields changed at once, as some need each other.
+
+    Args:
+        part: a frozen dataclass.
+        settings: values by path, such as ``heads.threshold``.
+        above: what stands before each path in what was asked for, for messages.
+
+    Raises:
+        InputError: no such field, or a value of another type.
+    """
     known = [f.name for f in fields(part) if f.init] if is_dataclass(part) else []
-    name, *rest = names
-    if name not in known:
-        raise InputError(
-            f"--set {path}: {type(part).__name__} has no field {name!r}; "
-            f"it has {', '.join(known) or 'none'}."
-        )
-    old = getattr(part, name)
-    if rest:
-        return replace(part, **{name: set_field(old, path, rest, value)})
-    return replace(part, **{name: _converted(path, value, old)})
+    changed: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
+    for path, value in settings.items():
+        name, _, rest = path.partition(".")
+        if name not in known:
+            raise InputError(
+                f"--set {above}{path}: {type(part).__name__} has no field {name!r}; "
+                f"it has {', '.join(known) or 'none'}."
+            )
+        if rest:
+            inner.setdefault(name, {})[rest] = value
+        else:
+            changed[name] = _converted(f"{above}{path}", value, getattr(part, name))
+    for name, within in inner.items():
+        changed[name] = set_fields(getattr(part, name), within, f"{above}{name}.")
+    return replace(part, **changed)
 
 
 def _converted(path: str, value: Any, old: Any) -> Any:

@@ -24,11 +24,11 @@ from ..maths.pruners import (
 )
 from ..maths.pruners.units import UnitPruner
 from ..maths.scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
+from ..maths.scores.redundancy import Redundancy
 from ..maths.scores.units import (
     Flap,
     Norm,
     Random,
-    Redundancy,
     SecondMoment,
     Taylor,
     UnitScore,
@@ -207,15 +207,22 @@ STRUCTURED: Mapping[str, Method] = {
         paper="Li et al. 2024, Greedy Output Approximation",
         url="https://arxiv.org/abs/2407.19126",
         build=_units(
-            UnitPruner(Redundancy(goes="weaker"), SecondMoment(moment="measured"), sequential=True)
+            UnitPruner(
+                Redundancy(score="both", goes="weaker"),
+                SecondMoment(moment="measured"),
+                sequential=True,
+            )
         ),
-        differs="True Jensen-Shannon distance. (Theirs is √KL(M‖P), and their thresholds belong to "
-        "it: heads.distance=authors.) Takes a number of heads as well as a threshold. Of two "
-        "similar heads the weaker is removed (theirs: the first, heads.goes=first). In "
-        "grouped-query attention whole key/value groups are removed. A neuron's score is measured "
-        "as eq. 3 defines it. neurons.moment=gaussian is the closed form that the paper derives "
-        "for a linear activation; with neurons.norm=1 neurons.gated=code neurons.centred=true it "
-        "is what their code computes.",
+        differs="True Jensen-Shannon distance. (Theirs is √KL(M‖P): heads.distance=authors.) Takes "
+        "a number of heads, or a threshold that decides alone (heads.threshold). Given a number, "
+        "heads closer than heads.similar are removed first, then those with the lowest second "
+        "moment, as section 3.2.2 says; heads.score=similarity and second-moment use one of the "
+        "two. Of two similar heads the weaker is removed (theirs: the first, heads.goes=first). In "
+        "grouped-query attention whole key/value groups are removed. A neuron's second moment is "
+        "measured, as eq. 3 defines it, gated or not. The paper's closed form assumes a linear "
+        "activation and, for gated products (appendix 7.2), multiplies two such moments; it is "
+        "worse in every table. It is neurons.moment=gaussian; with neurons.norm=1 "
+        "neurons.gated=code neurons.centred=true it is what their code computes.",
     ),
     "random": Method(
         paper="Li et al. 2024, Greedy Output Approximation, its random baseline",

@@ -140,9 +140,10 @@ def _facts_of_units(report: PruningReport, units: UnitsReport) -> Iterator[tuple
     yield "method", f"`{report.pruner}`"
     yield (
         "removed",
-        f"{units.removed:,} of the {units.removable:,} parameters in heads and neurons of the "
-        f"blocks asked for, {units.share:.2%}",
+        f"{units.removed:,} of {units.removable:,} parameters, which is {units.shares}",
     )
+    if units.bound is not None:
+        yield "heads", units.bound
     speed = units.predicted_speedup
     yield "predicted speed", f"{speed:.2f} of the dense model's, by multiply-adds"
     yield "calibration", str(report.protocol or "none")

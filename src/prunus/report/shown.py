@@ -43,10 +43,14 @@ def facts(report: PruningReport, output: Path | None, verified: bool) -> list[tu
         came = f"{report.sparsity:.2%} of {len(report.layers)} layers are zero"
     else:
         before, after = report.structured.parameters
-        came = f"{before:,} parameters became {after:,} ({1 - after / before:.1%} fewer)"
+        came = f"{before:,} parameters became {after:,}"
     rows = [("model", report.model), ("method", report.method), ("result", came)]
     if report.structured is None:
         rows.append(("covers", str(report.coverage)))
+    else:
+        rows.append(("removed", report.structured.shares))
+        if report.structured.bound is not None:
+            rows.append(("heads", report.structured.bound))
     if error is not None:
         rows.append(("error", f"{error:.3f} of the layers' outputs, in the mean"))
     if output is not None:

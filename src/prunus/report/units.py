@@ -44,6 +44,8 @@ class BlockChange:
         parameters: parameters of the block, before and after.
         kept_heads: old indices of the groups of heads that were kept; None: all.
         divergence: distances between query heads, rounded to 4 digits; None: not measured.
+        below: groups of heads below ``heads.threshold``, and how many of them were removed; None:
+            no threshold said how many were to be.
     """
 
     block: int
@@ -53,6 +55,7 @@ class BlockChange:
     parameters: tuple[int, int]
     kept_heads: list[int] | None = None
     divergence: list[list[float]] | None = None
+    below: tuple[int, int] | None = None
 
     @classmethod
     def of(
@@ -103,6 +106,8 @@ class UnitsReport:
         stock: whether plain transformers loads the checkpoint; otherwise prunus.load does.
         blocks: every block of the model.
         auto: name of the Auto class that loads such a model.
+        in_range: parameters of all blocks that were to be pruned, before and after; None: an
+            earlier version did not write them.
     """
 
     parameters: tuple[int, int]
@@ -112,11 +117,58 @@ class UnitsReport:
     stock: bool
     blocks: list[BlockChange]
     auto: str = "AutoModelForCausalLM"
+    in_range: tuple[int, int] | None = None
 
     @property
     def share(self) -> float:
         """Removed parameters over removable ones, which the sparsity asks for."""
         return self.removed / self.removable
+
+    @property
+    def share_of_blocks(self) -> float:
+        """Share of all parameters of the blocks that were to be pruned; new biases count."""
+        if self.in_range is not None:
+            return 1 - self.in_range[1] / self.in_range[0]
+        pairs = [b.parameters for b in self.blocks if b.heads or b.neurons]
+        return 1 - sum(after for _, after in pairs) / max(sum(before for before, _ in pairs), 1)
+
+    @property
+    def share_of_model(self) -> float:
+        """Share of all parameters of the model, embeddings included."""
+        return 1 - self.parameters[1] / self.parameters[0]
+
+    @property
+    def shares(self) -> str:
+        """What was removed as a share of what: of the units, of their blocks, of the model."""
+        kinds = [("heads", any(b.heads for b in self.blocks))]
+        kinds.append(("neurons", any(b.neurons for b in self.blocks)))
+        units = " and ".join(name for name, there in kinds if there) or "units"
+        return (
+            f"{self.share:.1%} of the parameters in {units} of the chosen blocks, "
+            f"{self.share_of_blocks:.1%} of all parameters in these blocks, "
+            f"{self.share_of_model:.1%} of the whole model"
+        )
+
+    @property
+    def bound(self) -> str | None:
+        """Which of a threshold and a share said how many heads go; None: there was no threshold."""
+        found = [(b.block, *b.below) for b in self.blocks if b.below is not None]
+        if not found:
+            return None
+        below, gone = (sum(row[i] for row in found) for i in (1, 2))
+        short = [block for block, alike, went in found if went < alike]
+        if not below:
+            return "no two heads are closer than heads.threshold: no heads were removed"
+        if not short:
+            return f"heads.threshold decided: {gone} groups of heads are below it and were removed"
+        where = f"block{'s' * (len(short) > 1)} {', '.join(map(str, short))}"
+        rest = ", heads.threshold in the others"
+        if len(short) == len(found):
+            where, rest = "every block", ""
+        return (
+            f"the share decided in {where}{rest}: of {below} groups of heads below heads.threshold "
+            f"{gone} were removed"
+        )
 
     @property
     def loads_with(self) -> str:
@@ -138,6 +190,9 @@ class UnitsReport:
             "parameters_before": self.parameters[0],
             "parameters": self.parameters[1],
             "removed_share": self.share,
+            "removed_share_of_blocks": self.share_of_blocks,
+            "removed_share_of_model": self.share_of_model,
+            **({} if self.bound is None else {"bound": self.bound}),
             "predicted_speedup": self.predicted_speedup,
             "loads_in_transformers": self.stock,
         }

@@ -124,7 +124,8 @@ def forecast(request: Request) -> Plan:
     job.spill = room.spill
     covered, kinds, patterns = _covered(run)
     if isinstance(run, UnitsRun):
-        tried, asked = try_units(run, needed), run.share
+        tried = try_units(run, needed)
+        asked = run.share if tried.units is None else run.requested(tried.units)
     else:
         tried, asked = try_weights(run, needed), float(job.recipe.sparsity or 0)
     spilled = needed.activations if job.spill else 0

@@ -66,7 +66,7 @@ def _of_units(run: UnitsRun, samples: int | None) -> Need:
         statistics += bytes_of(x.weight_OI for module in run.modules for x in module.layers)
     found = _of(job, statistics, 2 if pruner.before else 1, samples)
     total = bytes_of(job.model.parameters())
-    left = int(total - run.share * removable(run.modules) * job.model.dtype.itemsize)
+    left = int(total - run.sure * removable(run.modules) * job.model.dtype.itemsize)
     twice = _journaled_twice(job.weights, job.blocks)
     return replace(found, journal=left, written=left * (1 + twice))
 

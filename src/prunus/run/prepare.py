@@ -120,7 +120,10 @@ def _filled(recipe: Recipe, given: Given | None) -> tuple[Recipe, Composition]:
     source = source_name(recipe.calibration, "builtin" if built.reads_text else "none", given)
     if built.reads_text and source == "none":
         raise CalibrationError(_needs_text(recipe, built))
+    alone = built.units is not None and built.units.threshold is not None
     sparsity = None if recipe.parameters is not None else built.sparsity
+    if alone and recipe.sparsity is None:
+        sparsity = None  # filled in, it would limit what the threshold removes
     filled = recipe.model_copy(update={"sparsity": sparsity, "calibration": source})
     return filled, built
 

@@ -99,7 +99,7 @@ def try_units(run: UnitsRun, needed: Need) -> Tried:
         tried, wanted = len(few_ST), needed.samples
         more, maps = wanted / tried, min(wanted, MAPS) / tried
         seconds += (more - 1) * watch.seconds(*EACH_SAMPLE) + (maps - 1) * watch.seconds("compare")
-    known = run.pruner.allocation == "uniform" and run.threshold is None
+    known = run.pruner.allocation == "uniform" and run.pruner.threshold is None
     steps = ("gradients", "record", "compare", "recover", "prune", "advance")
     once = {step: watch.seconds(step) for step in steps}
     return Tried(seconds, once, units, needed.samples <= REHEARSED or known)

@@ -14,7 +14,8 @@ from ..base.team import ALONE, Team
 from ..maths.moments import ChannelMoments, Moments
 from ..maths.pruners.units import UnitPruner
 from ..maths.scores.attention import HeadDivergence
-from ..maths.scores.units import Gathered, Redundancy
+from ..maths.scores.redundancy import Redundancy
+from ..maths.scores.units import Gathered
 from ..maths.stats import TokenSample
 from ..model.blocks import Block
 from ..model.cost import OneToken

@@ -20,6 +20,7 @@ def noted(block: Block, seen: Seen, quota: Quota) -> dict[str, Any]:
     return {
         "numbers": seen.numbers.get(block.index, {}),
         "counts": {unit: n for (index, unit), n in quota.counts.items() if index == block.index},
+        "below": quota.found.get(block.index),
         "divergence": None if divergence_HH is None else divergence_HH.tolist(),
     }
 
@@ -30,4 +31,6 @@ def take_up(block: Block, noted: Mapping[str, Any], seen: Seen, quota: Quota) ->
     if noted["divergence"] is not None:
         divergence_HH = torch.tensor(noted["divergence"], dtype=torch.float64)
         seen.divergences[block.index] = divergence_HH
+    if noted.get("below") is not None:
+        quota.found[block.index] = noted["below"]
     quota.counts |= {(block.index, unit): count for unit, count in noted["counts"].items()}

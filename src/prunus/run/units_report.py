@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..maths.shares.units import Counts, Key, costs, removable, removed
+from ..maths.shares.units import Counts, Key, Quota, costs, removable, removed
 from ..model.cost import OneToken
 from ..model.units import Depth2
 from ..report.layer import LayerReport
@@ -45,13 +45,18 @@ def smaller(
     job: Job,
     modules: Sequence[Depth2],
     before: Before,
-    counts: Counts,
+    quota: Quota,
     reports: Sequence[LayerReport],
     seen: Seen,
     token: OneToken,
 ) -> UnitsReport:
     """Report what is left, and leave the widths with the model."""
-    widths, dear = _widths(job, modules, counts, seen), token.multiply_adds
+    counts, dear = quota.counts, token.multiply_adds
+    widths = _widths(job, modules, counts, seen)
+    blocks = _changes(job, modules, before.blocks, widths, reports, seen)
+    blocks = [replace(b, below=_below(quota, b.block)) for b in blocks]
+    chosen = {module.block for module in modules}
+    pairs = [b.parameters for b in blocks if b.block in chosen]
     return UnitsReport(
         parameters=(before.parameters, _count(job.model)),
         removable=before.removable,
@@ -59,8 +64,14 @@ def smaller(
         multiply_adds=(dear, dear - seen.saved),
         stock=_note(job, widths),
         auto=auto_of(job.model),
-        blocks=_changes(job, modules, before.blocks, widths, reports, seen),
+        blocks=blocks,
+        in_range=(sum(was for was, _ in pairs), sum(now for _, now in pairs)),
     )
+
+
+def _below(quota: Quota, block: int) -> tuple[int, int] | None:
+    found = quota.found.get(block)
+    return None if found is None else (found, quota.counts[block, "heads"])
 
 
 def _note(job: Job, widths: list[BlockWidths]) -> bool:

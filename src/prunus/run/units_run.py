@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 from torch import Tensor
 
 from ..base.arguments import block_range
 from ..base.errors import InputError
 from ..maths.orders.orders import Orders
-from ..maths.pruners.units import UnitPruner
-from ..maths.scores.units import Redundancy
+from ..maths.pruners.units import DEFAULT, UnitPruner
 from ..maths.shares.units import (
     Quota,
     adaptive,
@@ -35,6 +33,7 @@ from ..model.units import Depth2, find_modules
 from ..model.watch import eager
 from ..recipe import Recipe
 from ..report.report import PruningReport
+from ..report.units import UnitsReport
 from ..storage.journal import Journal
 from .coverage import coverage_of
 from .job import Further, Job
@@ -91,30 +90,48 @@ class UnitsRun:
 
     def _check(self) -> None:
         """Reject what can be rejected before any text is read."""
-        share = self.share
-        if self.pruner.allocation == "uniform" and not self.threshold:
-            check(self.modules, uniform(self.modules, share), share)
-        elif self.pruner.allocation == "adaptive" and self.threshold:
+        share, adaptive = self.share, self.pruner.allocation == "adaptive"
+        if self.pruner.threshold is None:
+            if not adaptive:
+                check(self.modules, uniform(self.modules, share), share)
+            return
+        if adaptive:
             raise InputError(
                 "heads.threshold says how many heads go, and so does --allocation adaptive. "
                 "Leave one of them out."
+            )
+        all_heads = {module.block: module.units for module in self.modules}
+        most = uniform(self.modules, share, all_heads, self.capped)
+        if not any(most.values()):
+            least = min(module.parameters for module in self.modules)
+            raise InputError(
+                f"Nothing would be removed: {share:g} of the parameters in these units is less in "
+                f"every block than the smallest unit has ({least:,}). Beside heads.threshold a "
+                "share is the most that may be removed: raise it, or leave it out."
             )
 
     @cached_property
     def share(self) -> float:
         """Of the parameters in the modules' units: what is to go."""
-        asked = self.job.recipe.parameters
+        asked, recipe = self.job.recipe.parameters, self.job.recipe
         if asked is not None:
             return share_of(self.modules, asked)
-        return cast(float, self.job.recipe.sparsity)
+        return DEFAULT if recipe.sparsity is None else recipe.sparsity
 
     @property
-    def threshold(self) -> Redundancy | None:
-        """The score of heads, if it is that which says how many go."""
-        pruner = self.pruner
-        if isinstance(pruner.heads, Redundancy) and pruner.heads.threshold > 0:
-            return pruner.heads if "heads" in pruner.units else None
-        return None
+    def capped(self) -> bool:
+        """Whether the share was asked for; else a threshold alone says how many heads go."""
+        recipe = self.job.recipe
+        return recipe.sparsity is not None or recipe.parameters is not None
+
+    @property
+    def sure(self) -> float:
+        """The least share that will go, whatever a threshold finds."""
+        return 0.0 if self.pruner.threshold and self.pruner.target == "heads" else self.share
+
+    def requested(self, units: UnitsReport) -> float:
+        """Return the share that was to go; that which went, if a threshold alone decided."""
+        return self.share if self.sure or self.capped else units.share
 
     def prune(self, journal: Journal | None = None) -> tuple[PruningReport, Orders]:
         """Prune; with a journal, go on from where an earlier run ended."""
@@ -125,7 +142,7 @@ class UnitsRun:
         done = job.has_done(self.touched, journal)
         context = self._context([] if done else layers)  # whose gradients nothing would read
         dense = None if done else self._look(context)
-        quota = Quota(self.modules, self.share, {}) if done else self._quota(dense)
+        quota = self._quota(dense, done)
         reads = not done and (pruner.sequential or pruner.recovery != "none")
         recording = self._recording() if reads else None
         seen = None if pruner.sequential else dense
@@ -134,12 +151,14 @@ class UnitsRun:
         )
         if not self.rehearsal:
             self._check_removed(quota, journal)
-        units = smaller(job, self.modules, before, quota.counts, reports, seen, self.token)
+        units = smaller(job, self.modules, before, quota, reports, seen, self.token)
+        if units.bound is not None:
+            job.observer.say(units.bound)
         report = job.report(
             begun,
             pruner=repr(pruner),
             pattern=None,
-            requested=self.share,
+            requested=self.requested(units),
             sparsity=units.share,
             coverage=coverage,
             layers=reports,
@@ -153,11 +172,20 @@ class UnitsRun:
             if not any(quota.counts.values()):
                 if journal is not None:
                     journal.remove()
-                raise InputError(
-                    "No two heads are closer than heads.threshold, so nothing was removed. Give a "
-                    "larger one; `prunus plot --show heads` of a run without it shows how close "
-                    "they are."
-                )
+                raise InputError(self._why_nothing(sum(quota.found.values())))
+
+    def _why_nothing(self, below: int) -> str:
+        if below:
+            return (
+                f"{below} heads or groups of heads are below heads.threshold, but {self.share:g} "
+                "of their block is less than one, so nothing was removed. Raise the share, or "
+                "leave it out: then the threshold alone decides."
+            )
+        return (
+            "No two heads are closer than heads.threshold, so nothing was removed. Give a "
+            "larger one; `prunus plot --show heads` of a run without it shows how close "
+            "they are."
+        )
 
     @property
     def touched(self) -> list[int]:
@@ -201,22 +229,26 @@ class UnitsRun:
         recording = self._recording() if reads or pruner.compensation else None
         return look(context, self.job.blocks, self.modules, recording)
 
-    def _quota(self, dense: Seen | None) -> Quota:
+    def _quota(self, dense: Seen | None, done: bool) -> Quota:
         """Decide how many units of each module to remove, and tell the user."""
-        modules, threshold = self.modules, self.threshold
-        if self.pruner.allocation == "adaptive":
+        modules, pruner, share = self.modules, self.pruner, self.share
+        if done:  # the journal has the counts
+            return Quota(modules, share, {})
+        if pruner.allocation == "adaptive":
             assert dense is not None
-            counts = adaptive(modules, dense.scores, self.share)
-            check(modules, counts, self.share)
+            counts = adaptive(modules, dense.scores, share, pruner.comparable)
+            check(modules, counts, share)
         else:
-            counts = uniform(modules, self.share)
+            counts = uniform(modules, share)
+        threshold = pruner.threshold
         if threshold is None:
             gone, total = removed(costs(modules), counts), removable(modules)
             self.job.observer.say(
                 f"removing {gone:,} of the {total:,} parameters in {len(modules)} modules of "
                 f"heads and neurons, {gone / total:.1%}"
             )
-        return Quota(modules, self.share, counts, threshold.count if threshold else None)
+            return Quota(modules, share, counts)
+        return Quota(modules, share, counts, threshold.count, self.capped)
 
 
 def check_text(recipe: Recipe, pruner: UnitPruner, ids_ST: Samples | None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...base.errors import InputError, UnknownNameError
+from ..scores.redundancy import Redundancy
 from ..scores.units import UnitScore
 from ..views import Unit
 
@@ -24,8 +25,8 @@ class UnitPruner:
         neurons: what neurons are worth.
         sequential: scores are taken of each module on the outputs of the pruned ones before it;
             else all at once, of the dense model.
-        allocation: "uniform", the same share of every block; "adaptive", the lowest standardised
-            scores of all.
+        allocation: "uniform", the same share of every block; "adaptive", the lowest scores of all
+            blocks: divergences as they are, all others standardised.
         recovery: "before": first- and second-level weights are aimed at the dense outputs by ridge
             least squares before the module is pruned (Algorithms 2 to 4); "after": the second
             level's are, at what it put out with all its units (ours); "both"; "none".
@@ -65,6 +66,18 @@ class UnitPruner:
     def score(self, unit: Unit) -> UnitScore:
         """Return the score of that kind of unit."""
         return self.heads if unit == "heads" else self.neurons
+
+    @property
+    def threshold(self) -> Redundancy | None:
+        """The score of heads, if its threshold says how many of them are removed."""
+        if "heads" in self.units and isinstance(self.heads, Redundancy) and self.heads.decides:
+            return self.heads
+        return None
+
+    @property
+    def comparable(self) -> tuple[Unit, ...]:
+        """The kinds of units whose scores compare across blocks as they are."""
+        return tuple(unit for unit in self.units if self.score(unit).comparable)
 
     def wants(self, what: Literal["maps", "gradients"]) -> bool:
         """Return whether any of the scores reads that."""

@@ -18,7 +18,6 @@ from ..contracts import Needs
 from ..moments import ChannelMoments, Moments
 from ..stats import ColumnNorm, Statistics
 from ..views import UnitsView
-from .attention import Kind, ascending, between_units, row_major
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,11 @@ class UnitScore(Protocol):
         """What else the score reads."""
         ...
 
+    @property
+    def comparable(self) -> bool:
+        """Whether scores of different blocks compare as they are, without standardisation."""
+        ...
+
     def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor: ...
 
 
@@ -68,6 +72,7 @@ class Random:
     first: ClassVar[Needs] = ()
     second: ClassVar[Needs] = ()
     wants: ClassVar[Literal["nothing"]] = "nothing"
+    comparable: ClassVar[bool] = False
 
     def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
         seed = 2 * (gathered.seed * 100_003 + module.block) + (module.unit == "heads")
@@ -88,6 +93,7 @@ class Norm:
     first: ClassVar[Needs] = ()
     second: ClassVar[Needs] = ()
     wants: ClassVar[Literal["nothing"]] = "nothing"
+    comparable: ClassVar[bool] = False
 
     def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
         parts = {layer.name: layer.weight_OI.float().abs() ** self.power for layer in module.layers}
@@ -107,6 +113,7 @@ class WandaSp:
     first: ClassVar[Needs] = ()
     second: ClassVar[Needs] = (ColumnNorm,)
     wants: ClassVar[Literal["nothing"]] = "nothing"
+    comparable: ClassVar[bool] = False
 
     def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
         weight_I = module.reader.weight_OI.float().abs().sum(0)
@@ -131,6 +138,7 @@ class Flap:
     first: ClassVar[Needs] = ()
     second: ClassVar[Needs] = (ChannelMoments,)
     wants: ClassVar[Literal["nothing"]] = "nothing"
+    comparable: ClassVar[bool] = False
 
     def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
         squares_I = module.reader.weight_OI.double().square().sum(0)
@@ -156,6 +164,7 @@ class Taylor:
     first: ClassVar[Needs] = ()
     second: ClassVar[Needs] = ()
     wants: ClassVar[Literal["gradients"]] = "gradients"
+    comparable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.by not in ("element", "vector"):
@@ -214,6 +223,7 @@ class SecondMoment:
     identity: bool = False
 
     wants: ClassVar[Literal["nothing"]] = "nothing"
+    comparable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.moment not in ("gaussian", "measured"):
@@ -274,68 +284,6 @@ class SecondMoment:
         """Return gate and up: a fused layer has its gate first, roles tell two layers apart."""
         first = module.sources[0][0].role
         return (moments[1], moments[0]) if first == "up" else (moments[0], moments[1])
-
-
-@dataclass(frozen=True)
-class Redundancy:
-    """The divergence at which algorithm 1 removes the unit; the most similar are removed first.
-
-    Fields:
-        threshold: τ; 0: as many go as the sparsity asks for. Above 0, those below it go, no matter
-            how many (but no more than the sparsity allows).
-        order: "ascending" visits the most alike pair first, as the authors' code does; "row-major"
-            is Algorithm 1 as printed, and needs a threshold.
-        distance: "jensen-shannon", or "authors": what their code computes instead.
-        goes: "first" of two that are alike, as Algorithm 1 has it; or the "weaker", with the lower
-            second moment (ours).
-
-    Reference: Li et al. 2024, arXiv:2407.19126, equation 1, Algorithm 1.
-    """
-
-    threshold: float = 0.0
-    order: str = "ascending"
-    distance: str = "jensen-shannon"
-    goes: str = "first"
-
-    first: ClassVar[Needs] = ()
-    wants: ClassVar[Literal["maps"]] = "maps"
-
-    def __post_init__(self) -> None:
-        if self.order not in ("ascending", "row-major"):
-            raise InputError(f"order is ascending or row-major; got {self.order!r}.")
-        if self.distance not in ("jensen-shannon", "authors"):
-            raise InputError(f"distance is jensen-shannon or authors; got {self.distance!r}.")
-        if self.goes not in ("first", "weaker"):
-            raise InputError(
-                "goes is first or weaker (which of two similar heads is removed); "
-                f"got {self.goes!r}."
-            )
-        if self.order == "row-major" and not self.threshold > 0:
-            raise InputError("order=row-major is for a threshold above 0: set that too.")
-
-    @property
-    def second(self) -> Needs:
-        """Second moments of the second level's input, if the weaker of two units is removed."""
-        return (ChannelMoments,) if self.goes == "weaker" else ()
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of distance."""
-        return "authors" if self.distance == "authors" else "jensen-shannon"
-
-    def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
-        if gathered.divergence_HH is None:
-            raise MissingStatisticError("Attention maps were not gathered; this score reads them.")
-        divergence_UU = between_units(gathered.divergence_HH, module.heads_per_unit)
-        weaker = self.goes == "weaker"
-        worth_U = SecondMoment()(module, gathered).sum(1).cpu() if weaker else None
-        if self.order == "row-major":
-            return row_major(divergence_UU, self.threshold, worth_U)[:, None]
-        return ascending(divergence_UU, worth_U)[:, None]
-
-    def count(self, score_UN: Tensor) -> int:
-        """Return how many units are below the threshold."""
-        return int((score_UN[:, 0] < self.threshold).sum())
 
 
 def _over_units(module: UnitsView, parts: Mapping[str, Tensor]) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
@@ -34,20 +34,21 @@ def removed(cost: Mapping[Key, int], counts: Counts) -> int:
 
 
 def uniform(
-    modules: Sequence[UnitsView], share: float, heads: Mapping[int, int] = MappingProxyType({})
+    modules: Sequence[UnitsView],
+    share: float,
+    heads: Mapping[int, int] = MappingProxyType({}),
+    capped: bool = True,
 ) -> dict[Key, int]:
     """Remove the same share of every block: heads first, then neurons until the share is met.
 
     ``floor(share · U)`` groups of heads are removed, or more if all neurons but one would not make
     up for the rest; or as many as ``heads`` has for a block. The rest of the block's parameters
     comes from its neurons. Never more than the share is removed, and less by at most one unit, as
-    long as one unit of each module can stay.
+    long as one unit of each module can stay. Not ``capped``: ``heads`` are removed even where they
+    are more than the share.
     """
     counts: dict[Key, int] = {}
-    blocks: dict[int, list[UnitsView]] = {}
-    for module in modules:
-        blocks.setdefault(module.block, []).append(module)
-    for block, both in blocks.items():
+    for block, both in _by_block(modules).items():
         left = share * removable(both)
         neurons = sum((m.units - 1) * m.parameters for m in both if m.unit == "neurons")
         for module in both:  # heads come first
@@ -55,11 +56,19 @@ def uniform(
             if module.unit == "heads":
                 even = math.floor(share * module.units + 1e-9)
                 needed = math.ceil((left - neurons) / module.parameters - 1e-9)
-                count = min(count, heads.get(block, max(even, needed)))
-            count = min(math.floor(count + 1e-9), module.units - 1)
+                asked = heads.get(block, max(even, needed))
+                count = min(count, asked) if capped or block not in heads else asked
+            count = min(max(math.floor(count + 1e-9), 0), module.units - 1)
             counts[block, module.unit] = count
             left -= count * module.parameters
     return counts
+
+
+def _by_block(modules: Sequence[UnitsView]) -> dict[int, list[UnitsView]]:
+    blocks: dict[int, list[UnitsView]] = {}
+    for module in modules:
+        blocks.setdefault(module.block, []).append(module)
+    return blocks
 
 
 @dataclass
@@ -71,12 +80,16 @@ class Quota:
         share: of their parameters.
         counts: of each module; with a threshold those of blocks to come are not yet right.
         below: how many heads a threshold takes, by their scores (U, N); None: there is none.
+        capped: whether the share limits what the threshold takes; neurons fill it up either way.
+        found: how many heads of each block were below the threshold.
     """
 
     modules: Sequence[UnitsView]
     share: float
     counts: dict[Key, int]
     below: Callable[[Tensor], int] | None = None
+    capped: bool = True
+    found: dict[int, int] = field(default_factory=dict)
 
     def of(self, module: UnitsView, score_UN: Tensor) -> int:
         """Return the number for a module, by its scores.
@@ -86,25 +99,48 @@ class Quota:
         block = module.block
         if self.below is not None and module.unit == "heads":
             both = [m for m in self.modules if m.block == block]
-            self.counts |= uniform(both, self.share, {block: self.below(score_UN)})
+            self.found[block] = self.below(score_UN)
+            self.counts |= uniform(both, self.share, {block: self.found[block]}, self.capped)
         return self.counts[block, module.unit]
 
 
 def adaptive(
-    modules: Sequence[UnitsView], scores: Mapping[Key, Tensor], share: float
+    modules: Sequence[UnitsView],
+    scores: Mapping[Key, Tensor],
+    share: float,
+    comparable: Container[Unit] = (),
 ) -> dict[Key, int]:
-    """Remove the units with the lowest standardised scores of all modules, up to the share.
+    """Remove the units with the lowest scores of all modules, up to the share.
 
     FLAP's "AL-AM": scores (U, N) are standardised over all channels of a module, so that attention
     and MLP, early and late blocks compare; a unit is worth the mean of its channels. Units go from
     the lowest on, as long as they fit into the budget; at least one of each module stays.
 
+    Units of ``comparable`` kinds have scores that mean the same in every block, such as divergences
+    between heads. Standardised over the two or three of a block these would be the same numbers
+    whatever they were. They compete among themselves, as they are, for the share of their own
+    parameters, and the other kinds fill up the rest.
+
     Reference: An et al. 2024 (AAAI), FLAP, arXiv:2312.11983: its adaptive search, "AL-AM".
     """
-    budget = share * removable(modules)
     counts = {(module.block, module.unit): 0 for module in modules}
-    worth = [standardised(scores[module.block, module.unit]) for module in modules]
-    value = torch.cat(worth)
+    own = [module for module in modules if module.unit in comparable]
+    others = [module for module in modules if module.unit not in comparable]
+    raw = [scores[m.block, m.unit].double().cpu().mean(1) for m in own]
+    counts |= _lowest_of_all(own, raw, share * removable(own))
+    budget = share * removable(modules) - removed(costs(modules), counts)
+    alike = [standardised(scores[m.block, m.unit]) for m in others]
+    return counts | _lowest_of_all(others, alike, budget)
+
+
+def _lowest_of_all(
+    modules: Sequence[UnitsView], worth: Sequence[Tensor], budget: float
+) -> dict[Key, int]:
+    """Count the units of each module that are among the lowest of all and fit into the budget."""
+    counts = {(module.block, module.unit): 0 for module in modules}
+    if not modules:
+        return counts
+    value = torch.cat([*worth])
     which = torch.repeat_interleave(
         torch.arange(len(modules)), torch.tensor([len(worth_U) for worth_U in worth])
     )
