@@ -70,7 +70,7 @@ class Recipe(BaseModel):
     update: str | None = Field(None, description="keep, sparsegpt, least-squares")
     refine: str | None = Field(None, description="none, swaps")
     permutation: str | None = Field(None, description="none, fold, gather, free")
-    search: str | None = Field(None, description="assignment, heuristic, greedy")
+    search: str | None = Field(None, description="assignment, paper, heuristic, greedy")
     allocation: str | None = Field(None, description="uniform, owl, besa; adaptive (heads)")
     bits: int | None = Field(None, description="2 to 8: put what is kept on an integer grid")
     group: int | None = Field(None, description="inputs that share a grid, default 128; 0: a row")

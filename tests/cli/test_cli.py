@@ -91,7 +91,7 @@ def test_options_beside_a_recipe_replace_its_fields(pruned, tmp_path):
         "--set", "score=x", "--output", output,
     )  # fmt: skip
     assert result.exit_code == 2
-    assert "--set score: Wanda() is a part, not a number or a word" in result.stderr
+    assert "--set score: Wanda(power=1.0) is a part, not a number or a word" in result.stderr
     result = run(
         "prune", LLAMA, "--recipe", recipe, "--pattern", "row", "--sparsity", "0.25",
         "--output", output, "--json",

@@ -114,7 +114,7 @@ def test_default_groups_are_the_papers():
         assert groups[name] == Unstructured("layer")
     assert groups["mrp-ms"] == groups["mrp-mm"] == NM(2, 4)
     assert DaSS().gate_up.pattern == Unstructured("column")
-    assert DaSS().rest.pattern == Unstructured("row")
+    assert DaSS().down.pattern == DaSS().rest.pattern == Unstructured("row")
     assert DaSS.with_pattern(NM(4, 8)).gate_up.pattern == NM(4, 8, "output")
 
 
@@ -207,6 +207,13 @@ def test_any_score_with_any_update(method, pattern, update):
         if update == "least-squares":
             assert layer.notes["gap"] <= 1e-3
             assert layer.notes["iterations"] > 0
+
+
+@pytest.mark.parametrize("method", UPDATING)
+def test_a_certified_gap_is_promised_where_the_report_has_one(method):
+    _, _, _, _, reports = prune_tiny(method, "2:4", 0.5)
+    promised = "with a certified gap" in METHODS[method].differs
+    assert all(("gap" in report.notes) == promised for report in reports)
 
 
 def test_updates_are_named_and_their_settings_reached():

@@ -92,6 +92,29 @@ def test_a_refill_keeps_what_the_papers_cost_matrix_and_assignment_do(pattern):
         assert torch.equal(before_KM, boxes_KM)
 
 
+@pytest.mark.parametrize("pattern", [NM(2, 4), NM(4, 8), NM(1, 4)], ids=str)
+def test_search_paper_deals_round_robin_and_assigns_each_slot_once(pattern):
+    score_OI = scores(outputs=6)
+    ranked = sorted(range(32), key=lambda i: -float(score_OI[:, i].sum()))
+    boxes = [
+        ranked[k :: 32 // pattern.of] for k in range(32 // pattern.of)
+    ]  # one card each, M times
+    boxes_KM = torch.tensor(boxes)
+    for slot in range(pattern.of):
+        expected = literal_refill(score_OI, boxes_KM.tolist(), pattern.keep, pattern.of, slot)
+        _refill(score_OI.T.contiguous(), boxes_KM, pattern, slot)
+        found = literal_retained(score_OI, boxes_KM.flatten().tolist(), pattern.keep, pattern.of)
+        assert found == pytest.approx(expected)
+    pruner = build_method("ria", pattern, permutation="free", search="paper").pruner
+    order_I = pruner.permutation(score_OI, pattern, pattern.sparsity)
+    assert order_I.tolist() == boxes_KM.flatten().tolist()
+    code = build_method(
+        "ria", pattern, permutation="free", search="paper",
+        settings={"permutation.start.snake": True},
+    ).pruner  # fmt: skip
+    assert code.permutation == Assignment(sweeps=1, exchanges=0)
+
+
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(1, 4), NM(5, 8)], ids=str)
 def test_exchanges_gain_exactly_and_end_at_a_local_optimum(pattern):
     """Until no exchange of any two channels, tried one by one, gains."""

@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from prunus.maths.pruners.sparsegpt import block_sparsity
 from prunus.maths.scores import DaSS as DaSSScore
 from prunus.maths.scores import Magnitude, Wanda
 from prunus.maths.stats import ColumnNorm, TokenSample, gather
+from prunus.methods.build import build_method
 from prunus.model.inspect import inspect, start
 from prunus.run.loop import prune_blocks
 from prunus.run.observer import Silent
@@ -129,6 +131,26 @@ def test_dass_masks_each_role_by_its_own_rule(family, pattern):
             ):
                 expected_OI = in_pattern.mask(DaSSScore()(half_OI, stats), 0.5)
                 assert torch.equal(new_OI != 0, expected_OI)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.25, 0.5, 0.75])
+def test_the_down_projections_power_is_its_own(power):
+    """Table 12, literally: |w| · ‖X_j‖^α within each row; the other layers as ever."""
+    pruner = build_method("dass", settings={"down.score.power": power})
+    block, dense, activations_TI, _ = run("llama", pruner)
+    plain = {layer.name: layer.weight_OI for layer in run("llama", DaSS())[0].layers}
+    norms = [math.sqrt(sum(float(x) ** 2 for x in column)) for column in activations_TI.double().T]
+    moved = 0
+    for layer in block.layers:
+        if layer.role != "down":
+            assert torch.equal(layer.weight_OI, plain[layer.name])
+            continue
+        for row, new_I in zip(dense[layer.name].double().tolist(), layer.weight_OI, strict=True):
+            scores = [abs(w) * norm**power for w, norm in zip(row, norms, strict=True)]
+            kept = sorted(sorted(range(len(row)), key=scores.__getitem__)[len(row) // 2 :])
+            assert new_I.nonzero().flatten().tolist() == kept
+        moved += int(((layer.weight_OI != 0) != (plain[layer.name] != 0)).sum())
+    assert moved
 
 
 def test_dass_refuses_a_plain_mlp():

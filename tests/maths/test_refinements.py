@@ -269,7 +269,12 @@ def test_swaps_are_against_the_values_that_the_weights_will_have():
     assert against("sparsegpt") == against("mrp-sm") == "compensated"
     assert build_method("mrp-sm", refine="none") == build_method("mrp-sm")
     dass = build_method("dass", refine="swaps", update="sparsegpt")
-    assert dass.gate_up.refinement == dass.rest.refinement == Swaps("compensated")
+    assert (
+        dass.gate_up.refinement
+        == dass.down.refinement
+        == dass.rest.refinement
+        == Swaps("compensated")
+    )
     tuned = build_method("mrp-sm", refine="swaps", settings={"refinement.rounds": 3})
     assert tuned.pruner.refinement == Swaps(rounds=3)
     with pytest.raises(InputError, match=r"refinement 'swap'.*Did you mean 'swaps'"):

@@ -40,6 +40,8 @@ FORMULAS = [
     (RelativeImportance("in"), lambda w, c, r, x: share(w, c)),
     (RelativeImportance("out"), lambda w, c, r, x: share(w, r)),
     (Wanda(), lambda w, c, r, x: w * rms(x)),
+    (Wanda(power=0.75), lambda w, c, r, x: w * rms(x) ** 0.75),
+    (Wanda(power=0.0), lambda w, c, r, x: w),
     (RIA(), lambda w, c, r, x: (share(w, c) + share(w, r)) * rms(x) ** 0.5),
     (RIA(power=1.0), lambda w, c, r, x: (share(w, c) + share(w, r)) * rms(x)),
     (RIA(power=0.0), lambda w, c, r, x: share(w, c) + share(w, r)),

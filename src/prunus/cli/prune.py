@@ -92,7 +92,8 @@ def run(
     search: Annotated[
         str | None,
         typer.Option(
-            help="assignment, heuristic or greedy: how orders are found.  [default: assignment]",
+            help="assignment, paper, heuristic or greedy: how orders are found. paper: round-robin "
+            "and one sweep.  [default: assignment]",
             rich_help_panel=WEIGHTS,
         ),
     ] = None,

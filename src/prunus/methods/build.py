@@ -190,7 +190,7 @@ def _on_parts(
     if isinstance(pruner, EachLayer):
         return replace(pruner, pruner=change(pruner.pruner))
     if isinstance(pruner, DaSS):
-        return DaSS(cast(Compose, change(pruner.gate_up)), cast(Compose, change(pruner.rest)))
+        return DaSS(*(cast(Compose, change(rule)) for rule in pruner.rules))
     raise InputError(
         f"{name} prunes whole blocks by its own rule, so no update or refinement fits."
     )

@@ -61,7 +61,7 @@ def _check_keeps(name: str, pruner: BlockPruner) -> None:
     if isinstance(pruner, EachLayer):
         parts = [pruner.pruner]
     elif isinstance(pruner, DaSS):
-        parts = [pruner.gate_up, pruner.rest]
+        parts = [*pruner.rules]
     inner = [part.pruner if isinstance(part, InOrder) else part for part in parts]
     if not inner or not all(isinstance(x, Compose) and isinstance(x.update, Keep) for x in inner):
         raise InputError(

@@ -83,6 +83,17 @@ def _sparsegpt(pattern: Pattern | None) -> BlockPruner:
     return EachLayer(SparseGPT(pattern or Unstructured("layer")))
 
 
+_OPTIMUM = "The optimum of eq. 11 is found by conjugate gradients, with a certified gap."
+_VALUES = {
+    "SS": "The paper calls this SparseGPT itself (section 4.3.1), and it is the row sparsegpt: the "
+    "kept weights are not at the optimum, and there is no certificate.",
+    "SM": _OPTIMUM,
+    "MS": "The kept weights get the values of SparseGPT's sweep: not the optimum of eq. 11, and "
+    "without a certificate.",
+    "MM": _OPTIMUM,
+}
+
+
 def _mrp(mask: Literal["S", "M"], compensation: Literal["S", "M"]) -> Method:
     own = NM(2, 4) if mask == "M" else Unstructured("layer")  # mask M is for N:M alone
     if mask == compensation == "S":  # "SS is just SparseGPT" (section 4.3.1)
@@ -97,8 +108,7 @@ def _mrp(mask: Literal["S", "M"], compensation: Literal["S", "M"]) -> Method:
         url="https://arxiv.org/abs/2410.15567",
         build=build,
         differs="The authors published no code. "
-        f"Mask {mask}, compensation {compensation}. The optimum of eq. 11 is found by conjugate "
-        "gradients, with a certified gap.",
+        f"Mask {mask}, compensation {compensation}. {_VALUES[mask + compensation]}",
     )
 
 
@@ -114,6 +124,7 @@ REFINEMENTS = ("none", "swaps")
 PERMUTATIONS = ("none", "fold", "gather", "free")
 SEARCHES: Mapping[str, Permutation] = {
     "assignment": Assignment(),
+    "paper": Assignment(Heuristic(snake=False), sweeps=1, exchanges=0),
     "heuristic": Heuristic(),
     "greedy": Greedy(),
 }
@@ -150,7 +161,8 @@ METHODS: dict[str, Method] = {
         url="https://openreview.net/forum?id=T50uTgPzHS",
         build=DaSS.with_pattern,
         differs="Attention is pruned by Wanda, as in the paper's Table 2. Their code never prunes "
-        "it (--mlp-only).",
+        "it (--mlp-only). α is gate_up.score.power; that of the down projection (Table 12) is "
+        "down.score.power, 1 by default.",
         gated=True,
     ),
     "sparsegpt": Method(

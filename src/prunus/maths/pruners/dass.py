@@ -29,8 +29,11 @@ class DaSS:
     of the same weights stored apart.
 
     Attributes:
-        gate_up: compares down each input column; N:M along outputs (section 3, granularity).
-        rest: compares within each output row; N:M along inputs.
+        gate_up: compares down each input column; N:M along outputs (section 3, granularity). Its
+            ``score.power`` is the paper's α (Tables 4 and 11).
+        down: compares within each output row; N:M along inputs. Its ``score.power`` is the α of
+            the down projection in Table 12; the paper, and the default here, leave it at 1.
+        rest: attention, as down but always by plain Wanda.
 
     Differs from the authors' code: theirs never touches attention; the paper's Table 2 prunes it by
     Wanda, as here (``--mlp-only`` gives the code's reading, and the paper's Tables 1 and 3).
@@ -39,6 +42,7 @@ class DaSS:
     """
 
     gate_up: Compose = Compose(DaSSScore(), Unstructured("column"))
+    down: Compose = Compose(Wanda(), Unstructured("row"))
     rest: Compose = Compose(Wanda(), Unstructured("row"))
     ordering: ClassVar[None] = None
 
@@ -47,12 +51,18 @@ class DaSS:
         """Return the paper's groups; N:M is turned along the outputs for gate and up."""
         if pattern is None:
             return cls()
-        return cls(Compose(DaSSScore(), _turned(pattern)), Compose(Wanda(), pattern))
+        wanda = Compose(Wanda(), pattern)
+        return cls(Compose(DaSSScore(), _turned(pattern)), wanda, wanda)
+
+    @property
+    def rules(self) -> tuple[Compose, ...]:
+        """The three rules."""
+        return self.gate_up, self.down, self.rest
 
     @property
     def needs(self) -> Needs:
-        """The statistics of both rules, each once."""
-        return tuple(dict.fromkeys((*self.gate_up.needs, *self.rest.needs)))
+        """The statistics of all rules, each once."""
+        return tuple(dict.fromkeys(kind for rule in self.rules for kind in rule.needs))
 
     def pattern(self, layer: LayerView) -> Pattern:
         """Return the pattern of the layer's role."""
@@ -93,7 +103,9 @@ class DaSS:
             yield layer, Pruned(new_OI, mask_OI, notes=notes)
 
     def _rule(self, layer: LayerView) -> Compose:
-        return self.gate_up if layer.role in GATE_UP else self.rest
+        if layer.role in GATE_UP:
+            return self.gate_up
+        return self.down if layer.role == "down" else self.rest
 
 
 def _turned(pattern: Pattern) -> Pattern:
