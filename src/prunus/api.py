@@ -20,7 +20,6 @@ from .judge.text import read_text
 from .methods.table import QUANTIZE
 from .model.samples import Sample, either
 from .recipe import Recipe
-from .report.report import known_zeros
 from .run.finish import Result, carry_out
 from .run.forecast import Plan, forecast
 from .run.inputs import in_memory
@@ -28,7 +27,7 @@ from .run.need import make_room
 from .run.observer import Observer
 from .run.prepare import Request, check_pack, prepare
 from .run.progress import Scored, hearing, scoring, watching
-from .storage.checkpoint import folder_of, load_model, load_tokenizer
+from .storage.checkpoint import load_model, load_tokenizer
 from .storage.resuming import threads_of
 from .storage.scratch import check_spill
 from .text.given import collect, is_source
@@ -182,8 +181,9 @@ def quantize(
 
     >>> prunus.quantize("pruned", bits=4, group=128, output="pruned-4-bits")
 
-    Where ``prune`` wrote the model, the pattern that its report claims is claimed of the result,
-    and verified.
+    Where ``prune`` wrote the model, what its report claims of each layer's zeros is claimed of the
+    result, and verified: the pattern, along which side, in which order of the inputs. ``pattern``
+    (and ``sparsity``) claim one pattern of all layers instead.
 
     Args:
         model: as for ``prune``.
@@ -202,8 +202,7 @@ def quantize(
     Recipe.of(**fields).build()  # what is wrong with it is said before anything is downloaded
     if others.get("output") is not None:
         check_output(Path(others["output"]).expanduser())
-    zeros = known_zeros(folder_of(model)) if isinstance(model, str | Path) else {}
-    return prune(model, **{**fields, **zeros, **others})
+    return prune(model, **{**fields, **others})
 
 
 @typed

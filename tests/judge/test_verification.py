@@ -12,6 +12,9 @@ import prunus
 from helpers.models import MODELS
 from prunus.base.errors import CheckpointError, PatternError
 from prunus.judge.verify import verify
+from prunus.maths.orders import Assignment
+from prunus.maths.patterns import NM
+from prunus.report.report import read_report
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -106,6 +109,68 @@ def test_a_demanded_pattern(checkpoints):
     assert "is not 2:4" in problems(checkpoints / "row", pattern="2:4")
     assert "is not 1:4" in problems(checkpoints / "2:4", pattern="1:4")
     assert "cannot be 2:7" in problems(checkpoints / "2:4", pattern="2:7")
+
+
+def relabelled(folder, orders=None, **changes):
+    """Say in the report that every layer is 2:4 in an order of its own; store these orders."""
+    path = folder / "pruning_report.json"
+    report = json.loads(path.read_text())
+    for layer in report["layers"]:
+        layer["pattern"], layer["requested"] = "2:4", 0.5
+        layer["notes"]["order"] = "free"
+    path.write_text(json.dumps({**report, "pattern": "2:4", **changes}))
+    content = {"residual": None, "folded": {}, "gathered": {}}
+    if orders is not None:
+        content["free"] = {x["name"]: orders(x["shape"][1], x["name"]) for x in report["layers"]}
+    (folder / "channel_orders.json").write_text(json.dumps(content))
+    return folder
+
+
+def best_order(folder):
+    """The order under which each layer comes closest to 2:4, found by the default search."""
+    tensors = load_file(folder / "model.safetensors")
+
+    def order(inputs, name):
+        kept_OI = (tensors[f"{name}.weight"] != 0).float()
+        return Assignment()(kept_OI, NM(2, 4), 0.5).tolist()
+
+    return order
+
+
+def test_an_unstructured_checkpoint_does_not_pass_as_two_four_in_a_free_order(tmp_path):
+    """Half of every row is 0, in no pattern: whatever orders come with it, or none."""
+    prunus.prune(
+        MODELS / "llama", method="wanda", output=tmp_path / "row", samples=2, length=64
+    )  # fmt: skip
+    assert problems(tmp_path / "row") == ""
+    folder = relabelled(tmp_path / "row")
+    said = problems(folder)
+    assert "No claim can be checked about the pattern of 21 layers, such as model.layers.0" in said
+    assert "channel_orders.json has none that fits" in said
+    for order in (
+        lambda inputs, _: list(range(inputs)),
+        lambda inputs, _: torch.randperm(inputs).tolist(),
+        best_order(folder),
+    ):
+        said = problems(relabelled(folder, order))
+        assert f"{UP} is not 2:4: " in said
+        assert "No claim" not in said
+    assert "is not 2:4" in problems(folder, pattern="2:4")
+    assert problems(folder, pattern="row") == ""  # which needs no order, and is true
+    said = problems(relabelled(folder, lambda inputs, _: list(range(inputs - 4))))
+    assert "No claim can be checked" in said  # orders of another width
+    with pytest.raises(CheckpointError, match=r"channel_orders\.json is damaged"):
+        verify(relabelled(folder, lambda inputs, _: [0] * inputs), reload=False)
+
+
+def test_parts_that_leave_rows_out_prove_nothing(damaged):
+    folder = damaged("fused", lambda tensors: None)
+    path = folder / "pruning_report.json"
+    report = json.loads(path.read_text())
+    layer = next(x for x in report["layers"] if "pruned_apart" in x["notes"])
+    layer["notes"]["pruned_apart"] = [[0, 0, 1]]
+    path.write_text(json.dumps(report))
+    assert "are not the whole of it" in problems(folder)
 
 
 def test_nan_wrong_shapes_and_missing_tensors(damaged, checkpoints):
@@ -217,3 +282,72 @@ def test_files_beside_the_user_do_not_matter(checkpoints, tmp_path, monkeypatch)
 def test_a_choice_of_patterns_cannot_be_demanded(checkpoints):
     with pytest.raises(PatternError, match="leaves a choice"):
         verify(checkpoints / "row", pattern="1:4,2:4", reload=False)
+
+
+QUANTISED = {  # how it is pruned, and the patterns that it has then
+    "dass": ({"method": "dass", "pattern": "2:4"}, {"2:4": 15, "2:4:output": 6}),
+    "dass, unstructured": ({"method": "dass", "sparsity": 0.3}, {"row": 15, "column": 6}),
+    "free": ({"pattern": "2:4", "permutation": "free"}, {"2:4 in a free order": 21}),
+    "gather": (
+        {"pattern": "2:4", "permutation": "gather"},
+        {"2:4": 6, "2:4 behind an index": 15},
+    ),
+    "fold": ({"pattern": "2:4", "permutation": "fold"}, {"2:4": 21}),
+    "MLP alone": ({"pattern": "2:4", "mlp_only": True}, {"layer": 12, "2:4": 9}),
+    "a choice": (
+        {
+            **{"pattern": "1:4,2:4,3:4", "sparsity": 0.5, "allocation": "owl"},
+            "settings": {"allocation.reach": 0.3},
+        },
+        {"1:4": 7, "2:4": 7, "3:4": 7},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+@pytest.mark.parametrize("pack", [False, True])
+def test_quantize_makes_every_claim_again_and_it_is_checked(kind, pack, tmp_path):
+    fields, patterns = QUANTISED[kind]
+    pruned, small = tmp_path / "pruned", tmp_path / "small"
+    prunus.prune(
+        MODELS / "llama", output=pruned, samples=2, length=64, **{"method": "wanda", **fields}
+    )
+    before = verify(pruned, reload=False)
+    if kind != "MLP alone":
+        assert sum(before.patterns.values()) == 21
+    search = {"scales": False, "clip": False, "pack": pack, "calibration": "none"}
+    report = prunus.quantize(pruned, bits=8, group=16, output=small, **search).report
+    found = verify(small, reload=False)
+    assert found.problems == []
+    assert found.patterns.keys() == patterns.keys()
+    if kind == "a choice":
+        assert found.patterns == before.patterns
+    else:
+        assert found.patterns == patterns
+    wanted = [x.requested for x in read_report(pruned).layers]
+    if kind != "MLP alone":
+        assert [x.requested for x in report.layers] == wanted
+        assert report.requested == pytest.approx(read_report(pruned).requested, abs=0.01)
+    # Once more, by the recipe, on what is quantised by now; and a weight that came back is seen.
+    again = tmp_path / "again"
+    prunus.prune(small, small / "recipe.yaml", output=again, pack=False)
+    assert verify(again, reload=False).patterns == found.patterns
+    tensors = load_file(again / "model.safetensors")
+    tensors[UP][(tensors[UP] == 0).nonzero()[5].unbind()] = 0.1
+    save_file(tensors, again / "model.safetensors", metadata={"format": "pt"})
+    assert f"{UP} is not " in problems(again)
+
+
+def test_quantize_keeps_the_claims_of_halves_and_loses_what_nothing_proves(checkpoints, tmp_path):
+    search = {"scales": False, "clip": False, "calibration": "none"}
+    prunus.quantize(checkpoints / "fused", bits=8, group=16, output=tmp_path / "8", **search)
+    assert verify(tmp_path / "8", reload=False).pattern == "row, column"
+    layers = read_report(tmp_path / "8").layers
+    assert sum("pruned_apart" in layer.notes for layer in layers) == 3
+    folder = Path(shutil.copytree(checkpoints / "2:4", tmp_path / "old"))
+    relabelled(folder)
+    prunus.quantize(folder, bits=8, group=16, output=tmp_path / "no", **search)
+    found = verify(tmp_path / "no", reload=False)
+    assert (found.problems, found.patterns) == ([], {"layer": 21})
+    prunus.quantize(folder, bits=8, group=16, pattern="2:4", output=tmp_path / "yes", **search)
+    assert verify(tmp_path / "yes", reload=False).patterns == {"2:4": 21}

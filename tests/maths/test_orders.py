@@ -5,6 +5,7 @@ from itertools import combinations, permutations
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
+from transformers import AutoModelForCausalLM
 
 import prunus
 from helpers.models import MODELS
@@ -14,6 +15,7 @@ from prunus.maths.orders import Assignment, Greedy, Heuristic, Retained
 from prunus.maths.orders.assignment import _refill
 from prunus.maths.orders.exchanges import Exchanges
 from prunus.maths.orders.greedy import SPLITS, _two_of_four
+from prunus.maths.orders.orders import Orders
 from prunus.maths.patterns import NM, Unstructured
 from prunus.maths.pruners import Compose, InOrder
 from prunus.maths.scores import Magnitude
@@ -278,6 +280,13 @@ def test_a_free_order_is_said_and_is_no_hardware_pattern(tmp_path):
     asked = prunus.verify(tmp_path / "free", pattern="2:4", reload=False)
     assert len(asked.problems) == 21
     assert "weight has 2:4 in a free order, but not in the stored order" in asked.problems[0]
+    assert sorted(result.orders.free) == sorted(x.name for x in result.report.layers)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "free").state_dict()
+    loaded = prunus.load(tmp_path / "free").state_dict()  # which must not apply these orders
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in plain.items())
+    for name, order_I in Orders.read(tmp_path / "free").free.items():
+        ordered_OI = plain[f"{name}.weight"][:, order_I]
+        assert (TWO_FOUR.groups(ordered_OI == 0).sum(1) == 2).all()
     assert "no hardware for N:M" in (tmp_path / "free" / "README.md").read_text()
     assert "permutation: free\n" in (tmp_path / "free" / "recipe.yaml").read_text()
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from torch import Tensor
 
 from ..base.errors import CheckpointError
 from ..maths.contracts import Pattern
 from ..maths.grids import Grid
+from ..maths.orders.orders import FILE as ORDERS
 from ..maths.orders.orders import Orders
 from ..maths.patterns import NM, Unstructured, parse_pattern, removed
 from ..report.layer import LayerReport
+from ..report.report import PruningReport
 from ..storage.pruned import read_layers
 from .verification import Subject, Verification
 
@@ -22,6 +26,7 @@ def check(subject: Subject, found: Verification) -> None:
     """
     report = subject.report
     assert report is not None
+    found.problems += _unproven(report, subject)
     packed = report.grid if report.packed else None
     tensors = read_layers(subject.folder, report, subject.trust_remote_code, packed)
     zeros = weights = 0
@@ -60,42 +65,72 @@ def _check_layer(
     subject: Subject,
     found: Verification,
 ) -> None:
-    demanded = subject.demanded
     name = layer.parameter if layer.expert is None else layer.name
     found.problems += _layer_problems(name, weight_OI, zeros, layer)
     if tuple(weight_OI.shape) != layer.shape:
         return
-    weight_OI, pattern, shown = _as_ordered(weight_OI, layer, subject.orders, demanded)
-    if demanded is not None and str(demanded) != shown:
-        found.problems.append(
-            f"{name} has {shown}, but not in the stored order, which is the one that hardware "
-            "reads."
-        )
-    found.count(shown)
-    found.problems += _pattern_problems(name, weight_OI, pattern, layer)
+    claimed, demanded = parse_pattern(layer.pattern), subject.demanded
+    order_I, shown = _order(layer, claimed, subject.orders)
+    if demanded is None:
+        found.count(shown)
+        if order_I is not None:
+            found.problems += _pattern_problems(name, weight_OI[:, order_I], claimed, layer)
+        elif shown == str(claimed):
+            found.problems += _pattern_problems(name, weight_OI, claimed, layer)
+        return
+    problems = _pattern_problems(name, weight_OI, demanded, layer)
+    if problems and order_I is not None:
+        ordered_OI = weight_OI[:, order_I]
+        if not _pattern_problems(name, ordered_OI, claimed, layer):
+            problems = [
+                f"{name} has {shown}, but not in the stored order, which is the one that hardware "
+                "reads."
+            ]
+    found.count(shown if problems and order_I is not None else str(demanded))
+    found.problems += problems
 
 
-def _as_ordered(
-    weight_OI: Tensor, layer: LayerReport, orders: Orders, demanded: Pattern | None
-) -> tuple[Tensor, Pattern, str]:
-    """Return the weight in the order of its pattern, the pattern to check, and the pattern's name.
+def _order(layer: LayerReport, claimed: Pattern, orders: Orders) -> tuple[Tensor | None, str]:
+    """Return the order of the inputs in which the pattern is said to hold, and how to call it.
 
-    A free order is written nowhere, so only the count of each row can be checked.
+    None: as stored; or an order of the layer's own that is stored nowhere (see ``_unproven``).
     """
-    pattern = demanded or parse_pattern(layer.pattern)
     order = layer.notes.get("order")
-    if isinstance(demanded, Unstructured) or order not in ("free", "gather"):
-        return weight_OI, pattern, str(pattern)
+    if order == "gather":
+        order_I = orders.gathered.get(str(layer.notes.get("site")))
+        if order_I is None or len(order_I) != layer.shape[1]:
+            raise CheckpointError(
+                f"The report says that {layer.name} reads its inputs through an index, and "
+                f"{ORDERS} has none that fits. The checkpoint is damaged."
+            )
+        return order_I, f"{claimed} behind an index"
     if order == "free":
-        return weight_OI, Unstructured("row"), f"{layer.pattern} in a free order"
-    order_I = orders.gathered.get(str(layer.notes.get("site")))
-    if order_I is None or len(order_I) != weight_OI.shape[1]:
-        raise CheckpointError(
-            f"The report says that {layer.name} reads its inputs through an index, and "
-            "channel_orders.json has none that fits. The checkpoint is damaged."
-        )
-    claimed = parse_pattern(layer.pattern)
-    return weight_OI[:, order_I], claimed, f"{claimed} behind an index"
+        order_I = free_order(layer, orders)
+        proven = "" if order_I is not None else " that is not stored"
+        return order_I, f"{claimed} in a free order{proven}"
+    return None, str(claimed)
+
+
+def free_order(layer: LayerReport, orders: Orders) -> Tensor | None:
+    """Return the order of a layer's own, if one that fits is stored."""
+    order_I = orders.free.get(layer.name)
+    return None if order_I is None or len(order_I) != layer.shape[1] else order_I
+
+
+def _unproven(report: PruningReport, subject: Subject) -> list[str]:
+    """Return a problem if a pattern is claimed in orders of which none is stored."""
+    names = [
+        layer.name
+        for layer in report.layers
+        if layer.notes.get("order") == "free" and free_order(layer, subject.orders) is None
+    ]
+    if subject.demanded is not None or not names:
+        return []
+    return [
+        f"No claim can be checked about the pattern of {len(names)} layers, such as {names[0]}: it "
+        f"is said to hold in an order of each layer's own, and {ORDERS} has none that fits. "
+        "(Earlier versions of prunus did not write these orders.) Prune again to have them."
+    ]
 
 
 def _layer_problems(name: str, weight_OI: Tensor, zeros: int, layer: LayerReport) -> list[str]:
@@ -111,6 +146,9 @@ def _pattern_problems(
     name: str, weight_OI: Tensor, pattern: Pattern, layer: LayerReport
 ) -> list[str]:
     apart = layer.notes.get("pruned_apart") or [[None, None, None]]
+    covered = chain(*(range(*slice(*rows).indices(len(weight_OI))) for rows in apart))
+    if sorted(covered) != list(range(len(weight_OI))):
+        return [f"{name}: the parts that the report says it was pruned in are not the whole of it."]
     problems = []
     for rows in apart:
         part_OI = weight_OI[slice(*rows)]

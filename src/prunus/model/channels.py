@@ -117,21 +117,6 @@ class Channels:
             self.interiors[site].fold(order_I)
             self.orders.folded[site] = order_I
 
-    def noted(self, block: Block) -> dict[str, Any]:
-        """Return what a later run needs to know about the block's channels."""
-        sites = {layer.site for layer in block.layers}
-
-        def lists(orders: Mapping[str, Tensor]) -> dict[str, list[int]]:
-            return {site: order_I.tolist() for site, order_I in orders.items() if site in sites}
-
-        return {"folded": lists(self.orders.folded), "gathered": lists(self.orders.gathered)}
-
-    def take_up(self, noted: Mapping[str, Any]) -> None:
-        """Take over the orders that an earlier run has put a block's channels into."""
-        for kind in ("folded", "gathered"):
-            known = {site: torch.tensor(order) for site, order in noted.get(kind, {}).items()}
-            getattr(self.orders, kind).update(known)
-
     @contextmanager
     def arranged(
         self, block: Block, stats: Stats, plan: Plan, ordering: Ordering

@@ -31,7 +31,8 @@ model = prunus.load("this folder")
 ```"""
 ORDERS = {
     "free": "The pattern holds in an order of the inputs that each layer has for itself. The "
-    "weights as stored do not have it: no hardware for N:M sparsity runs this checkpoint.",
+    "weights as stored do not have it: no hardware for N:M sparsity runs this checkpoint. "
+    "`channel_orders.json` lists the orders, by which `prunus verify` checks the pattern.",
     "gather": "Where layers read the residual stream, the pattern holds in an order of the inputs "
     "that `channel_orders.json` lists. `prunus.load` puts those weights into that order and an "
     "index in front of them; the weights as stored are right without it, and not N:M.",

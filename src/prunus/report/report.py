@@ -198,30 +198,6 @@ def read_report(folder: Path) -> PruningReport:
     return report
 
 
-def known_zeros(model: str | Path) -> dict[str, Any]:
-    """Return the ``pattern`` and ``sparsity`` that all layers of a checkpoint have as stored.
-
-    The result is empty where no report says so: for a model that is dense, if only in part, for
-    roles with patterns of their own, for an order that the weights are not stored in.
-    """
-    folder = Path(model).expanduser()
-    if not (folder / FILE).is_file():
-        return {}
-    report = read_report(folder)
-    if report.structured is not None:
-        return {}
-    layers, coverage = report.layers, report.coverage
-    claims = {(layer.pattern, layer.requested) for layer in layers}
-    elsewhere = any(
-        layer.notes.get("order") in ("free", "gather") or "pruned_apart" in layer.notes
-        for layer in layers
-    )
-    if len(claims) > 1 or elsewhere or coverage.pruned_weights < coverage.block_weights:
-        return {}
-    ((pattern, sparsity),) = claims
-    return {"pattern": pattern, "sparsity": sparsity}
-
-
 def realised_sparsity(layers: Sequence[LayerReport]) -> float:
     """Return zeros over weights of all layers together."""
     weights = [layer.shape[0] * layer.shape[1] for layer in layers]

@@ -127,7 +127,7 @@ def forecast(request: Request) -> Plan:
         tried = try_units(run, needed)
         asked = run.share if tried.units is None else run.requested(tried.units)
     else:
-        tried, asked = try_weights(run, needed), float(job.recipe.sparsity or 0)
+        tried, asked = try_weights(run, needed), run.share
     spilled = needed.activations if job.spill else 0
     held, end = needed.activations - spilled + tried.beside, 0
     if request.path is not None or tried.units is None:

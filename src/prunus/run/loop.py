@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from ..base.errors import NumericalError, PrunusError
 from ..base.team import ALONE, Team
 from ..maths.contracts import BlockPruner, Plan, Pruned, Share, parameter_of, requested
+from ..maths.orders.orders import Orders, is_order
 from ..maths.stats import Statistics, TokenSample
 from ..maths.views import LayerView
 from ..model.blocks import Block, Layer
@@ -47,6 +49,7 @@ def prune_blocks(
     true_sequential: bool = False,
     channels: Channels | None = None,
     learner: Learner | None = None,
+    orders: Orders | None = None,
     journal: Journal | None = None,
     team: Team = ALONE,
 ) -> list[LayerReport]:
@@ -64,6 +67,8 @@ def prune_blocks(
             block.)
         channels: where the pruner wants an ordering of them.
         learner: finds the shares of each block's layers in place of the plan's.
+        orders: takes the orders of the layers, and gives them to the journal; None: those of
+            ``channels``, where there are any.
         journal: takes every block when it is pruned, and gives those of an earlier run back.
         team: the processes that do this together, each with its own recording. The first alone
             has a journal; its weights are everybody's.
@@ -72,6 +77,8 @@ def prune_blocks(
         NumericalError: NaN or inf in an activation or in a new weight.
         InputError: from the pruner, before anything is changed.
     """
+    if orders is None:
+        orders = channels.orders if channels is not None else Orders()
     for block in blocks:
         pruner.check(block, plan)
     reports: list[LayerReport] = []
@@ -81,25 +88,46 @@ def prune_blocks(
         before = taken_up(block, journal, team)
         if before is not None:
             done, noted = before
-            if channels is not None:
-                channels.take_up(noted)
+            orders.take_up(noted)
         else:
-            done = []
-            packed: dict[str, Tensor] = {}
+            done, beside = [], Beside(orders)
             for stage in _stages(block, shares, true_sequential):
                 stats = recorded(
                     block, len(blocks), recording, pruner.needs, device, observer, team
                 )
                 observer.block(block.index, len(blocks), block.name, "prune")
                 with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
-                    done += _prune(block, stats, rule, stage, observer, notes, packed)
+                    done += _prune(block, stats, rule, stage, observer, notes, beside)
                 align(block, team)
             if journal is not None:
-                orders = channels.noted(block) if channels is not None else {}
-                journal.write(block, done, packed, orders)
+                names = {name for layer in block.layers for name in (layer.site, layer.name)}
+                journal.write(block, done, beside.packed, orders.noted(names))
         reports += done
     observer.done()
     return reports
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the written weights of a block do not hold.
+
+    Attributes:
+        orders: of all layers so far, in which their patterns hold.
+        packed: integers of the block's layers, by their names in a packed file.
+    """
+
+    orders: Orders
+    packed: dict[str, Tensor] = field(default_factory=dict)
+
+    def put(self, layer: Layer, pruned: Pruned) -> dict[str, str]:
+        """Keep a layer's integers and its order; return what the report says of the order."""
+        if pruned.quantized is not None:
+            integers = packing.packed(pruned.quantized)
+            self.packed.update({f"{layer.name}.{part}": x for part, x in integers.items()})
+        if pruned.order_I is None:
+            return {}
+        self.orders.free[layer.name] = pruned.order_I.cpu()
+        return {"order": "free"}
 
 
 @contextmanager
@@ -140,16 +168,14 @@ def _prune(
     plan: Plan,
     observer: Observer,
     notes: Mapping[str, Mapping[str, Any]],
-    packed: dict[str, Tensor],
+    beside: Beside,
 ) -> list[LayerReport]:
-    """Write every planned layer; what a packed file holds of it goes into ``packed``."""
+    """Write every planned layer; what its weights cannot hold goes ``beside``."""
     reports: list[LayerReport] = []
     begun = time.perf_counter()
     for layer, pruned in _named(pruner(block, stats, plan), block, plan):
         error, before, updated = _write(layer, pruned, stats[layer.site])
-        if pruned.quantized is not None:
-            integers = packing.packed(pruned.quantized)
-            packed.update({f"{layer.name}.{part}": tensor for part, tensor in integers.items()})
+        own = {**pruned.notes, **beside.put(layer, pruned)}
         weight_OI = layer.weight_OI
         report = LayerReport(
             name=layer.name,
@@ -164,7 +190,7 @@ def _prune(
             updated=updated,
             error_before_update=before,
             seconds=time.perf_counter() - begun,
-            notes={**pruned.notes, **routed(layer, stats[layer.site]), **notes.get(layer.name, {})},
+            notes={**own, **routed(layer, stats[layer.site]), **notes.get(layer.name, {})},
             expert=layer.expert,
         )
         reports.append(report)
@@ -225,7 +251,12 @@ def _check_returned(layer: Layer, pruned: object) -> None:
     if not isinstance(pruned, Pruned):
         found: object = type(pruned).__name__
     else:
-        mask_OI, weight_OI = pruned.mask_OI, pruned.weight_OI
+        mask_OI, weight_OI, order_I = pruned.mask_OI, pruned.weight_OI, pruned.order_I
+        if order_I is not None and not is_order(order_I, layer.shape[1]):
+            raise PrunusError(
+                f"{layer.name}: the pruner's order does not name each of the {layer.shape[1]} "
+                "inputs once."
+            )
         if weight_OI.shape == mask_OI.shape == layer.shape and mask_OI.dtype == torch.bool:
             return
         found = f"{tuple(weight_OI.shape)} and {tuple(mask_OI.shape)} of {mask_OI.dtype}"

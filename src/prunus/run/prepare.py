@@ -12,13 +12,18 @@ from transformers import PreTrainedModel
 from ..base.device import pick_device
 from ..base.errors import CalibrationError, InputError
 from ..base.team import ALONE, Team
+from ..maths.contracts import BlockPruner
+from ..maths.orders.orders import Orders
+from ..maths.pruners import ActivationAware
 from ..methods.build import Composition
 from ..methods.own import check_written
 from ..methods.table import QUANTIZE
 from ..recipe import Recipe
 from ..storage.assembly import check_names
+from ..storage.checkpoint import folder_of
 from ..storage.widths import widths_of
 from ..text.given import Given, how_many, source_name
+from .carried import Carried
 from .inputs import inputs, named
 from .job import Job
 from .observer import Observer, Silent
@@ -108,10 +113,25 @@ def _prepared(request: Request) -> tuple[Run, Any]:
     if units is not None:
         check_text(recipe, units, tokens[0])
         return UnitsRun.of(look, recipe, units), tokenizer
-    run = WeightsRun.of(look, built.weights, built.allocation)
+    pruner, orders = _with_claims(request, built.weights)
+    run = replace(WeightsRun.of(look, pruner, built.allocation), orders=orders)
     if request.written:
         check_written(run.pruner, [x for block in run.planned for x in block.planned(run.plan)])
     return run, tokenizer
+
+
+def _with_claims(request: Request, pruner: BlockPruner) -> tuple[BlockPruner, Orders]:
+    """Have a pruned model that is quantised make the claims about its zeros again.
+
+    Not where a pattern is asked for: that is then claimed of all layers.
+    """
+    asked = request.recipe.pattern is not None
+    if not isinstance(pruner, ActivationAware) or asked or request.path is None:
+        return pruner, Orders()
+    carried = Carried.of(folder_of(request.path))
+    for claim, layers in carried.lost.items():
+        request.observer.say(f"not claimed again of {layers} layers: {claim}")
+    return replace(pruner, claims=carried.claims), carried.orders
 
 
 def _filled(recipe: Recipe, given: Given | None) -> tuple[Recipe, Composition]:

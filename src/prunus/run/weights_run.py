@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from ..base.errors import InputError, UnsupportedModelError
 from ..maths.contracts import BlockPruner, Pattern, Plan
 from ..maths.orders.orders import Orders
 from ..maths.patterns import NM
+from ..maths.pruners import ActivationAware
 from ..maths.shares import BESA, OWL, Allocation, Uniform
 from ..maths.shares.budget import settle, total
 from ..methods.own import check_merges, spelled
@@ -45,6 +46,7 @@ class WeightsRun:
         allocation: how much of each layer is removed.
         plan: sparsity by layer, before the allocation has looked at any text.
         coverage: which share of the model that is.
+        orders: in which the patterns of layers held before, where they were pruned before.
     """
 
     job: Job
@@ -52,6 +54,7 @@ class WeightsRun:
     allocation: Allocation
     plan: Plan
     coverage: Coverage
+    orders: Orders = field(default_factory=Orders)
 
     @classmethod
     def of(
@@ -67,6 +70,8 @@ class WeightsRun:
         recipe, blocks = job.recipe, job.blocks
         layers = select_layers(blocks, mlp_only=recipe.mlp_only, skip_blocks=recipe.skip_blocks)
         plan = Uniform()(layers, cast(float, recipe.sparsity))
+        if isinstance(pruner, ActivationAware):
+            plan = pruner.planned(plan)
         grid = recipe.grid() if recipe.pack else None
         for block in blocks:
             pruner.check(block, plan)
@@ -96,6 +101,7 @@ class WeightsRun:
         channels = self._ordered(journal)
         plan = self._allocated(journal)
         done = job.has_done(self.touched, journal)
+        orders = channels.orders if channels else self.orders
         recording = None if done else job.recording()  # which nothing would read any more
         learner = None if done else self.learner(recording, journal)
         reports = prune_blocks(
@@ -108,6 +114,7 @@ class WeightsRun:
             true_sequential=job.recipe.true_sequential,
             channels=channels,
             learner=learner,
+            orders=orders,
             journal=journal,
             team=job.team,
         )
@@ -115,8 +122,8 @@ class WeightsRun:
             begun,
             pruner=spelled(self.pruner),
             allocation=repr(self.allocation),
-            pattern=job.recipe.pattern,
-            requested=cast(float, job.recipe.sparsity),
+            pattern=self.pattern,
+            requested=self.share,
             sparsity=realised_sparsity(reports),
             coverage=self.coverage,
             layers=reports,
@@ -125,7 +132,23 @@ class WeightsRun:
             grid=job.recipe.grid(),
             packed=job.recipe.pack,
         )
-        return report, channels.orders if channels else Orders()
+        return report, orders
+
+    @property
+    def pattern(self) -> str | None:
+        """Return the pattern that was asked for; of a pruned model, those that its layers have."""
+        if not isinstance(self.pruner, ActivationAware) or not self.pruner.claims:
+            return self.job.recipe.pattern
+        layers = [layer for block in self.planned for layer in block.planned(self.plan)]
+        return ", ".join(dict.fromkeys(str(self.pruner.pattern(layer)) for layer in layers))
+
+    @property
+    def share(self) -> float:
+        """Return the share that was to be removed; of a pruned model, before it was quantised."""
+        if not isinstance(self.pruner, ActivationAware):
+            return cast(float, self.job.recipe.sparsity)
+        layers = [layer for block in self.planned for layer in block.planned(self.plan)]
+        return float(total(layers, self.plan)[1])
 
     @property
     def planned(self) -> list[Block]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -17,6 +17,22 @@ from ..stats import Statistics
 from ..views import BlockView, LayerView
 from .each_layer import check_fit
 from .on_grid import on_grid
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said of the zeros of a layer that is pruned already.
+
+    Attributes:
+        pattern: what they have.
+        sparsity: the share that was to be removed.
+        notes: what else the report says of the pattern: the order in which it holds, the parts of
+            the matrix that were pruned apart.
+    """
+
+    pattern: Pattern
+    sparsity: float
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class ActivationAware:
         clip: search clipping strengths for each row and group.
         steps: exponents to try for s.
         pack: whether to hand over the integers too, for a file that will hold them.
+        claims: by layer, what was said of its zeros before, in place of ``zeros``.
 
     Reference: Lin et al. 2024 (MLSys), AWQ, arXiv:2306.00978; DaSS's Table 8 applies it after
     pruning.
@@ -47,6 +64,7 @@ class ActivationAware:
     clip: bool = True
     steps: int = 20
     pack: bool = False
+    claims: Mapping[str, Claim] = field(default_factory=dict, repr=False)
     ordering: ClassVar[None] = None
 
     @property
@@ -55,13 +73,21 @@ class ActivationAware:
         return (Gram,) if self.scales or self.clip else ()
 
     def pattern(self, layer: LayerView) -> Pattern:
-        """Return the pattern of the zeros."""
-        return self.zeros
+        """Return the pattern of the layer's zeros."""
+        claim = self.claims.get(layer.name)
+        return self.zeros if claim is None else claim.pattern
+
+    def planned(self, plan: Plan) -> Plan:
+        """Return the plan with the shares that layers are said to have lost before."""
+        return {
+            name: self.claims[name].sparsity if name in self.claims else share
+            for name, share in plan.items()
+        }
 
     def check(self, block: BlockView, plan: Plan) -> None:
-        """Check that every planned layer fits the pattern."""
+        """Check that every planned layer fits its pattern."""
         for layer in block.planned(plan):
-            check_fit(self.zeros, layer, layer.shape, plan[layer.name])
+            check_fit(self.pattern(layer), layer, layer.shape, plan[layer.name])
 
     def __call__(
         self, block: BlockView, stats: Mapping[str, Statistics], plan: Plan
@@ -77,7 +103,10 @@ class ActivationAware:
                 scale_I, exponent = input_scale(weights, gram_II, self.grid, self.steps)
                 gram_II = gram_II / scale_I / scale_I[:, None]
             for layer in layers:
-                yield layer, self._quantized(layer.weight_OI, gram_II, scale_I, exponent)
+                new = self._quantized(layer.weight_OI, gram_II, scale_I, exponent)
+                claim = self.claims.get(layer.name)
+                notes = {**(claim.notes if claim is not None else {}), **new.notes}
+                yield layer, replace(new, notes=notes)
 
     def _quantized(
         self, weight_OI: Tensor, gram_II: Tensor | None, scale_I: Tensor | None, exponent: float

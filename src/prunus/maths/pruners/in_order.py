@@ -45,7 +45,7 @@ class InOrder:
         order_I = self.permutation(score_OI, self.pattern, sparsity)
         pruned = self.pruner(weight_OI[:, order_I], stats.reordered(order_I), sparsity)
         back_I = order_I.argsort()
-        notes = {**pruned.notes, "order": "free"}
+        notes = dict(pruned.notes)
         if isinstance(self.pattern, NM):
             notes["score_gap_closed"] = Retained.of(score_OI, self.pattern, order_I).gap_closed
         return Pruned(pruned.weight_OI[:, back_I], pruned.mask_OI[:, back_I], order_I, notes)
