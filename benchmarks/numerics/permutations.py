@@ -1,8 +1,12 @@
 """Orders of channels: what they keep against the greedy search, and how their time grows.
 
-    python benchmarks/numerics/permutations.py --sizes 1024 2048 4096
+    python -m benchmarks.numerics.permutations --sizes 1024 2048 4096
+    python -m benchmarks.numerics.permutations --model MODEL --calibration c4.jsonl --pattern 2:4
 
-First, 2:4 on 512 and 1024 channels: the share of the gap between the stored order and the row-wise
+With a model: RIA's scores of every layer of one block, dense; for each search the share of all
+scores that it keeps, and of the gap between the stored order and the row-wise optimum.
+
+Without: 2:4 on 512 and 1024 channels: the share of the gap from the stored order to the row-wise
 optimum that each search closes, and its seconds. Then square layers: one sweep of the assignment
 (what the paper times in its Table A3) against one L1 ``cdist`` and one scipy assignment of the size
 that a slot needs; a sweep has four slots.
@@ -18,13 +22,22 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from prunus.maths.orders import Assignment, Greedy, Heuristic, Retained
-from prunus.maths.patterns import NM
+from prunus.maths.patterns import NM, parse_pattern
+from prunus.maths.scores import RIA
+from prunus.methods.table import SEARCHES as NAMED
+from prunus.recipe import Recipe
+from prunus.storage.checkpoint import load_model, load_tokenizer
 
+from .retained_degree import tokens, watched
+
+LAYERS = ["self_attn." + x for x in ("q_proj", "k_proj", "v_proj", "o_proj")]
+LAYERS += ["mlp." + x for x in ("gate_proj", "up_proj", "down_proj")]
 TWO_FOUR = NM(2, 4)
 SEARCHES = {
     "heuristic, plain": Heuristic(snake=False),
     "heuristic, snake": Heuristic(),
-    "one sweep (the authors')": Assignment(sweeps=1, exchanges=0),
+    "paper: plain, one sweep": NAMED["paper"],
+    "their code: snake, one sweep": Assignment(sweeps=1, exchanges=0),
     "assignment and exchanges": Assignment(),
     "greedy, 100 escapes": Greedy(escapes=100),
 }
@@ -40,7 +53,14 @@ def scores(outputs: int, inputs: int) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="*", type=int, default=[1024, 2048, 4096])
+    parser.add_argument("--model")
+    parser.add_argument("--calibration")
+    parser.add_argument("--block", type=int, default=15)
+    parser.add_argument("--pattern", default="2:4")
     given = parser.parse_args()
+    if given.model is not None:
+        of_a_block(given)
+        return
 
     print("| channels | search | gap closed | s |\n|---|---|---|---|")
     for inputs in (512, 1024):
@@ -64,6 +84,30 @@ def main() -> None:
         linear_sum_assignment(gain_KK.numpy(), maximize=True)
         one = time.perf_counter() - begun
         print(f"| {size} | {sweep:.1f} | {one:.1f} | {sweep / one:.1f} |", flush=True)
+
+
+def of_a_block(given: argparse.Namespace) -> None:
+    """Print what each search keeps of the scores of a real block's layers."""
+    pattern = parse_pattern(given.pattern)
+    assert isinstance(pattern, NM)
+    model = load_model(given.model, dtype="float32")
+    recipe = Recipe.of(method="ria", calibration=given.calibration, samples=8, length=1024)
+    ids_ST = tokens(model, load_tokenizer(given.model), recipe)
+    names = [f"model.layers.{given.block}.{layer}" for layer in LAYERS]
+    stats = watched(model, names, ids_ST)
+    scores = [RIA()(model.get_submodule(name).weight.detach(), stats[name]) for name in names]
+    total = sum(float(score_OI.sum(dtype=torch.float64)) for score_OI in scores)
+    print("| search | score kept | gap closed, mean over layers | s |\n|---|---|---|---|")
+    for name, search in SEARCHES.items():
+        begun = time.perf_counter()
+        orders = [search(score_OI, pattern, pattern.sparsity) for score_OI in scores]
+        took = time.perf_counter() - begun
+        found = [Retained.of(s_OI, pattern, x) for s_OI, x in zip(scores, orders, strict=True)]
+        kept = sum(x.score for x in found) / total
+        closed = sum(x.gap_closed for x in found) / len(found)
+        print(f"| {name} | {kept:.4%} | {closed:.2%} | {took:.1f} |", flush=True)
+    stored, best = (sum(getattr(x, k) for x in found) / total for k in ("stored", "row_optimum"))
+    print(f"stored order: {stored:.4%}; row-wise optimum: {best:.4%}")
 
 
 if __name__ == "__main__":

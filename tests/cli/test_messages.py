@@ -156,8 +156,8 @@ def test_quantize_speaks_of_quantising(tmp_path):
     [
         (["row"], "save no memory and no time.", "2:4"),
         (["2:4"], "has not been run yet", "not 2:4"),
-        (["4:8"], "know 2:4 alone, not 4:8", "sparse="),
-        (["1:4", "2:4"], "know 2:4 alone, not 1:4", "sparse="),
+        (["4:8"], "along stored inputs alone, not 4:8", "sparse="),
+        (["1:4", "2:4"], "along stored inputs alone, not 1:4", "sparse="),
     ],
 )
 def test_a_plan_promises_no_speed_that_was_not_seen(patterns, said, not_said):

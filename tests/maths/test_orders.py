@@ -1,6 +1,6 @@
 """Orders of channels against a literal implementation of the paper, and brute force."""
 
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from prunus.maths.gram import Gram
 from prunus.maths.orders import Assignment, Greedy, Heuristic, Retained
 from prunus.maths.orders.assignment import _refill
 from prunus.maths.orders.exchanges import Exchanges
-from prunus.maths.orders.greedy import SPLITS, _two_of_four
+from prunus.maths.orders.greedy import halves, kept
 from prunus.maths.orders.orders import Orders
 from prunus.maths.patterns import NM, Unstructured
 from prunus.maths.pruners import Compose, InOrder
@@ -159,11 +159,57 @@ def test_eight_channels_reach_the_best_order_of_all(seed):
     assert assigned.score >= 0.99 * best
 
 
-def test_the_splits_are_all_and_two_of_four_is_that():
-    assert len(SPLITS) == len(set(SPLITS)) == 35
-    columns_B8O = torch.rand(1, 8, 24)
-    columns_B8O[0, :4] = torch.tensor(list(permutations([1.0, 2.0, 5.0, 9.0]))).T
-    assert float(_two_of_four(columns_B8O, (0, 1, 2, 3))[0]) == 24 * 14
+def test_the_splits_are_all_and_what_they_keep_is_counted():
+    assert len(halves(4)) == len(set(halves(4))) == 35
+    assert [len(halves(size)) for size in (1, 2, 3, 5, 6)] == [1, 3, 10, 126, 462]
+    assert all(halves(size)[0] == tuple(range(size)) for size in range(1, 7))  # as it is
+    columns_BCO = torch.rand(1, 8, 24)
+    columns_BCO[0, :4] = torch.tensor(list(permutations([1.0, 2.0, 5.0, 9.0]))).T
+    for keep, of_row in ((1, 9), (2, 14), (3, 16)):
+        assert float(kept(columns_BCO, (0, 1, 2, 3), keep)[0]) == 24 * of_row
+
+
+@pytest.mark.parametrize(
+    "pattern", [NM(1, 4), NM(3, 4), NM(1, 2), NM(2, 3), NM(2, 5), NM(3, 6)], ids=str
+)
+def test_greedy_finds_the_best_split_of_two_boxes_of_any_n_m(pattern):
+    """Brute force over every split, each counted with Python's own sort."""
+    columns = range(2 * pattern.of)
+    score_OI = scores(outputs=5, inputs=len(columns))
+    best = max(
+        literal_retained(score_OI, [*first, *(set(columns) - set(first))], pattern.keep, pattern.of)
+        for first in combinations(columns, pattern.of)
+    )
+    order = Greedy(escapes=0)(score_OI, pattern, pattern.sparsity).tolist()
+    found = literal_retained(score_OI, order, pattern.keep, pattern.of)
+    assert found == pytest.approx(best)
+
+
+@pytest.mark.parametrize("pattern", [NM(4, 8), NM(2, 8), NM(1, 7)], ids=str)
+def test_greedy_ends_where_no_exchange_gains_for_a_large_m_and_near_the_best(pattern):
+    inputs = 2 * pattern.of
+    score_OI = scores(outputs=5, inputs=inputs)
+
+    def kept_in(order):
+        return literal_retained(score_OI, order, pattern.keep, pattern.of)
+
+    order = Greedy(escapes=0)(score_OI, pattern, pattern.sparsity).tolist()
+    found = kept_in(order)
+    for a, b in product(range(pattern.of), range(pattern.of, inputs)):
+        other = list(order)
+        other[a], other[b] = other[b], other[a]
+        assert kept_in(other) <= found * (1 + 1e-6)
+    escaped = kept_in(Greedy(escapes=20)(score_OI, pattern, pattern.sparsity).tolist())
+    columns_IO = score_OI.T[None]
+    best = max(
+        float(
+            kept(columns_IO, first, pattern.keep)
+            + kept(columns_IO, tuple({*range(inputs)} - {*first}), pattern.keep)
+        )
+        for first in halves(pattern.of)
+    )
+    assert found <= escaped <= best * (1 + 1e-6)
+    assert escaped >= 0.999 * best
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -199,7 +245,10 @@ def test_half_precision_scores_and_the_same_order_again():
     score_OI = scores().bfloat16()
     first, second = (Assignment()(score_OI, TWO_FOUR, 0.5) for _ in range(2))
     assert torch.equal(first, second)
-    assert torch.equal(Assignment()(score_OI, NM(4, 4), 0.0), torch.arange(32))
+    for search in (Assignment(), Greedy()):
+        for pattern in (NM(4, 4), NM(8, 8), NM(3, 32)):  # nothing to choose
+            stored_I = search(score_OI, pattern, pattern.sparsity)
+            assert torch.equal(stored_I, torch.arange(32))
 
 
 @pytest.mark.parametrize("pattern", [Unstructured("row"), NM(2, 4, "output"), NM(3, 7)], ids=str)
@@ -208,18 +257,14 @@ def test_only_n_m_along_inputs_and_a_layer_that_divides(pattern):
         Assignment()(scores(), pattern, 0.5)
 
 
-def test_greedy_is_for_two_four():
-    with pytest.raises(PatternError, match="only works for 2:4, not for 4:8"):
-        Greedy()(scores(), NM(4, 8), 0.5)
-
-
-def test_the_greedy_search_returns_the_best_order_seen_not_the_last():
+@pytest.mark.parametrize("pattern", [TWO_FOUR, NM(4, 8)], ids=str)
+def test_the_greedy_search_returns_the_best_order_seen_not_the_last(pattern):
     """One seed: a longer search begins with the shorter one, and an escape may lose."""
     for seed in range(3):
         score_OI = scores(outputs=8, inputs=24, seed=seed)
-        orders = [Greedy(escapes=n)(score_OI, TWO_FOUR, 0.5).tolist() for n in range(9)]
-        kept = [literal_retained(score_OI, order, 2, 4) for order in orders]
-        assert kept == sorted(kept)
+        orders = [Greedy(escapes=n)(score_OI, pattern, 0.5).tolist() for n in range(9)]
+        found = [literal_retained(score_OI, order, pattern.keep, pattern.of) for order in orders]
+        assert found == sorted(found)
 
 
 def test_composed_masks_have_the_pattern_in_the_order_and_keep_what_it_promises():

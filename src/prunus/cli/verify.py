@@ -54,6 +54,10 @@ def run(
             print_line(f"PROBLEM: {problem}")
         layers = ", ".join(f"{count} × {name}" for name, count in found.patterns.items())
         print_line(f"sparsity {found.sparsity:.4%} in {layers}")
+        if any(name.endswith(":output") for name in found.patterns):
+            print_line(
+                "  N:M along outputs is no pattern of hardware: it multiplies these as dense"
+            )
         print_line("ok" if found.ok else f"{len(found.problems)} problems")
     if not found.ok:
         raise typer.Exit(1)

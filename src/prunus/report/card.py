@@ -41,6 +41,11 @@ ORDERS = {
     "would compute in the old order; `channel_orders.json` lists it.",
 }
 
+ALONG_OUTPUTS = (
+    "N:M along their outputs. The hardware for N:M sparsity skips zeros along the inputs, over "
+    "which a product sums: it multiplies these layers as dense ones."
+)
+
 
 def model_card(
     report: PruningReport,
@@ -183,6 +188,9 @@ def _layers(report: PruningReport) -> Iterator[str]:
 def _orders(layers: Sequence[LayerReport]) -> Iterator[str]:
     kinds = {layer.notes.get("order") for layer in layers}
     yield from (text for kind, text in ORDERS.items() if kind in kinds)
+    turned = sum(layer.pattern.endswith(":output") for layer in layers)
+    if turned:
+        yield f"{turned} of the {len(layers)} layers have {ALONG_OUTPUTS}"
 
 
 def _experts(experts: Sequence[ExpertTokens]) -> Iterator[str]:

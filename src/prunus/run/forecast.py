@@ -27,7 +27,9 @@ TWO_OF_FOUR = (
     'prunus.load(sparse="2:4") makes tensors for the sparse units of CUDA GPUs; this has not been '
     "run yet, so what it gains is not known."
 )
-OTHER_NM = "torch's sparse tensors and the GPUs behind them know 2:4 alone, not {}."
+OTHER_NM = (
+    "torch's sparse tensors and the GPUs behind them know 2:4 along stored inputs alone, not {}."
+)
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def _covered(run: Run) -> tuple[float, list[Kind], list[str]]:
         names = {layer.name for module in run.modules for layer in module.layers}
         return coverage_of(job.model, job.blocks, names).share, kinds_of(job, names), []
     layers = [layer for block in run.planned for layer in block.planned(run.plan)]
-    patterns = sorted({str(run.pruner.pattern(layer)) for layer in layers})
+    free = " in a free order" if job.recipe.permutation == "free" else ""
+    patterns = sorted({f"{run.pruner.pattern(layer)}{free}" for layer in layers})
     return run.coverage.share, kinds_of(job, set(run.plan)), patterns
 
 

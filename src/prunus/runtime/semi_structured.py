@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -9,11 +10,17 @@ from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 from transformers import PreTrainedModel
 
-from ..base.errors import InputError, PatternError
+from ..base.errors import CheckpointWarning, InputError, PatternError
 from ..model.blocks import outputs_first
 from ..report.layer import LayerReport
 from .indexed import index
 
+ALONG_OUTPUTS = (
+    "have zeros along their outputs. Sparse tensor cores skip zeros along the inputs, over which a "
+    "product sums, so nothing can multiply these layers in fewer steps"
+)
+FREE = "have zeros in an order of the inputs that is not the stored one"
+OTHER = "have another pattern"
 ROWS, COLUMNS = 32, 64  # both sides must be multiples, in torch's stricter backend (CUTLASS)
 
 
@@ -23,12 +30,18 @@ def to_semi_structured(model: PreTrainedModel, layers: Sequence[LayerReport]) ->
     The layout is checked anywhere. The conversion and its speed have **not been run**: there was no
     GPU to run them on. torch calls this interface a prototype.
 
+    Layers that are not 2:4 along their stored inputs stay dense, with one warning that counts them:
+    gate and up of DaSS, which are 2:4 along outputs, among them. torch can hold the transpose of
+    such a weight, but only for the product with ``W`` itself, in a backward pass; the layer's own
+    product with ``Wᵀ`` sums over the inputs, and there its zeros are in no pattern.
+
     Raises:
         PatternError: a layer that torch would not take, with its name.
         InputError: no layer is 2:4, or some are experts, or the model is not on a CUDA device.
     """
-    chosen = [x for x in layers if x.pattern == "2:4" and x.notes.get("order") != "free"]
+    chosen = [x for x in layers if _stays_dense(x) is None]
     names = [x.name for x in chosen]
+    _warn([x for x in layers if _stays_dense(x) is not None], len(layers))
     experts = [x.name for x in chosen if x.expert is not None]
     if experts:
         raise InputError(
@@ -41,8 +54,8 @@ def to_semi_structured(model: PreTrainedModel, layers: Sequence[LayerReport]) ->
         check_layout(name, outputs_first(model.get_submodule(name)))
     if model.device.type != "cuda":
         raise InputError(
-            f"sparse='2:4': all {len(names)} layers have the layout, but torch multiplies it on "
-            f"CUDA alone and the model is on {model.device.type}. Give device='cuda', or leave "
+            f"sparse='2:4': all {len(names)} such layers have the layout, but torch multiplies it "
+            f"on CUDA alone and the model is on {model.device.type}. Give device='cuda', or leave "
             "sparse out."
         )
     for name in names:
@@ -58,6 +71,32 @@ def to_semi_structured(model: PreTrainedModel, layers: Sequence[LayerReport]) ->
                 index(module, order_I)
             model.set_submodule(name, module)
         module.weight = nn.Parameter(compressed, requires_grad=False)
+
+
+def _stays_dense(layer: LayerReport) -> str | None:
+    """Return why a layer is not multiplied as 2:4; None if it is."""
+    if layer.notes.get("order") == "free":
+        return FREE
+    if layer.pattern == "2:4":
+        return None
+    return ALONG_OUTPUTS if layer.pattern.endswith(":output") else OTHER
+
+
+def _warn(dense: Sequence[LayerReport], layers: int) -> None:
+    """Warn once about all layers that stay dense."""
+    if not dense:
+        return
+    reasons: dict[str, list[str]] = {}
+    for layer in dense:
+        reasons.setdefault(str(_stays_dense(layer)), []).append(layer.name)
+    told = "; ".join(
+        f"{len(names)} of them, such as {names[0]}, {why}" for why, names in reasons.items()
+    )
+    warnings.warn(
+        f"sparse='2:4': {len(dense)} of the {layers} pruned layers stay dense: {told}.",
+        CheckpointWarning,
+        stacklevel=4,  # whoever called prunus.load
+    )
 
 
 def check_layout(name: str, weight_OI: Tensor) -> None:

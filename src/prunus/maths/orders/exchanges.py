@@ -1,4 +1,4 @@
-"""Exchanges of pairs of channels while they increase the kept score: the assignment's last step."""
+"""Exchanges of pairs of channels: the assignment's last step, the greedy search's for a large M."""
 
 from __future__ import annotations
 
@@ -53,6 +53,14 @@ class Exchanges:
         if touched:
             self._refresh(torch.tensor(sorted(touched), device=moved.device))
         return bool(touched)
+
+    def escape(self, generator: torch.Generator) -> None:
+        """Exchange one random channel of a random pair of boxes, whatever that loses."""
+        a, b = torch.randperm(len(self.boxes_KM), generator=generator)[:2].tolist()
+        i, j = torch.randint(self.pattern.of, (2,), generator=generator).tolist()
+        here, there = int(self.boxes_KM[a, i]), int(self.boxes_KM[b, j])
+        self.boxes_KM[a, i], self.boxes_KM[b, j] = there, here
+        self._refresh(torch.tensor(sorted({a, b}), device=self.boxes_KM.device))
 
     def gain_II(self) -> Tensor:
         """Return the gain of exchanging the channels at positions a and b; 0 within a box."""

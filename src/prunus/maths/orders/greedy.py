@@ -4,34 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from ...base.errors import PatternError
 from ..contracts import Pattern, Share
+from ..patterns import NM
+from .exchanges import Exchanges
 from .retained import along_inputs, retained
 
 FLOATS = 2**24  # held by one batch of pairs
-# The first half of every split of eight columns into two times four; the second half is the rest.
-SPLITS = [(0, *rest) for rest in combinations(range(1, 8), 3)]
+WIDEST = 6  # M with 462 splits of 2M columns into two halves; of 8 there are 6,435
 
 
 @dataclass(frozen=True)
 class Greedy:
-    """A greedy search that splits the 8 columns of two stripes of 4 again wherever that gains most.
+    """A greedy search that splits the 2M columns of two stripes of M again where that gains most.
 
     Passes over the pairs by falling gain, each stripe touched once a pass, until a pass gains
     nothing. An escape then applies a random exchange between a random pair of stripes, which may
     lose score, and the passes go on. Returns the best order seen.
 
+    Up to M = 6 every split of a pair is tried (35 for M = 4, as in the paper). Above that there are
+    too many, and the M² exchanges of one column for another take their place.
+
     Attributes:
         escapes: how often to escape; the paper compares with 100.
         seed: of the escapes.
 
-    2:4 alone. Reference: Pool & Yu 2021, "Channel permutations for N:M sparsity"; here the best
-    order is kept, where the authors' code returns the last.
+    Reference: Pool & Yu 2021, "Channel permutations for N:M sparsity", for 2:4. Other N:M are ours,
+    and so is that the best order is kept: the authors' code returns the last.
     """
 
     escapes: int = 100
@@ -40,37 +44,38 @@ class Greedy:
     def __call__(self, score_OI: Tensor, pattern: Pattern, sparsity: Share) -> Tensor:
         """Return the order, stripe after stripe; position p reads channel ``order_I[p]``."""
         pattern = along_inputs(pattern, score_OI)
-        if (pattern.keep, pattern.of) != (2, 4):
-            raise PatternError(
-                f"The greedy search only works for 2:4, not for {pattern}. Use Assignment."
-            )
         generator = torch.Generator().manual_seed(self.seed)
         order_I = torch.arange(score_OI.shape[1], device=score_OI.device)
-        search = _Pairs(score_OI.float().T.contiguous(), order_I.view(-1, 4))
+        if pattern.keep == pattern.of or len(order_I) == pattern.of:
+            return order_I
+        search_among = Splits if pattern.of <= WIDEST else Exchanges
+        boxes_KM = order_I.view(-1, pattern.of)
+        search = search_among(score_OI.float().T.contiguous(), boxes_KM, pattern)
         best, best_I = retained(score_OI, pattern, order_I), order_I.clone()
         for escapes in range(self.escapes + 1):
-            while search.one_pass():
+            while search.one_round():
                 pass
-            now = retained(score_OI, pattern, search.stripes_K4.flatten())
+            now = retained(score_OI, pattern, search.boxes_KM.flatten())
             if now > best:
-                best, best_I = now, search.stripes_K4.flatten().clone()
-            if escapes < self.escapes and len(search.stripes_K4) > 1:
+                best, best_I = now, search.boxes_KM.flatten().clone()
+            if escapes < self.escapes:
                 search.escape(generator)
         return best_I
 
 
-class _Pairs:
+class Splits:
     """The best split of every pair of stripes, and its gain."""
 
-    def __init__(self, channels_IO: Tensor, stripes_K4: Tensor) -> None:
-        self.channels_IO, self.stripes_K4 = channels_IO, stripes_K4.clone()
+    def __init__(self, channels_IO: Tensor, boxes_KM: Tensor, pattern: NM) -> None:
+        self.channels_IO, self.boxes_KM, self.pattern = channels_IO, boxes_KM.clone(), pattern
+        self.halves = halves(pattern.of)
         self.least = 1e-6 * float(channels_IO.abs().sum())  # of all: less is rounding
-        count = len(stripes_K4)
+        count = len(boxes_KM)
         self.gain_KK = torch.zeros(count, count, device=channels_IO.device)
         self.split_KK = torch.zeros(count, count, dtype=torch.int64, device=channels_IO.device)
         self._refresh(combinations(range(count), 2))
 
-    def one_pass(self) -> bool:
+    def one_round(self) -> bool:
         """Apply the best splits of untouched stripes; return whether there were any."""
         touched: set[int] = set()
         for flat in self.gain_KK.flatten().argsort(descending=True).tolist():
@@ -78,9 +83,9 @@ class _Pairs:
             if float(self.gain_KK[a, b]) <= self.least:
                 break
             if a not in touched and b not in touched:
-                first = SPLITS[int(self.split_KK[a, b])]
+                first = self.halves[int(self.split_KK[a, b])]
                 both = self._both(a, b)
-                rest = [both[i] for i in range(8) if i not in first]
+                rest = [both[i] for i in range(len(both)) if i not in first]
                 self._write(a, b, [*(both[i] for i in first), *rest])
                 touched |= {a, b}
         self._refresh_of(touched)
@@ -88,18 +93,19 @@ class _Pairs:
 
     def escape(self, generator: torch.Generator) -> None:
         """Exchange one random column of a random pair of stripes."""
-        a, b = torch.randperm(len(self.stripes_K4), generator=generator)[:2].tolist()
-        i, j = torch.randint(4, (2,), generator=generator).tolist()
+        a, b = torch.randperm(len(self.boxes_KM), generator=generator)[:2].tolist()
+        i, j = torch.randint(self.pattern.of, (2,), generator=generator).tolist()
         both = self._both(a, b)
-        both[i], both[4 + j] = both[4 + j], both[i]
+        j += self.pattern.of
+        both[i], both[j] = both[j], both[i]
         self._write(a, b, both)
         self._refresh_of({a, b})
 
     def _both(self, a: int, b: int) -> list[int]:
-        return [*self.stripes_K4[a].tolist(), *self.stripes_K4[b].tolist()]
+        return [*self.boxes_KM[a].tolist(), *self.boxes_KM[b].tolist()]
 
     def _write(self, a: int, b: int, both: list[int]) -> None:
-        self.stripes_K4[a], self.stripes_K4[b] = torch.tensor(both).view(2, 4)
+        self.boxes_KM[a], self.boxes_KM[b] = torch.tensor(both).view(2, -1)
 
     def _refresh_of(self, touched: set[int]) -> None:
         pairs = {(min(a, b), max(a, b)) for a in touched for b in range(len(self.gain_KK))}
@@ -110,25 +116,36 @@ class _Pairs:
         pairs_P2 = torch.tensor(list(pairs), dtype=torch.int64, device=self.gain_KK.device).view(
             -1, 2
         )
-        rows = self.channels_IO.shape[1]
-        for pairs_B2 in pairs_P2.split(max(FLOATS // (8 * rows), 1)):
-            columns_B8O = self.channels_IO[self.stripes_K4[pairs_B2].flatten(1)]
+        both, rows = 2 * self.pattern.of, self.channels_IO.shape[1]
+        for pairs_B2 in pairs_P2.split(max(FLOATS // (both * rows), 1)):
+            columns_BCO = self.channels_IO[self.boxes_KM[pairs_B2].flatten(1)]
             kept_BS = torch.stack(
                 [
-                    _two_of_four(columns_B8O, first)
-                    + _two_of_four(columns_B8O, tuple(set(range(8)) - set(first)))
-                    for first in SPLITS
+                    kept(columns_BCO, first, self.pattern.keep)
+                    + kept(columns_BCO, tuple({*range(both)} - {*first}), self.pattern.keep)
+                    for first in self.halves
                 ],
                 1,
             )
             best_B, split_B = kept_BS.max(1)
             a_B, b_B = pairs_B2.T
-            self.gain_KK[a_B, b_B] = best_B - kept_BS[:, SPLITS.index((0, 1, 2, 3))]
+            self.gain_KK[a_B, b_B] = best_B - kept_BS[:, 0]  # the stripes as they are
             self.split_KK[a_B, b_B] = split_B
 
 
-def _two_of_four(columns_B8O: Tensor, four: tuple[int, ...]) -> Tensor:
-    """Sum the two highest of four columns over rows: max(h + h', a + b, c + d), h the higher."""
-    a, b, c, d = (columns_B8O[:, i] for i in four)
+@cache
+def halves(size: int) -> list[tuple[int, ...]]:
+    """Return the first half of every split of twice ``size`` columns; the second is the rest."""
+    return [(0, *rest) for rest in combinations(range(1, 2 * size), size - 1)]
+
+
+def kept(columns_BCO: Tensor, chosen: tuple[int, ...], keep: int) -> Tensor:
+    """Sum the ``keep`` highest of the chosen columns, row by row, over all rows.
+
+    For 2 of 4 it is max(h + h', a + b, c + d), h the higher of a pair: no sorting.
+    """
+    if (keep, len(chosen)) != (2, 4):
+        return columns_BCO[:, list(chosen)].topk(keep, 1).values.sum((1, 2))
+    a, b, c, d = (columns_BCO[:, i] for i in chosen)
     high_BO = torch.maximum(a, b) + torch.maximum(c, d)
     return torch.maximum(high_BO, torch.maximum(a + b, c + d)).sum(1)
