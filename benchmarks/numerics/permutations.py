@@ -21,14 +21,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from benchmarks.common import windows_of
 from prunus.maths.orders import Assignment, Greedy, Heuristic, Retained
 from prunus.maths.patterns import NM, parse_pattern
 from prunus.maths.scores import RIA
 from prunus.methods.table import SEARCHES as NAMED
-from prunus.recipe import Recipe
 from prunus.storage.checkpoint import load_model, load_tokenizer
 
-from .retained_degree import tokens, watched
+from .retained_degree import watched
 
 LAYERS = ["self_attn." + x for x in ("q_proj", "k_proj", "v_proj", "o_proj")]
 LAYERS += ["mlp." + x for x in ("gate_proj", "up_proj", "down_proj")]
@@ -91,8 +91,7 @@ def of_a_block(given: argparse.Namespace) -> None:
     pattern = parse_pattern(given.pattern)
     assert isinstance(pattern, NM)
     model = load_model(given.model, dtype="float32")
-    recipe = Recipe.of(method="ria", calibration=given.calibration, samples=8, length=1024)
-    ids_ST = tokens(model, load_tokenizer(given.model), recipe)
+    ids_ST = windows_of(model, load_tokenizer(given.model), given.calibration, 8)
     names = [f"model.layers.{given.block}.{layer}" for layer in LAYERS]
     stats = watched(model, names, ids_ST)
     scores = [RIA()(model.get_submodule(name).weight.detach(), stats[name]) for name in names]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..base.errors import CalibrationError, NumericalError
+from ..base.errors import CalibrationError, InputError, NumericalError
 from ..base.team import Team
 
 LEADING, PASSES = 32, 4  # eigenvectors for preconditioning; passes to find them
 RAISES = 8  # times that the damp may be raised tenfold: from 0.01 to far more than the Gram itself
+
+Ridge = Literal["relative", "absolute"]
+"""What a damp is a multiple of: the Gram's mean diagonal, or the papers' γ itself."""
 
 
 class Gram:
@@ -24,7 +28,7 @@ class Gram:
     def __init__(self, features: int, device: torch.device) -> None:
         self.sum_II = torch.zeros(features, features, dtype=torch.float32, device=device)
         self.tokens = 0
-        self._damped: dict[float, Damped] = {}
+        self._damped: dict[tuple[float, Ridge], Damped] = {}
 
     @staticmethod
     def enough(features: int) -> int:
@@ -61,16 +65,21 @@ class Gram:
             raise CalibrationError("No calibration token reached this layer; give more text.")
         return self.sum_II / self.tokens
 
-    def damped(self, damp: float) -> Damped:
-        """Return the system that updates solve; the layers of a site share it and its factor."""
-        if damp not in self._damped:
-            self._damped[damp] = Damped.of(self.matrix_II, damp)
-        return self._damped[damp]
+    def damped(self, damp: float, ridge: Ridge = "relative") -> Damped:
+        """Return the system that updates solve; the layers of a site share it and its factor.
+
+        An absolute damp is the γ of ``2 XᵀX + γI`` as papers print it, a sum over T tokens. All of
+        it divided by 2T, which changes no mask and no update, that is ``XᵀX / T + γ / (2T) · I``.
+        """
+        if (damp, ridge) not in self._damped:
+            unit = None if ridge == "relative" else 1 / (2 * max(self.tokens, 1))
+            self._damped[damp, ridge] = Damped.of(self.matrix_II, damp, unit)
+        return self._damped[damp, ridge]
 
 
 @dataclass(frozen=True, eq=False)
 class Damped:
-    """``H = G + damp · mean(diag G) · I`` with its factor.
+    """``H = G + damp · unit · I`` with its factor; the unit is ``mean(diag G)`` unless told.
 
     An input that is always 0 ("dead") first gets the mean diagonal of the others as its own, so
     that H is invertible and the damp is the one of the layer without that input; its weights cannot
@@ -94,8 +103,8 @@ class Damped:
     float64: bool
 
     @classmethod
-    def of(cls, gram_II: Tensor, damp: float) -> Damped:
-        """Damp and factorise a Gram matrix.
+    def of(cls, gram_II: Tensor, damp: float, unit: float | None = None) -> Damped:
+        """Damp and factorise a Gram matrix; the damp counts in units of its mean diagonal or this.
 
         Raises:
             NumericalError: no damp makes the matrix positive definite: it holds NaN or inf.
@@ -105,12 +114,13 @@ class Damped:
         diagonal_I = gram_II.diagonal()
         dead_I = diagonal_I == 0
         mean = float(diagonal_I[~dead_I].mean()) if not bool(dead_I.all()) else 1.0
+        unit = mean if unit is None else unit
         for raised in range(RAISES):
             used = damp if raised == 0 else max(damp, 1e-6) * 10**raised
             for dtype in (torch.float32, torch.float64):
                 matrix_II = gram_II.to(dtype, copy=True)
                 matrix_II.diagonal()[dead_I] = mean
-                matrix_II.diagonal().add_(used * mean)
+                matrix_II.diagonal().add_(used * unit)
                 upper_II = _upper_factor_of_inverse(matrix_II)
                 if upper_II is not None:
                     matrix_II, upper_II = matrix_II.float(), upper_II.float()
@@ -165,6 +175,12 @@ class Damped:
         """Return what the report should say; nothing if the requested damp was enough."""
         raised = {"damp_raised_to": self.damp} if self.damp != asked else {}
         return {**raised, **({"float64": True} if self.float64 else {})}
+
+
+def check_ridge(ridge: str) -> None:
+    """Raise InputError for a word that is no ``Ridge``."""
+    if ridge not in ("relative", "absolute"):
+        raise InputError(f"A ridge is relative or absolute, not {ridge!r}.")
 
 
 def _upper_factor_of_inverse(matrix_II: Tensor) -> Tensor | None:

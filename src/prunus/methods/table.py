@@ -108,7 +108,9 @@ def _mrp(mask: Literal["S", "M"], compensation: Literal["S", "M"]) -> Method:
         url="https://arxiv.org/abs/2410.15567",
         build=build,
         differs="The authors published no code. "
-        f"Mask {mask}, compensation {compensation}. {_VALUES[mask + compensation]}",
+        f"Mask {mask}, compensation {compensation}. {_VALUES[mask + compensation]} γ is a fraction "
+        "of the mean diagonal, as in SparseGPT, which the paper says it follows; γI as remark 4.1 "
+        "prints it is ridge=absolute.",
     )
 
 

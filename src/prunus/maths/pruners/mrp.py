@@ -14,13 +14,13 @@ from torch import Tensor
 from ...base.errors import InputError, PatternError, at_least
 from ...base.team import Team
 from ..contracts import Needs, Pattern, Pruned, Refinement, Share
-from ..gram import Damped, Gram
+from ..gram import Damped, Gram, Ridge, check_ridge
 from ..patterns import NM, Unstructured
 from ..scores import OBS
 from ..stats import Statistics
 from ..updates.least_squares import LeastSquares
 from ..updates.multipliers import Multipliers
-from ..updates.sparsegpt import Decide
+from ..updates.sparsegpt import Decide, SparseGPTSweep
 from .sparsegpt import by_score, swept, whole_groups
 
 
@@ -45,6 +45,7 @@ class MRP:
         diagonal: of mask S: ``"full"`` as printed, ``"trailing"`` as in SparseGPT.
         damp: ridge, as a fraction of the Gram's mean diagonal. (The paper writes γ = 0.01 and says
             that it follows SparseGPT: a fraction, then.)
+        ridge: ``"absolute"`` adds γI itself to the sum ``2 XᵀX``, as remark 4.1 prints it.
         tolerance: certified relative gap of the final compensation.
         between: what the compensations between blocks may leave of the pruned weights; see
             ``Multipliers``. On SmolLM2-135M 1e-2 costs 0.1 to 0.3 % of the final loss.
@@ -62,6 +63,7 @@ class MRP:
     tolerance: float = 1e-3
     between: float = 1e-2
     refinement: Refinement | None = None
+    ridge: Ridge = "relative"
     needs: ClassVar[Needs] = (Gram,)
 
     def __post_init__(self) -> None:
@@ -71,6 +73,7 @@ class MRP:
             )
         least = {"damp": self.damp, "tolerance": self.tolerance, "between": self.between}
         at_least(0, block_size=self.block_size, **least)
+        check_ridge(self.ridge)
         if self.mask == "M" and not (
             isinstance(self.pattern, NM) and self.pattern.along == "input"
         ):
@@ -80,24 +83,32 @@ class MRP:
             )
 
     def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: Share) -> Pruned:
-        system, team = stats[Gram].damped(self.damp), stats.team.splitting(len(weight_OI))
+        system = stats[Gram].damped(self.damp, self.ridge)
+        team = stats.team.splitting(len(weight_OI))
         weight_OI = weight_OI.float()
         inputs = weight_OI.shape[1]
         block = min(whole_groups(self.pattern, self.block_size or inputs), inputs)
         decide = (
-            by_score(OBS(self.diagonal, self.damp), system, self.pattern, sparsity, team)
+            by_score(
+                OBS(self.diagonal, self.damp, ridge=self.ridge),
+                system,
+                self.pattern,
+                sparsity,
+                team,
+            )
             if self.mask == "S"
             else partial(best_subsets, system, cast(NM, self.pattern))  # see __post_init__
         )
         if self.compensation == "S":
-            return swept(weight_OI, stats, decide, block, self.damp, self.pattern, self.refinement)
+            update = SparseGPTSweep(self.damp, block, self.ridge)
+            return swept(weight_OI, stats, decide, update, self.pattern, self.refinement)
         own_RI = weight_OI[team.share(len(weight_OI))]
         steered = self._steered(own_RI, system, decide, block, team)
         mask_OI, start_OI = map(team.gather, steered)
         refined: Mapping[str, Any] = {}
         if self.refinement is not None:
             mask_OI, refined = self.refinement(weight_OI, mask_OI, stats, self.pattern)
-        solver = LeastSquares(self.damp, self.tolerance)
+        solver = LeastSquares(self.damp, self.tolerance, ridge=self.ridge)
         new_OI, notes = solver.solve(weight_OI, mask_OI, stats, start_OI)
         return Pruned(new_OI, mask_OI, notes={**refined, **notes})
 

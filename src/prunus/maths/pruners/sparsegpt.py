@@ -11,7 +11,7 @@ from torch import Tensor
 from ...base.errors import at_least
 from ...base.team import Team
 from ..contracts import Needs, Pattern, Pruned, Refinement, Share
-from ..gram import Damped, Gram
+from ..gram import Damped, Gram, Ridge, check_ridge
 from ..patterns import Unstructured, removed, rows_compete
 from ..scores import OBS
 from ..stats import Statistics
@@ -29,6 +29,7 @@ class SparseGPT:
         pattern: ``Unstructured("layer")`` is the paper's: one threshold over rows × block.
         block_size: columns that are decided together, the paper's B = 128.
         damp: ridge, as a fraction of the Gram's mean diagonal.
+        ridge: ``"relative"``, or ``"absolute"``: the damp is the γ of ``2 XᵀX + γI`` itself.
         refinement: of the final mask; the sweep then runs once more, on the refined one.
 
     Differs from the authors' code: the count is exact (theirs removes at least one weight more per
@@ -42,39 +43,48 @@ class SparseGPT:
     block_size: int = 128
     damp: float = 0.01
     refinement: Refinement | None = None
+    ridge: Ridge = "relative"
     needs: ClassVar[Needs] = (Gram,)
 
     def __post_init__(self) -> None:
         at_least(1, block_size=self.block_size)
         at_least(0, damp=self.damp)
+        check_ridge(self.ridge)
 
     def __call__(self, weight_OI: Tensor, stats: Statistics, sparsity: Share) -> Pruned:
-        system, team = stats[Gram].damped(self.damp), stats.team.splitting(len(weight_OI))
-        decide = by_score(OBS("trailing", self.damp), system, self.pattern, sparsity, team)
+        system = stats[Gram].damped(self.damp, self.ridge)
+        team = stats.team.splitting(len(weight_OI))
+        score = OBS("trailing", self.damp, ridge=self.ridge)
+        decide = by_score(score, system, self.pattern, sparsity, team)
         block = min(whole_groups(self.pattern, self.block_size), weight_OI.shape[1])
-        return swept(weight_OI, stats, decide, block, self.damp, self.pattern, self.refinement)
+        update = SparseGPTSweep(self.damp, block, self.ridge)
+        return swept(weight_OI, stats, decide, update, self.pattern, self.refinement)
 
 
 def swept(
     weight_OI: Tensor,
     stats: Statistics,
     decide: Decide,
-    block_size: int,
-    damp: float,
+    update: SparseGPTSweep,
     pattern: Pattern,
     refinement: Refinement | None,
 ) -> Pruned:
     """Run the sweep that chooses the mask; with a refinement, run it again on the refined mask."""
-    system, team = stats[Gram].damped(damp), stats.team.splitting(len(weight_OI))
+    system = stats[Gram].damped(update.damp, update.ridge)
+    team = stats.team.splitting(len(weight_OI))
     own = team.share(len(weight_OI))
     new_RI, mask_RI = sweep(
-        weight_OI[own], system.upper_II, decide, block_size=block_size, step=pattern.group_size
+        weight_OI[own],
+        system.upper_II,
+        decide,
+        block_size=update.block_size,
+        step=pattern.group_size,
     )
     new_OI, mask_OI = team.gather(new_RI), team.gather(mask_RI)
     if refinement is None:
-        return Pruned(new_OI, mask_OI, notes=system.notes(damp))
+        return Pruned(new_OI, mask_OI, notes=system.notes(update.damp))
     mask_OI, refined = refinement(weight_OI, mask_OI, stats, pattern)
-    new_OI, notes = SparseGPTSweep(damp, block_size).solve(weight_OI, mask_OI, stats)
+    new_OI, notes = update.solve(weight_OI, mask_OI, stats)
     return Pruned(new_OI, mask_OI, notes={**refined, **notes})
 
 

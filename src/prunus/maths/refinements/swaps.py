@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...base.errors import InputError, at_least
 from ..contracts import Needs, Pattern
-from ..gram import Gram
+from ..gram import Gram, Ridge, check_ridge
 from ..stats import Statistics
 from .cells import Cells
 from .compensated import exchange_compensated
@@ -34,6 +34,7 @@ class Swaps:
             weights have their optimal values before and after; for masks that ``LeastSquares`` or
             a sweep follows.
         damp: ridge, as a fraction of the Gram's mean diagonal.
+        ridge: ``"relative"``, or ``"absolute"``: the damp is the γ of ``2 XᵀX + γI`` itself.
         rounds: of bundles of exchanges, in each row tried together and kept if its loss falls.
             Against dense values single exchanges follow, until none helps; against
             compensated ones half as many rounds with prices that promise less.
@@ -42,18 +43,20 @@ class Swaps:
     against: Literal["dense", "compensated"] = "compensated"
     damp: float = 0.01
     rounds: int = 20
+    ridge: Ridge = "relative"
     needs: ClassVar[Needs] = (Gram,)
 
     def __post_init__(self) -> None:
         if self.against not in ("dense", "compensated"):
             raise InputError(f"Swaps are against dense or compensated, not {self.against!r}.")
         at_least(0, damp=self.damp, rounds=self.rounds)
+        check_ridge(self.ridge)
 
     def __call__(
         self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics, pattern: Pattern
     ) -> tuple[Tensor, Mapping[str, Any]]:
         """Return the refined mask; for the report, exchanged weights and loss after over before."""
-        system = stats[Gram].damped(self.damp)
+        system = stats[Gram].damped(self.damp, self.ridge)
         weight_OI = system.live(weight_OI.float())
         cells = Cells.of(pattern, (weight_OI.shape[0], weight_OI.shape[1]))
         run = exchange_dense if self.against == "dense" else exchange_compensated

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...base.errors import InputError, at_least
 from ..contracts import Needs
-from ..gram import Damped, Gram
+from ..gram import Damped, Gram, Ridge, check_ridge
 from ..stats import Statistics
 
 
@@ -25,6 +25,7 @@ class OBS:
         damp: ridge, as a fraction of the Gram's mean diagonal.
         power: 1 is the loss. ½ divides by the elements of the Cholesky factor without squaring
             them, as BESA's code does for the row SparseGPT of its Table 5.
+        ridge: ``"relative"``, or ``"absolute"``: the damp is the γ of ``2 XᵀX + γI`` itself.
 
     Reference: Hassibi et al. 1993; Frantar & Alistarh 2023, arXiv:2301.00774, eq. (3).
     """
@@ -32,15 +33,17 @@ class OBS:
     diagonal: Literal["full", "trailing"] = "full"
     damp: float = 0.01
     power: float = 1.0
+    ridge: Ridge = "relative"
     needs: ClassVar[Needs] = (Gram,)
 
     def __post_init__(self) -> None:
         if self.diagonal not in ("full", "trailing"):
             raise InputError(f"diagonal is full or trailing, not {self.diagonal!r}.")
         at_least(0, damp=self.damp, power=self.power)
+        check_ridge(self.ridge)
 
     def __call__(self, weight_OI: Tensor, stats: Statistics) -> Tensor:
-        return self.scored(weight_OI, stats[Gram].damped(self.damp))
+        return self.scored(weight_OI, stats[Gram].damped(self.damp, self.ridge))
 
     def scored(self, weight_OB: Tensor, system: Damped, columns: slice = slice(None)) -> Tensor:
         """Score some columns by their current weights."""

@@ -29,7 +29,7 @@ from torch import Tensor
 from ...base.errors import InputError, at_least
 from ...base.team import ALONE, Team
 from ..contracts import Needs
-from ..gram import Damped, Gram
+from ..gram import Damped, Gram, Ridge, check_ridge
 from ..stats import Statistics
 from .deflation import Deflation
 
@@ -46,6 +46,7 @@ class LeastSquares:
         tolerance: certified relative gap ``(f − f*) / f*`` of the layer's loss at which to stop.
         iterations: after so many, the direct solve takes over, and the report says so.
         method: ``"cg"``, or ``"direct"``: Cholesky per row on its smaller set, in float64.
+        ridge: ``"relative"``, or ``"absolute"``: the damp is the γ of ``2 XᵀX + γI`` itself.
 
     Reference: Zhao et al. 2024 ("MRP"), eq. (11).
     """
@@ -54,12 +55,14 @@ class LeastSquares:
     tolerance: float = 1e-3
     iterations: int = 400
     method: Literal["cg", "direct"] = "cg"
+    ridge: Ridge = "relative"
     needs: ClassVar[Needs] = (Gram,)
 
     def __post_init__(self) -> None:
         if self.method not in ("cg", "direct"):
             raise InputError(f"The method of least squares is cg or direct, not {self.method!r}.")
         at_least(0, damp=self.damp, tolerance=self.tolerance, iterations=self.iterations)
+        check_ridge(self.ridge)
 
     def __call__(self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics) -> Tensor:
         return self.solve(weight_OI, mask_OI, stats)[0]
@@ -72,7 +75,8 @@ class LeastSquares:
         start_OI: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the new weights (float32), and certificate and iterations for the report."""
-        system, team = stats[Gram].damped(self.damp), stats.team.splitting(len(weight_OI))
+        system = stats[Gram].damped(self.damp, self.ridge)
+        team = stats.team.splitting(len(weight_OI))
         own = team.share(len(weight_OI))
         dense_RI, mask_RI = weight_OI[own].float(), mask_OI[own]
         weight_RI = system.live(dense_RI)

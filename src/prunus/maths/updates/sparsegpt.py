@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...base.errors import at_least
 from ..contracts import Needs
-from ..gram import Gram
+from ..gram import Gram, Ridge, check_ridge
 from ..stats import Statistics
 
 Decide = Callable[[int, int, Tensor], Tensor]
@@ -28,6 +28,7 @@ class SparseGPTSweep:
 
     Attributes:
         damp: ridge, as a fraction of the Gram's mean diagonal.
+        ridge: ``"relative"``, or ``"absolute"``: the damp is the γ of ``2 XᵀX + γI`` itself.
         block_size: columns between updates of all the rest; changes rounding only.
 
     Reference: Frantar & Alistarh 2023, arXiv:2301.00774, algorithm 1.
@@ -35,11 +36,13 @@ class SparseGPTSweep:
 
     damp: float = 0.01
     block_size: int = 128
+    ridge: Ridge = "relative"
     needs: ClassVar[Needs] = (Gram,)
 
     def __post_init__(self) -> None:
         at_least(1, block_size=self.block_size)
         at_least(0, damp=self.damp)
+        check_ridge(self.ridge)
 
     def __call__(self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics) -> Tensor:
         return self.solve(weight_OI, mask_OI, stats)[0]
@@ -48,7 +51,8 @@ class SparseGPTSweep:
         self, weight_OI: Tensor, mask_OI: Tensor, stats: Statistics
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the new weights, and notes for the report."""
-        system, team = stats[Gram].damped(self.damp), stats.team.splitting(len(weight_OI))
+        system = stats[Gram].damped(self.damp, self.ridge)
+        team = stats.team.splitting(len(weight_OI))
         own = team.share(len(weight_OI))
         new_RI, _ = sweep(
             weight_OI[own],
