@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,8 @@ class _Sums:
             found.columns_I.add_(change_OI.sum(0).square(), alpha=windows)
             parameter.grad = None
 
-        handle = layer.module.weight.register_post_accumulate_grad_hook(add)
+        weight: Any = layer.module.weight
+        handle = weight.register_post_accumulate_grad_hook(add)
         return lambda: handle.remove()
 
 

@@ -90,7 +90,7 @@ class Context:
             also={module.reader.module: also.split} if also is not None else None,
         )  # fmt: skip
         maps = self.divergence(block, module, recording) if score.wants == "maps" else None
-        first = {"first": stats["first"]} if score.first else {}
+        first: dict[str, Any] = {"first": stats["first"]} if score.first else {}
         return Gathered(**first, second=stats["second"], divergence_HH=maps, **loss)
 
     def fill(self, halves: Halves, block: Block, module: Depth2, recording: Recording) -> None:
