@@ -30,7 +30,8 @@ WEIGHTS_ONLY = (
     *("pattern", "update", "refine", "permutation", "search", "true_sequential"),
     *("bits", "group", "quantize", "pack", "min_tokens"),
 )
-STRUCTURED_ONLY = ("blocks", "parameters", "recovery")
+RECOVERY_TEXT = ("recovery_text", "recovery_samples")
+STRUCTURED_ONLY = ("blocks", "parameters", "recovery", *RECOVERY_TEXT)
 PARTS = {name: f"{name}." for name in ("permutation", "allocation", "update")}
 PARTS["refine"] = "refinement."  # how settings of what a field names begin
 
@@ -87,6 +88,12 @@ class Recipe(BaseModel):
     blocks: str | None = Field(None, description="A:B, blocks to prune; structured methods")
     parameters: int | None = Field(None, description="how many to remove; structured methods")
     recovery: str | None = Field(None, description="none, before, after, both; structured methods")
+    recovery_text: str | None = Field(
+        None, description="text SOURCE of recovery; default: the calibration text"
+    )
+    recovery_samples: int | None = Field(
+        None, ge=2, description="windows of recovery; default: as many as of calibration"
+    )
     calibration: str | None = Field(
         None, description="text SOURCE, or none; default: builtin where the method needs text"
     )
@@ -261,7 +268,20 @@ class Recipe(BaseModel):
         pruner = build_units(
             self.method, self.settings, self.allocation, self.recovery, self.mlp_only, text
         )
+        for name in RECOVERY_TEXT:
+            if getattr(self, name) is not None and pruner.recovery == "none":
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} is for a run with --recovery before, after or both.")
         return Composition(pruner, Uniform(), sparsity)
+
+    def text_of_recovery(self) -> Recipe | None:
+        """Return the recipe whose calibration text is that of recovery; None: it is the same."""
+        if self.recovery_text is None and self.recovery_samples is None:
+            return None
+        changes: dict[str, Any] = {"samples": self.recovery_samples or self.samples}
+        if self.recovery_text is not None:
+            changes |= {"calibration": self.recovery_text, "field": None}
+        return self.model_copy(update=changes)
 
     def _refuse(self, names: tuple[str, ...], why: str) -> None:
         for name in names:

@@ -58,6 +58,21 @@ UNITS = {
     "threshold": {"method": "goa", "settings": {"heads.threshold": 0.6}},
     "flap": {"method": "flap", "sparsity": 0.4},
     "llm-pruner": {"method": "llm-pruner", "sparsity": 0.4},
+    "second order": {
+        "method": "llm-pruner",
+        "sparsity": 0.4,
+        "settings": {"heads.order": "mixed", "neurons.order": "second"},
+    },
+    "query heads": {"method": "goa", "sparsity": 0.5, "settings": {"query_heads": True}},
+    "recovery text": {
+        "method": "goa",
+        "sparsity": 0.4,
+        "blocks": "0:2",
+        "recovery": "both",
+        "recovery_text": "builtin",
+        "recovery_samples": 5,
+        "settings": {"recovery_target": "stream", "recovery_behind": True},
+    },
     "random": {"method": "random", "settings": {"target": "neurons"}},
 }
 PRUNERS = {

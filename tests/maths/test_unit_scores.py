@@ -19,13 +19,14 @@ from prunus.maths.scores.attention import (
     row_major,
 )
 from prunus.maths.scores.redundancy import Redundancy
+from prunus.maths.scores.taylor import Taylor
 from prunus.maths.scores.units import (
+    Curvature,
     Flap,
     Gathered,
     Norm,
     Random,
     SecondMoment,
-    Taylor,
     WandaSp,
     lowest,
 )
@@ -334,22 +335,72 @@ def test_flap_and_wanda_sp_equal_loops(rng):
         assert wanda_UN[i // 2, i % 2] == pytest.approx(column * norm, rel=1e-5)
 
 
+def of_samples(gradients_SOI):
+    """Mean gradient and curvature of a layer, from the gradients of single samples, by loops."""
+    samples, outputs, inputs = gradients_SOI.shape
+    squares = [
+        [sum(float(g[o, i]) ** 2 for g in gradients_SOI) / samples for i in range(inputs)]
+        for o in range(outputs)
+    ]
+    return gradients_SOI.mean(0), torch.tensor(squares, dtype=torch.float64)
+
+
+def literal_term(weights, gradients, order):
+    """|gᵀw|, wᵀHw or |gᵀw − ½ wᵀHw| of one vector, with H = mean_j g_j g_jᵀ written out."""
+    samples, size = len(gradients), len(weights)
+    first = sum(w * sum(g[i] for g in gradients) / samples for i, w in enumerate(weights))
+    second = 0.0
+    for a in range(size):
+        for b in range(size):
+            fisher = sum(g[a] * g[b] for g in gradients) / samples
+            second += weights[a] * fisher * weights[b]
+    return {"first": abs(first), "second": second, "mixed": abs(first - second / 2)}[order]
+
+
+@pytest.mark.parametrize("order", ["first", "second", "mixed"])
 @pytest.mark.parametrize("by", ["element", "vector"])
-def test_taylor_equals_loops(rng, by):
+def test_taylor_equals_loops(rng, by, order):
     module = attention(rng)
-    gradients = {x.name: torch.randn(x.shape, generator=rng) for x in module.layers}
-    found = Taylor(by)(module, Gathered(gradients=gradients))[:, 0]
+    single = {x.name: torch.randn(4, *x.shape, generator=rng).double() for x in module.layers}
+    gradients, curvatures = {}, {}
+    for layer in module.layers:
+        change_SOI = layer.weight_OI.detach().double() * single[layer.name]
+        gradients[layer.name], squares_OI = of_samples(single[layer.name])
+        curvatures[layer.name] = Curvature(
+            squares_OI, change_SOI.sum(2).square().mean(0), change_SOI.sum(1).square().mean(0)
+        )
+    gathered = Gathered(gradients=gradients, curvatures=curvatures)
+    found = Taylor(by, order)(module, gathered)[:, 0]
     for unit in range(3):
         total = 0.0
         for layer in module.layers:
-            change_OI = layer.weight_OI * gradients[layer.name]
-            vectors = change_OI.T if layer is module.reader else change_OI
-            for vector in vectors[2 * unit : 2 * unit + 2].tolist():
-                inner = [abs(x) for x in vector]
-                total += sum(inner) if by == "element" else abs(sum(vector))
+            reader = layer is module.reader
+            weight = layer.weight_OI.detach().double()
+            for k in range(2 * unit, 2 * unit + 2):
+                vector = (weight[:, k] if reader else weight[k]).tolist()
+                each = [(g[:, k] if reader else g[k]).tolist() for g in single[layer.name]]
+                if by == "vector":
+                    total += literal_term(vector, each, order)
+                else:
+                    for i, w in enumerate(vector):
+                        total += literal_term([w], [[g[i]] for g in each], order)
         assert found[unit] == pytest.approx(total, rel=1e-5)
     with pytest.raises(MissingStatisticError):
-        Taylor(by)(module, Gathered())
+        Taylor(by, order)(module, Gathered())
+
+
+def test_the_second_order_of_a_vector_is_not_that_of_its_elements(rng):
+    """Were H its diagonal, "vector" would be "element" again: a sum of squares has no sign."""
+    module = mlp(rng)
+    ones = {x.name: torch.ones(x.shape) for x in module.layers}
+    curvatures = {
+        x.name: Curvature(ones[x.name], x.weight_OI.sum(1).square(), x.weight_OI.sum(0).square())
+        for x in module.layers
+    }
+    gathered = Gathered(gradients=ones, curvatures=curvatures)
+    by_element = Taylor("element", "second")(module, gathered)
+    by_vector = Taylor("vector", "second")(module, gathered)
+    assert not torch.allclose(by_element, by_vector)
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])
@@ -401,6 +452,7 @@ def test_settings_that_make_no_sense_say_so():
         lambda: Redundancy(distance="euclid"),
         lambda: Redundancy(goes="both"),
         lambda: Taylor("matrix"),
+        lambda: Taylor(order="third"),
     ):
         with pytest.raises(InputError):
             make()

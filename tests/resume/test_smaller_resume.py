@@ -36,6 +36,16 @@ RUNS = [
     {"method": "wanda-sp", "allocation": "adaptive"},
     {"method": "llm-pruner"},
     {"method": "random"},
+    {
+        "method": "goa",
+        "recovery": "both",
+        "recovery_text": "builtin",
+        "recovery_samples": 5,
+        "settings": {"recovery_target": "stream", "recovery_behind": True},
+        "blocks": "0:2",
+    },
+    {"method": "goa", "settings": {"query_heads": True}},
+    {"method": "llm-pruner", "settings": {"heads.order": "mixed", "neurons.order": "second"}},
 ]
 
 

@@ -177,6 +177,20 @@ def run(
             rich_help_panel=UNITS,
         ),
     ] = None,
+    recovery_text: Annotated[
+        str | None,
+        typer.Option(
+            help="Text that recovery is solved on, as for --calibration.  [default: that text]",
+            rich_help_panel=UNITS,
+        ),
+    ] = None,
+    recovery_samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of windows that recovery is solved on.  [default: --samples]",
+            rich_help_panel=UNITS,
+        ),
+    ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe.yaml; options beside it replace its fields.")
     ] = None,

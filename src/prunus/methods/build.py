@@ -164,7 +164,11 @@ def build_units(
     if mlp_only:
         pruner = replace(pruner, target="neurons")
     allocation, recovery = allocation or pruner.allocation, recovery or pruner.recovery
-    return replace(pruner, allocation=allocation, recovery=recovery)
+    pruner = replace(pruner, allocation=allocation, recovery=recovery)
+    for path in settings or {}:
+        if path.startswith("recovery_") and pruner.recovery == "none":
+            raise InputError(f"--set {path} is for a run with --recovery before, after or both.")
+    return pruner
 
 
 def _with_settings(pruner: BlockPruner, settings: Mapping[str, Any]) -> BlockPruner:

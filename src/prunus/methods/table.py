@@ -25,12 +25,12 @@ from ..maths.pruners import (
 from ..maths.pruners.units import UnitPruner
 from ..maths.scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
 from ..maths.scores.redundancy import Redundancy
+from ..maths.scores.taylor import Taylor
 from ..maths.scores.units import (
     Flap,
     Norm,
     Random,
     SecondMoment,
-    Taylor,
     UnitScore,
     WandaSp,
 )
@@ -232,11 +232,15 @@ STRUCTURED: Mapping[str, Method] = {
         "heads closer than heads.similar are removed first, then those with the lowest second "
         "moment, as section 3.2.2 says; heads.score=similarity and second-moment use one of the "
         "two. Of two similar heads the weaker is removed (theirs: the first, heads.goes=first). In "
-        "grouped-query attention whole key/value groups are removed. A neuron's second moment is "
+        "grouped-query attention whole key/value groups are removed (query_heads=true: query heads "
+        "within them). A neuron's second moment is "
         "measured, as eq. 3 defines it, gated or not. The paper's closed form assumes a linear "
         "activation and, for gated products (appendix 7.2), multiplies two such moments; it is "
         "worse in every table. It is neurons.moment=gaussian; with neurons.norm=1 "
-        "neurons.gated=code neurons.centred=true it is what their code computes.",
+        "neurons.gated=code neurons.centred=true it is what their code computes. Recovery reads "
+        "the calibration text (the paper: 1,024 other windows, --recovery-text and "
+        "--recovery-samples) and stops at the last pruned block (their --reconstruct_dense: "
+        "recovery_behind=true).",
     ),
     "random": Method(
         paper="Li et al. 2024, Greedy Output Approximation, its random baseline",
@@ -277,8 +281,11 @@ STRUCTURED: Mapping[str, Method] = {
         paper=LLM_PRUNER,
         url=LLM_PRUNER_URL,
         build=_alike(Taylor),
-        differs="First order, element by element; --set heads.by=vector --set neurons.by=vector is "
-        "their other variant. No second order, and no retraining.",
+        differs="First order, element by element. heads.by=vector neurons.by=vector is their "
+        "vectorize; heads.order=second neurons.order=second their second order (element²), and "
+        "mixed their first and second together. The second order of a vector is that of its sum "
+        "(theirs: none). The mean over samples of their gradients' squares, as in their code "
+        "(eq. 5: the sum). No retraining.",
     ),
 }
 

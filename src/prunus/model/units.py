@@ -39,6 +39,9 @@ class Depth2:
         kv_heads: key/value heads; 0 in an MLP.
         value_row_I: in attention the row of ``values`` that each input of the reader is.
         values: in attention the layer that computes the values.
+        each: where query heads are removed alone, the same with every query head a unit; a unit is
+            then one head of every key/value group.
+        heads_UG: these heads, of every unit.
     """
 
     unit: Unit
@@ -50,6 +53,8 @@ class Depth2:
     kv_heads: int = 0
     value_row_I: Tensor | None = None
     values: Layer | None = None
+    each: Depth2 | None = None
+    heads_UG: Tensor | None = None
 
     @property
     def units(self) -> int:
@@ -75,9 +80,9 @@ class Depth2:
         return count
 
     @property
-    def shared(self) -> bool:
-        """Whether all query heads share one key/value head; then query heads are removed alone."""
-        return self.kv_heads == 1 and self.units > 1
+    def scored(self) -> Depth2:
+        """What a score is taken of: query heads one by one where units are made of those."""
+        return self.each or self
 
     @property
     def heads_per_unit(self) -> int:
@@ -86,12 +91,43 @@ class Depth2:
 
     def left(self, kept: int) -> tuple[int, int]:
         """Return the numbers of query and key/value heads when ``kept`` units stay."""
-        return kept * self.heads_per_unit, 1 if self.shared else kept * self.kv_heads // self.units
+        alone = self.heads_UG is not None
+        kv_heads = self.kv_heads if alone else kept * self.kv_heads // self.units
+        return kept * self.heads_per_unit, kv_heads
+
+    def kept(self, keep_U: Tensor) -> list[int]:
+        """Return what stays: groups of heads by their number; query heads where those go alone."""
+        if self.heads_UG is None:
+            return keep_U.nonzero().flatten().tolist()
+        return sorted(self.heads_UG[keep_U.to(self.heads_UG.device)].flatten().tolist())
+
+    def weakest_first(self, score_HN: Tensor) -> tuple[Depth2, Tensor]:
+        """Return the module with the lowest query head of every group as its first unit, and so on.
+
+        As many heads go from each group then, and in each those with the lowest scores. With the
+        scores (U, G · N) of these units; and both as they are where units are no query heads.
+        """
+        if self.each is None or self.heads_UG is None:
+            return self, score_HN
+        worth_GU = score_HN.double().sum(1).cpu()[self.heads_UG.T.cpu()]
+        order_GU = worth_GU.argsort(dim=1, stable=True).to(self.heads_UG.device)
+        heads_UG = self.heads_UG.T.gather(1, order_GU).T
+        return self.each.together(heads_UG), score_HN[heads_UG.to(score_HN.device)].flatten(1)
+
+    def together(self, heads_UG: Tensor) -> Depth2:
+        """Return the module whose units are these heads together, where every head is a unit."""
+        sources = tuple((layer, rows_HM[heads_UG].flatten(1)) for layer, rows_HM in self.sources)
+        columns_UN = self.columns_UN[heads_UG].flatten(1)
+        return replace(self, columns_UN=columns_UN, sources=sources, each=self, heads_UG=heads_UG)
 
 
 @torch.no_grad()
 def find_modules(
-    block: Block, call: Call, hidden: Tensor, wanted: Sequence[Unit] = ("heads", "neurons")
+    block: Block,
+    call: Call,
+    hidden: Tensor,
+    wanted: Sequence[Unit] = ("heads", "neurons"),
+    query_heads: bool = False,
 ) -> list[Depth2]:
     """Find the block's depth-2 modules, attention first.
 
@@ -100,6 +136,7 @@ def find_modules(
         call: a recorded call of it.
         hidden: the hidden states of that call, (1, T, d) with T at least 3.
         wanted: the kinds of units that are to be found.
+        query_heads: whether query heads go alone, as many from each key/value group.
 
     Raises:
         UnsupportedModelError: a wanted kind that the block does not have in a form that is known.
@@ -116,7 +153,10 @@ def find_modules(
                 + ONLY.format(other="neurons" if unit == "heads" else "heads")
             )
         with without_zeros(block.module, but=[layer.module for layer in block.layers]):
-            found.append((_attention if unit == "heads" else _mlp)(block, readers[0], call, hidden))
+            if unit == "heads":
+                found.append(_attention(block, readers[0], call, hidden, query_heads))
+            else:
+                found.append(_mlp(block, readers[0], call, hidden))
     return found
 
 
@@ -130,7 +170,9 @@ def _mlp(block: Block, reader: Layer, call: Call, hidden: Tensor) -> Depth2:
     return Depth2("neurons", block.index, reader, found.groups[0].T, sources)
 
 
-def _attention(block: Block, reader: Layer, call: Call, hidden: Tensor) -> Depth2:
+def _attention(
+    block: Block, reader: Layer, call: Call, hidden: Tensor, query_heads: bool
+) -> Depth2:
     values = find_values(block, reader, call, hidden)
     if values is None:
         raise UnsupportedModelError(
@@ -139,26 +181,49 @@ def _attention(block: Block, reader: Layer, call: Call, hidden: Tensor) -> Depth
         )
     makers = [layer for layer in block.layers if layer.feeds == reader.site]
     reach = _reach(block, reader, makers, values.heads, call, hidden)
+    reach = {layer: read_HO for layer, read_HO in reach.items() if bool(read_HO.any())}
     columns_HN = torch.arange(len(values.row_I)).view(values.heads, -1)
-    groups: dict[tuple[int, ...], list[int]] = {}
+    found: dict[tuple[int, ...], list[int]] = {}
     for head, columns_N in enumerate(columns_HN):
-        groups.setdefault(tuple(values.row_I[columns_N].tolist()), []).append(head)
-    kv_heads = len(groups)
-    if kv_heads == 1 and values.heads > 1:
-        units = [[head] for head in range(values.heads)]
-        reach = {layer: read_HO & ~read_HO.all(0) for layer, read_HO in reach.items()}
-    else:
-        units = list(groups.values())
-    sources = tuple(
-        (layer, _rows(layer, read_HO, units))
-        for layer, read_HO in reach.items()
-        if bool(read_HO.any())
-    )
+        found.setdefault(tuple(values.row_I[columns_N].tolist()), []).append(head)
+    groups = list(found.values())
+    alone = query_heads or (len(groups) == 1 and values.heads > 1)
+    if alone:
+        _check_groups(reader, groups)
+        reach = {layer: _unshared(read_HO, groups) for layer, read_HO in reach.items()}
+    units = [[head] for head in range(values.heads)] if alone else groups
+    sources = tuple((layer, _rows(layer, read_HO, units)) for layer, read_HO in reach.items())
     columns_UN = torch.stack([columns_HN[heads].flatten() for heads in units])
-    return Depth2(
-        "heads", block.index, reader, columns_UN, sources, values.heads, kv_heads,
+    module = Depth2(
+        "heads", block.index, reader, columns_UN, sources, values.heads, len(groups),
         values.row_I, values.layer,
     )  # fmt: skip
+    return module.together(torch.tensor(groups).T) if alone else module
+
+
+def _check_groups(reader: Layer, groups: list[list[int]]) -> None:
+    """Raise UnsupportedModelError unless as many query heads can go from each group."""
+    sizes = sorted({len(heads) for heads in groups})
+    if sizes[0] == 1:
+        raise UnsupportedModelError(
+            f"{reader.name}: query_heads=true removes query heads within key/value groups, and "
+            f"here a group has one query head only ({len(groups)} key/value heads). Leave it out: "
+            "then whole heads are removed."
+        )
+    if len(sizes) > 1:
+        raise UnsupportedModelError(
+            f"{reader.name}: query_heads=true removes as many query heads from each key/value "
+            f"group, and here groups have {sizes[0]} to {sizes[-1]}. Leave it out."
+        )
+
+
+def _unshared(read_HO: Tensor, groups: list[list[int]]) -> Tensor:
+    """Leave out the rows that all query heads of one group read: of a key or a value."""
+    shared_O = torch.zeros(read_HO.shape[1], dtype=torch.bool)
+    for heads in groups:
+        others = [head for head in range(len(read_HO)) if head not in heads]
+        shared_O |= read_HO[heads].all(0) & ~read_HO[others].any(0)
+    return read_HO & ~shared_O
 
 
 def _rows(layer: Layer, read_HO: Tensor, units: list[list[int]]) -> Tensor:
@@ -216,4 +281,10 @@ def _reach(
 def moved(module: Depth2, device: torch.device) -> Depth2:
     """Return the same with its indices on a device."""
     sources = tuple((layer, rows_UM.to(device)) for layer, rows_UM in module.sources)
-    return replace(module, columns_UN=module.columns_UN.to(device), sources=sources)
+    return replace(
+        module,
+        columns_UN=module.columns_UN.to(device),
+        sources=sources,
+        each=module.each and moved(module.each, device),
+        heads_UG=None if module.heads_UG is None else module.heads_UG.to(device),
+    )

@@ -153,6 +153,8 @@ def _facts_of_units(report: PruningReport, units: UnitsReport) -> Iterator[tuple
     speed = units.predicted_speedup
     yield "predicted speed", f"{speed:.2f} of the dense model's, by multiply-adds"
     yield "calibration", str(report.protocol or "none")
+    if report.recovery_protocol is not None:
+        yield "recovery", str(report.recovery_protocol)
 
 
 def _stored(report: PruningReport) -> Iterator[str]:

@@ -91,6 +91,7 @@ class PruningReport:
             and neurons the share of their parameters that was removed.
         coverage: share of the model that those layers are.
         protocol: calibration text; None: none was used.
+        recovery_protocol: text that recovery was solved on; None: the calibration text.
         seconds: time of the whole run, without loading and saving.
         layers: one entry per layer.
         experts: how many tokens each expert saw, block by block, where there are any.
@@ -127,6 +128,7 @@ class PruningReport:
     processes: int = 1
     source: FromSource | None = None
     different: dict[str, list[Any]] = field(default_factory=dict)
+    recovery_protocol: Protocol | None = None
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "prunus": __version__,

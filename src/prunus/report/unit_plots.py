@@ -101,9 +101,10 @@ def kept_heads(block: BlockChange) -> set[int]:
     heads = len(block.divergence or [])
     if block.kept_heads is None or block.heads is None or block.kv_heads is None:
         return set(range(heads))
-    # A key/value head that serves all is kept; then a group is one query head.
-    groups = block.kv_heads[0] if block.kv_heads[0] > 1 else block.heads[0]
-    size = heads // groups
+    if block.kv_heads[0] == block.kv_heads[1]:  # query heads went alone, or nothing did
+        alone = len(block.kept_heads) == block.heads[1]
+        return set(block.kept_heads) if alone else set(range(heads))
+    size = heads // block.kv_heads[0]
     return {size * group + head for group in block.kept_heads for head in range(size)}
 
 

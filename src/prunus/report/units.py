@@ -42,7 +42,8 @@ class BlockChange:
         kv_heads: key/value heads, likewise.
         neurons: neurons of the MLP, likewise.
         parameters: parameters of the block, before and after.
-        kept_heads: old indices of the groups of heads that were kept; None: all.
+        kept_heads: old indices of the groups of heads that were kept, or of the query heads where
+            those were removed alone, which the number of key/value heads shows; None: all.
         divergence: distances between query heads, rounded to 4 digits; None: not measured.
         below: groups of heads below ``heads.threshold``, and how many of them were removed; None:
             no threshold said how many were to be.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,28 @@ from ..storage.journal import sha256
 from ..storage.shards import check_shards
 from ..text import Protocol
 
-ELSEWHERE = {"calibration", "data_dir", "device"}  # fields that a fingerprint has in other words
+ELSEWHERE = {
+    "calibration",
+    "recovery_text",
+    "data_dir",
+    "device",
+}  # fields that a fingerprint has in other words
+
+RECOVERY = "recovery sha256"
 
 
 def fingerprint(
     checkpoint: str | Path,
     recipe: Recipe,
-    protocol: Protocol | None,
+    read: Mapping[str, str | None],
     device: torch.device,
     processes: int,
 ) -> dict[str, Any]:
-    """Flat, one entry for each thing that can differ."""
+    """Flat, one entry for each thing that can differ; ``read``: the hashes of ``texts``."""
     return {
         **_files(checkpoint),
         **choices(recipe),
-        "calibration sha256": protocol.sha256 if protocol else None,
+        **read,
         "device": str(device),
         "threads": torch.get_num_threads(),
         "number of processes": processes,
@@ -41,12 +49,21 @@ def fingerprint(
     }
 
 
+def texts(calibration: Protocol | None, recovery: Protocol | None) -> dict[str, str | None]:
+    """Return the hashes of the texts that a run reads; None where it reads none."""
+    return {
+        "calibration sha256": calibration.sha256 if calibration else None,
+        RECOVERY: recovery.sha256 if recovery else None,
+    }
+
+
 def defaults() -> dict[str, Any]:
     """Return what stands for fields of a recipe that an earlier version did not know."""
-    return {
+    fields = {
         f"recipe {name}": field.get_default(call_default_factory=True)
         for name, field in Recipe.model_fields.items()
     }
+    return {**fields, RECOVERY: None}
 
 
 def choices(recipe: Recipe) -> dict[str, Any]:

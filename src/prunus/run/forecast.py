@@ -117,11 +117,11 @@ def forecast(request: Request) -> Plan:
     Raises:
         RoomError: there is no memory for one block.
     """
-    samples = request.samples
+    samples, recovery = request.samples, request.recovery_samples
     if request.recipe.structured and request.path is None:
         request = replace(request, model=copy.deepcopy(request.model))
     run, _ = prepare(request.few(REHEARSED))
-    job, needed = run.job, need(run, samples)
+    job, needed = run.job, need(run, samples, recovery or None)
     room = Room.of(needed, job.spill, job.observer.say)
     job.spill = room.spill
     covered, kinds, patterns = _covered(run)

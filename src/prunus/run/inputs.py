@@ -11,16 +11,16 @@ from transformers import PreTrainedModel
 
 from ..base.errors import InputError
 from ..base.team import ALONE, Team
-from ..model.samples import Samples
 from ..model.weights import InMemory, Weights
 from ..recipe import Recipe
 from ..storage.checkpoint import find, load_tokenizer, load_weights, tokenizer_to_copy
 from ..storage.hub import commit_of
 from ..storage.kinds import check_model
-from ..text import Documents, Protocol, read_documents
+from ..text import Documents, read_documents
 from ..text.bos import first_token
 from ..text.given import IDS, Given, Texts
 from ..text.tokens import calibration_tokens, given_samples, needed, window_length
+from .job import Text
 from .observer import Observer
 from .room import Need, fit
 from .whole import check_whole
@@ -37,10 +37,10 @@ def inputs(
     whole: bool = False,
     spill: str | Path | None = None,
     team: Team = ALONE,
-) -> tuple[Weights, tuple[Samples | None, Protocol | None], Any]:
-    """Return the weights, the calibration tokens, and the tokenizer that is to be saved.
+) -> tuple[Weights, Text, Text | None, Any]:
+    """Return the weights, the calibration tokens, those of recovery, and the tokenizer to save.
 
-    None is saved where the source's own files are copied.
+    None is saved where the source's own files are copied. Recovery has tokens of its own, or None.
 
     A path is read block by block if a checkpoint is to be ``written``, unless the method wants the
     ``whole`` model in memory. Text is read first: a file that cannot be used costs no loading.
@@ -49,32 +49,67 @@ def inputs(
         RoomError: a model, or text, that takes more memory than there is.
     """
     weights: Weights
-    saved = tokenizer
+    saved, fit = tokenizer, _recovery(recipe)
+    texts = [r for r in (recipe, fit) if r is not None and r.calibration not in ("none", IDS)]
     if isinstance(model, str | Path):
         observer.say(f"loading {model}")
         carried = find(model).is_folder  # with all other files
-        if tokenizer is None and recipe.calibration not in ("none", IDS):
+        if tokenizer is None and texts:
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
             saved = None if carried else tokenizer
         elif tokenizer is None and written:
             found = tokenizer_to_copy(model, trust_remote_code, observer.say)
             saved = None if carried else found
-        documents = _documents(recipe, tokenizer, given, observer)
+        documents = _all_documents(recipe, fit, tokenizer, given, observer)
         # Text that the model writes takes hundreds of forwards: not from disk.
-        stream = written and recipe.calibration != "self" and not whole
+        stream = written and all(r.calibration != "self" for r in texts) and not whole
         check_whole(model, recipe.dtype, stream, team.beside)
         weights = load_weights(
             model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
         )
     else:
         in_memory(model, recipe.dtype)
-        documents = _documents(recipe, tokenizer, given, observer)
+        documents = _all_documents(recipe, fit, tokenizer, given, observer)
         model.eval()
         weights = InMemory(model)
-    if recipe.calibration not in ("none", IDS):
-        _check_text(weights.model, recipe, None if spill is None else Path(spill), team)
-    tokens = _tokens(weights.model, tokenizer, recipe, documents, given, observer)
-    return weights, tokens, saved
+    if texts:
+        samples = sum(r.samples for r in texts)
+        _check_text(weights.model, recipe, samples, None if spill is None else Path(spill), team)
+    tokens = _tokens(weights.model, tokenizer, recipe, documents[0], given, observer)
+    if fit is None:
+        return weights, tokens, None, saved
+    recovery = _tokens(weights.model, tokenizer, fit, documents[1], None, observer, "recovery")
+    return weights, tokens, recovery, saved
+
+
+def _recovery(recipe: Recipe) -> Recipe | None:
+    """Return the recipe whose calibration text is that of recovery; None: it is the same.
+
+    Raises:
+        InputError: it is no text.
+    """
+    fit = recipe.text_of_recovery()
+    if fit is not None and fit.calibration in ("none", IDS):
+        if recipe.recovery_text is None:
+            raise InputError(
+                "--recovery-samples draws windows from the calibration text, and there is none. "
+                "Give --recovery-text SOURCE."
+            )
+        raise InputError(
+            f"--recovery-text is a SOURCE of text; got {recipe.recovery_text}. Leave it out to "
+            "recover on the calibration text."
+        )
+    return fit
+
+
+def _all_documents(
+    recipe: Recipe, fit: Recipe | None, tokenizer: Any, given: Given | None, observer: Observer
+) -> tuple[Documents | None, Documents | None]:
+    """Return the calibration text and that of recovery, which may be the same."""
+    own = _documents(recipe, tokenizer, given, observer)
+    if fit is None or recipe.recovery_text is None:
+        return own, own
+    return own, _documents(fit, tokenizer, None, observer)
 
 
 def named(model: Any, loaded: PreTrainedModel) -> str:
@@ -139,16 +174,18 @@ def check_place(devices: Mapping[str, torch.device], device_map: Mapping[str, An
             )
 
 
-def _check_text(model: PreTrainedModel, recipe: Recipe, spill: Path | None, team: Team) -> None:
+def _check_text(
+    model: PreTrainedModel, recipe: Recipe, samples: int, spill: Path | None, team: Team
+) -> None:
     """Raise RoomError for text that cannot fit, before it is drawn: by what is known by now."""
     length = window_length(model, recipe.length)
     features = getattr(model.config.get_text_config(), "hidden_size", 0)
-    own = team.share(recipe.samples)
+    own = team.share(samples)
     need = Need(
-        samples=recipe.samples,
+        samples=samples,
         length=length,
         activations=(own.stop - own.start) * length * features * model.dtype.itemsize,
-        ids=8 * recipe.samples * length,
+        ids=8 * samples * length,
         wide=model.dtype.itemsize > 2,
         beside=team.beside,
     )
@@ -186,7 +223,8 @@ def _tokens(
     documents: Documents | None,
     given: Given | None,
     observer: Observer,
-) -> tuple[Samples | None, Protocol | None]:
+    purpose: str = "calibration",
+) -> Text:
     """Calibration token ids and what they are; None where weights alone decide."""
     if recipe.calibration in (None, "none"):
         return None, None
@@ -201,4 +239,5 @@ def _tokens(
         seed=recipe.seed,
         bos=recipe.bos,
         say=observer.say,
+        purpose=purpose,
     )

@@ -25,9 +25,11 @@ from ..report import PruningReport
 from ..storage.journal import Journal
 from ..storage.scratch import Spilled
 from ..text import Protocol
-from .fingerprint import choices, fingerprint
+from .fingerprint import choices, fingerprint, texts
 from .observer import Observer
 
+Text = tuple[Samples | None, Protocol | None]
+"""Calibration samples and where they came from; None where a run needs none."""
 Further = Callable[[Block, Trace], None]
 """Called with each block while it is at hand during the look at the model."""
 
@@ -48,6 +50,7 @@ class Job:
         team: the processes that do it together.
         blocks: the model's blocks, in order.
         traced: a short forward pass of the model.
+        recovery: the text that recovery is solved on; None: the calibration text.
     """
 
     weights: Weights
@@ -61,6 +64,7 @@ class Job:
     team: Team
     blocks: list[Block]
     traced: Trace
+    recovery: Text | None = None
 
     @classmethod
     def of(
@@ -68,7 +72,8 @@ class Job:
         weights: Weights,
         name: str,
         recipe: Recipe,
-        tokens: tuple[Samples | None, Protocol | None],
+        tokens: Text,
+        recovery: Text | None,
         device: torch.device,
         observer: Observer,
         spill: Path | None,
@@ -85,7 +90,7 @@ class Job:
         blocks, traced = inspect(weights.model, sample, weights, further or _nothing)
         return cls(
             weights, name, recipe, ids_ST, protocol, team.device(device), observer, spill, team,
-            blocks, traced,
+            blocks, traced, recovery,
         )  # fmt: skip
 
     @property
@@ -97,7 +102,7 @@ class Job:
         """Raise InputError unless all processes have the same to do, and a sample each."""
         todo = {
             **choices(self.recipe),
-            "calibration sha256": self.protocol.sha256 if self.protocol else None,
+            **texts(self.protocol, self.recovery_protocol),
         }
         told = self.team.told(todo)
         with self.team.agreed():
@@ -107,11 +112,18 @@ class Job:
                         f"{key} is {todo[key]!r} here and {told[key]!r} in process 0. Give all "
                         "processes the same arguments and files."
                     )
-            if self.ids_ST is not None and len(self.ids_ST) < self.team.size:
-                raise InputError(
-                    f"{self.team.size} processes need a calibration sample each, at least; "
-                    f"--samples is {len(self.ids_ST)}. Give more, or start fewer processes."
-                )
+            fit_ST = self.recovery[0] if self.recovery is not None else None
+            for option, ids_ST in (("samples", self.ids_ST), ("recovery-samples", fit_ST)):
+                if ids_ST is not None and len(ids_ST) < self.team.size:
+                    raise InputError(
+                        f"{self.team.size} processes need a calibration sample each, at least; "
+                        f"--{option} is {len(ids_ST)}. Give more, or start fewer processes."
+                    )
+
+    @property
+    def recovery_protocol(self) -> Protocol | None:
+        """Where the text of recovery came from; None: it has none of its own."""
+        return self.recovery[1] if self.recovery is not None else None
 
     def has_done(self, touched: Sequence[int], journal: Journal | None) -> bool:
         """Whether an earlier run has finished all of these blocks; the same in all processes."""
@@ -126,6 +138,7 @@ class Job:
             paper=paper,
             url=url,
             protocol=self.protocol,
+            recovery_protocol=self.recovery_protocol,
             seconds=time.perf_counter() - begun,
             processes=self.team.size,
             **own,
@@ -140,18 +153,27 @@ class Job:
         """
         if self.ids_ST is None:
             return None
-        hidden = Spilled(self.spill) if self.spill is not None else None
-        chosen = self.ids_ST[:samples]
-        own = self.team.share(len(chosen))
         with within or nullcontext():
-            recording = start(self.model, self.blocks, self.traced, self.ids_ST[own], hidden)
+            return self._recorded(self.ids_ST[:samples])
+
+    def recording_for_recovery(self) -> Recording | None:
+        """Record this process's samples of recovery's own text; None if it has none."""
+        if self.recovery is None or self.recovery[0] is None:
+            return None
+        return self._recorded(self.recovery[0])
+
+    def _recorded(self, chosen: Samples) -> Recording:
+        hidden = Spilled(self.spill) if self.spill is not None else None
+        own = self.team.share(len(chosen))
+        recording = start(self.model, self.blocks, self.traced, chosen[own], hidden)
         recording.first, recording.total = own.start, len(chosen)
         recording.min_tokens = self.recipe.min_tokens
         return recording
 
     def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:
         """All that decides what comes out, flat, for a later run to compare."""
-        return fingerprint(checkpoint, self.recipe, self.protocol, self.device, self.team.size)
+        read = texts(self.protocol, self.recovery_protocol)
+        return fingerprint(checkpoint, self.recipe, read, self.device, self.team.size)
 
 
 def _nothing(block: Block, traced: Trace) -> None:

@@ -38,10 +38,14 @@ def make_room(run: Run, request: Request) -> None:
         job.spill = fit(needed, job.spill, writes, job.observer.say)
 
 
-def need(run: Run, samples: int | None = None) -> Need:
-    """Reckon what the run holds; ``samples`` is how many there will be, if it was given fewer."""
+def need(run: Run, samples: int | None = None, recovery: int | None = None) -> Need:
+    """Reckon what the run holds.
+
+    ``samples`` is how many there will be, and ``recovery`` how many of recovery's own text, if it
+    was given fewer.
+    """
     if isinstance(run, UnitsRun):
-        return _of_units(run, samples)
+        return _of_units(run, samples, recovery)
     return _of_weights(run, samples)
 
 
@@ -57,14 +61,21 @@ def _of_weights(run: WeightsRun, samples: int | None) -> Need:
     return replace(found, journal=total, written=total * (2 if twice else 1))
 
 
-def _of_units(run: UnitsRun, samples: int | None) -> Need:
+def _of_units(run: UnitsRun, samples: int | None, recovery: int | None) -> Need:
     job, pruner = run.job, run.pruner
     statistics = max(_module_bytes(module, run) for module in run.modules)
-    if pruner.before:
+    if pruner.reads_dense:
         statistics += max(map(block_bytes, job.blocks))  # the dense one beside
     if pruner.wants("gradients"):
-        statistics += bytes_of(x.weight_OI for module in run.modules for x in module.layers)
-    found = _of(job, statistics, 2 if pruner.before else 1, samples)
+        layers = [layer.weight_OI for module in run.modules for layer in module.layers]
+        statistics += bytes_of(layers)
+        if pruner.curved:  # the mean and the mean square, in float32
+            statistics += 8 * sum(x.numel() for x in layers) - bytes_of(layers)
+    streams = 2 if pruner.reads_dense else 1
+    apart = job.recovery is not None
+    found = _of(job, statistics, 1 if apart else streams, samples)
+    if apart:
+        found = _with_recovery(found, job, streams, recovery)
     total = bytes_of(job.model.parameters())
     left = int(total - run.sure * removable(run.modules) * job.model.dtype.itemsize)
     twice = _journaled_twice(job.weights, job.blocks)
@@ -90,6 +101,24 @@ def _of(job: Job, statistics: int, streams: int, samples: int | None) -> Need:
         device=job.device,
         wide=hidden.itemsize > 2,
         beside=team.beside,
+    )
+
+
+def _with_recovery(found: Need, job: Job, streams: int, recovery: int | None) -> Need:
+    """Add the text that recovery alone reads; ``recovery`` samples of it, if there will be more."""
+    assert job.recovery is not None
+    ids_ST, hidden = job.recovery[0], job.traced.inputs[0]
+    assert ids_ST is not None
+    drawn, length = len(ids_ST), -(-ids_ST.numel() // len(ids_ST))
+    count = drawn if recovery is None else recovery
+    own = job.team.share(count)
+    each = length * hidden.shape[-1] * hidden.itemsize
+    return replace(
+        found,
+        recovery=count,
+        length=max(found.length, length),
+        activations=found.activations + streams * (own.stop - own.start) * each,
+        ids=found.ids + 8 * (count - drawn) * length,
     )
 
 

@@ -75,10 +75,18 @@ class Request:
         """How many samples there are, or will be."""
         return how_many(self.given, self.recipe.samples)
 
+    @property
+    def recovery_samples(self) -> int:
+        """How many samples the text of recovery has, or will have; 0: it has none of its own."""
+        own = self.recipe.text_of_recovery()
+        return 0 if own is None else own.samples
+
     def few(self, samples: int) -> Request:
-        """Return the same request with at most that many samples."""
-        least = min(self.samples, samples)
-        return replace(self, recipe=self.recipe.model_copy(update={"samples": least}))
+        """Return the same request with at most that many samples of each text."""
+        least = {"samples": min(self.samples, samples)}
+        if self.recovery_samples:
+            least["recovery_samples"] = min(self.recovery_samples, samples)
+        return replace(self, recipe=self.recipe.model_copy(update=least))
 
 
 def prepare(request: Request) -> tuple[Run, Any]:
@@ -101,17 +109,18 @@ def _prepared(request: Request) -> tuple[Run, Any]:
     recipe, built = _filled(request.recipe, request.given)
     device = pick_device(recipe.device)  # raises before the model is loaded
     units = built.units
-    weights, tokens, tokenizer = inputs(
+    weights, tokens, recovery, tokenizer = inputs(
         request.model, recipe, request.written, request.tokenizer, request.given,
         request.trust_remote_code, request.observer, units is not None and units.wants("gradients"),
         request.spill, request.team,
     )  # fmt: skip
     name = named(request.model, weights.model)
     look = partial(
-        Job.of, weights, name, recipe, tokens, device, request.observer, request.spill, request.team
-    )
+        Job.of, weights, name, recipe, tokens, recovery, device, request.observer, request.spill,
+        request.team,
+    )  # fmt: skip
     if units is not None:
-        check_text(recipe, units, tokens[0])
+        check_text(recipe, units, tokens[0], (tokens if recovery is None else recovery)[0])
         return UnitsRun.of(look, recipe, units), tokenizer
     pruner, orders = _with_claims(request, built.weights)
     run = replace(WeightsRun.of(look, pruner, built.allocation), orders=orders)
@@ -137,8 +146,11 @@ def _with_claims(request: Request, pruner: BlockPruner) -> tuple[BlockPruner, Or
 def _filled(recipe: Recipe, given: Given | None) -> tuple[Recipe, Composition]:
     """Fill in the recipe's defaults, and build what it spells."""
     built = recipe.build()
-    source = source_name(recipe.calibration, "builtin" if built.reads_text else "none", given)
-    if built.reads_text and source == "none":
+    reads = built.reads_text
+    if built.units is not None and recipe.recovery_text is not None:
+        reads = built.units.scores_text
+    source = source_name(recipe.calibration, "builtin" if reads else "none", given)
+    if reads and source == "none":
         raise CalibrationError(_needs_text(recipe, built))
     alone = built.units is not None and built.units.threshold is not None
     sparsity = None if recipe.parameters is not None else built.sparsity

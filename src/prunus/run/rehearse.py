@@ -23,7 +23,7 @@ from .weights_run import WeightsRun
 
 REHEARSED = 2  # samples
 STEPS = 4  # of learning
-EACH_SAMPLE = ("gradients", "recover", "record", "advance")  # steps that grow with samples
+EACH_SAMPLE = ("gradients", "record", "advance")  # steps that grow with samples
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,15 @@ def try_units(run: UnitsRun, needed: Need) -> Tried:
     begun = time.perf_counter()
     units = replace(run, job=job, rehearsal=True).prune()[0].structured
     seconds = time.perf_counter() - begun
+    fit = 1.0  # times the samples of recovery
     if few_ST is not None:
         tried, wanted = len(few_ST), needed.samples
         more, maps = wanted / tried, min(wanted, MAPS) / tried
         seconds += (more - 1) * watch.seconds(*EACH_SAMPLE) + (maps - 1) * watch.seconds("compare")
+        fit = more
+    if run.job.recovery is not None and run.job.recovery[0] is not None:
+        fit = needed.recovery / len(run.job.recovery[0])
+    seconds += (fit - 1) * watch.seconds("recover")
     known = run.pruner.allocation == "uniform" and run.pruner.threshold is None
     steps = ("gradients", "record", "compare", "recover", "prune", "advance")
     once = {step: watch.seconds(step) for step in steps}

@@ -30,6 +30,7 @@ class Need:
 
     Attributes:
         samples: of calibration text in all processes; 0: there is none.
+        recovery: of recovery's text, where that is another; 0: it is not.
         length: tokens of each.
         activations: of this process's samples; these may be on disk instead.
         held: memory beside them: a block that is read, its statistics, the copy that is written.
@@ -55,6 +56,12 @@ class Need:
     device: torch.device = CPU
     wide: bool = False
     beside: int = 1
+    recovery: int = 0
+
+    @property
+    def windows(self) -> int:
+        """Samples of all texts together."""
+        return self.samples + self.recovery
 
     @property
     def fixed(self) -> int:
@@ -90,7 +97,7 @@ def fit(
             raise RoomError(f"{_said(need, there)} {levers(need, there, True)}")
         if chosen is not None:
             say(
-                f"the activations of {need.samples:,} samples take {gib(need.activations)}, and "
+                f"the activations of {need.windows:,} samples take {gib(need.activations)}, and "
                 f"{gib(there)} of memory are available: they go to disk, into {chosen} "
                 "(--spill DIR names another place)"
             )
@@ -132,8 +139,8 @@ def _said(need: Need, there: int) -> str:
     """Say what the run holds where its activations are, and what is there."""
     cuda = need.home.type == "cuda"
     parts = {
-        f"the activations of {need.samples:,} samples of {need.length:,} tokens": need.activations,
-        f"the token ids of {need.samples:,} samples": 0 if cuda else need.ids,
+        f"the activations of {need.windows:,} samples of {need.length:,} tokens": need.activations,
+        f"the token ids of {need.windows:,} samples": 0 if cuda else need.ids,
         "a block with its statistics": need.on_device if cuda else need.held,
     }
     named = [f"{name} {gib(size)}" for name, size in parts.items() if size]
@@ -158,13 +165,15 @@ def levers(need: Need, there: int, spilling: bool, total: int | None = None) -> 
     """
     found = []
     moving = need.activations + need.ids
-    if need.samples and moving:
+    if need.recovery and moving:
+        found.append("fewer --samples and --recovery-samples")
+    elif need.samples and moving:
         left = there - ((total or need.total) - moving)
         few = int(left * 0.95 * need.samples / moving)
         few -= few % 10 ** max(len(str(few)) - 2, 0)  # two digits are enough
         if few > 0 or spilling:
             found.append(f"fewer --samples{f' ({few:,} would fit)' if few > 0 else ''}")
-    if need.samples:
+    if need.windows:
         found.append("a shorter --length")
     if spilling:
         found.append(
@@ -200,7 +209,7 @@ def _check_disks(need: Need, spill: Path | None, output: Path | None) -> None:
     if spill is not None and spilled > free_disk(spill):
         raise RoomError(
             f"--spill {spill} has {gib(free_disk(spill))} free, and the activations of "
-            f"{need.samples:,} samples of {need.length:,} tokens take {gib(spilled)}. "
+            f"{need.windows:,} samples of {need.length:,} tokens take {gib(spilled)}. "
             f"{levers(need, free_disk(spill) // need.beside + need.fixed, False)[:-1]}, or another "
             "folder."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..maths.moments import ChannelMoments, Moments
 from ..maths.pruners.units import UnitPruner
 from ..maths.scores.attention import HeadDivergence
 from ..maths.scores.redundancy import Redundancy
-from ..maths.scores.units import Gathered
+from ..maths.scores.units import Curvature, Gathered
 from ..maths.stats import TokenSample
 from ..model.blocks import Block
 from ..model.cost import OneToken
@@ -41,7 +42,9 @@ class Context:
         seed: of the run.
         token: a forward of one token.
         gradients: of the loss, where a score reads them.
+        curvatures: of the loss, likewise.
         team: the processes that do this together.
+        behind: the first block that loses nothing and is recovered alone; None: there is none.
     """
 
     model: PreTrainedModel
@@ -52,44 +55,51 @@ class Context:
     seed: int
     token: OneToken
     gradients: Mapping[str, Tensor] | None = None
+    curvatures: Mapping[str, Curvature] | None = None
     team: Team = ALONE
+    behind: int | None = None
 
     def announce(self, block: Block, step: str) -> None:
         """Tell that a step begins."""
         self.observer.block(block.index, self.blocks, block.name, step)
 
     def gather(
-        self, block: Block, module: Depth2, recording: Recording | None
-    ) -> tuple[Gathered, tuple[Moments, Moments]]:
-        """Return the module's statistics, and the second level's moments: to train on, held out."""
-        score, width = self.pruner.score(module.unit), module.reader.shape[1]
-        train, held = (Moments(width if self.pruner.after else 0, self.device) for _ in range(2))
+        self,
+        block: Block,
+        module: Depth2,
+        recording: Recording | None,
+        also: Halves | None = None,
+    ) -> Gathered:
+        """Return the module's statistics; ``also`` takes the second level's inputs in passing."""
+        score = self.pruner.score(module.unit)
+        loss: dict[str, Any] = {
+            "gradients": self.gradients,
+            "curvatures": self.curvatures,
+            "seed": self.seed,
+        }
         if recording is None:
-            return Gathered(gradients=self.gradients, seed=self.seed), (train, held)
+            return Gathered(**loss)
         extra = (ChannelMoments,) if self.pruner.compensation else ()
         kinds = tuple(dict.fromkeys((*score.second, *extra, TokenSample)))
         wanted = {"second": (module.reader, kinds)}
         if score.first:
             wanted["first"] = (module.sources[0][0], score.first)
-
-        def split(number: int, inputs_TI: Tensor) -> None:
-            (held if held_out(number, recording.samples) else train).update(inputs_TI)
-
         self.announce(block, "record")
         stats = gather(
             block, recording, wanted, self.device, self.observer, self.team, then="stop",
-            also={module.reader.module: split} if self.pruner.after else None,
+            also={module.reader.module: also.split} if also is not None else None,
         )  # fmt: skip
-        if self.pruner.after:
-            train.merge(self.team)
-            held.merge(self.team)
         maps = self.divergence(block, module, recording) if score.wants == "maps" else None
-        first = {"first": stats["first"]} if score.first else {}
-        found = Gathered(
-            **first, second=stats["second"], divergence_HH=maps, gradients=self.gradients,
-            seed=self.seed,
+        first: dict[str, Any] = {"first": stats["first"]} if score.first else {}
+        return Gathered(**first, second=stats["second"], divergence_HH=maps, **loss)
+
+    def fill(self, halves: Halves, block: Block, module: Depth2, recording: Recording) -> None:
+        """Give the second level's inputs on this text to ``halves``, in a pass of its own."""
+        self.announce(block, "recover")
+        gather(
+            block, recording, {"second": (module.reader, ())}, self.device, self.observer,
+            self.team, then="stop", also={module.reader.module: halves.split},
         )  # fmt: skip
-        return found, (train, held)
 
     def divergence(self, block: Block, module: Depth2, recording: Recording) -> Tensor:
         """Compare the heads on the first samples, holding the maps of one sample at a time."""
@@ -105,15 +115,34 @@ class Context:
         return divergence.matrix_HH
 
     def scored(self, block: Block, module: Depth2, gathered: Gathered) -> Tensor:
-        """Scores (U, N) on the CPU.
+        """Scores (U, N) on the CPU; of ``module.scored``, query heads one by one.
 
         Raises:
             NumericalError: one of them is NaN.
         """
-        score_UN = self.pruner.score(module.unit)(module, gathered).cpu()
+        score_UN = self.pruner.score(module.unit)(module.scored, gathered).to(self.device)
+        self.team.broadcast_(score_UN)
+        score_UN = score_UN.cpu()
         if bool(score_UN.isnan().any()):
             raise NumericalError(f"{module.reader.name}: the score of a unit is NaN.")
         return score_UN
+
+
+class Halves:
+    """Moments of the second level's inputs: on the text to train on, and on what is held out."""
+
+    def __init__(self, width: int, samples: int, device: torch.device) -> None:
+        self.train, self.held = (Moments(width, device) for _ in range(2))
+        self.samples = samples
+
+    def split(self, number: int, inputs_TI: Tensor) -> None:
+        """Add the inputs of one sample."""
+        (self.held if held_out(number, self.samples) else self.train).update(inputs_TI)
+
+    def merge(self, team: Team) -> None:
+        """Add up all processes' sums."""
+        self.train.merge(team)
+        self.held.merge(team)
 
 
 def held_out(sample: int, samples: int) -> int:

@@ -28,7 +28,7 @@ from ..storage.widths import renumbered, resize
 from .observer import Looking
 from .units_gather import Context
 from .units_notes import noted, take_up
-from .units_step import DenseStream, Step
+from .units_step import Step, Streams
 from .walk import align, taken_up, walk
 
 
@@ -38,6 +38,7 @@ class Seen:
 
     Attributes:
         scores: (U, N) of every module.
+        modules: those whose units came to be by their scores: query heads of each group.
         means: of the second level's inputs, where a bias is to compensate.
         divergences: between heads, by block.
         numbers: what surgery changed beside tensors, by block: attributes by their path in it.
@@ -45,6 +46,7 @@ class Seen:
     """
 
     scores: dict[Key, Tensor] = field(default_factory=dict)
+    modules: dict[Key, Depth2] = field(default_factory=dict)
     means: dict[Key, Tensor] = field(default_factory=dict)
     divergences: dict[int, Tensor] = field(default_factory=dict)
     numbers: dict[int, dict[str, int]] = field(default_factory=dict)
@@ -52,14 +54,15 @@ class Seen:
 
     def look(self, step: Step) -> None:
         """Score the module as it is now."""
-        gathered = step.context.gather(step.block, step.module, step.recording)[0]
+        gathered = step.gather(None)
         step.context.announce(step.block, "prune")
         self.note(step, gathered)
 
     def note(self, step: Step, gathered: Gathered) -> None:
         """Score the module from what was gathered."""
         key = step.module.block, step.module.unit
-        self.scores[key] = step.context.scored(step.block, step.module, gathered)
+        scored = step.context.scored(step.block, step.module, gathered)
+        self.modules[key], self.scores[key] = step.module.weakest_first(scored)
         if gathered.divergence_HH is not None:
             self.divergences[step.module.block] = gathered.divergence_HH
         if step.context.pruner.compensation:
@@ -77,7 +80,7 @@ def look(
     seen, context = Seen(), replace(context, observer=Looking(context.observer))
     for block in walk(blocks, _last(modules), recording, context.device, context.observer):
         for module in _of(block, modules, context):
-            seen.look(Step(context, block, module, recording))
+            seen.look(Step(context, block, module, Streams(recording)))
     return seen
 
 
@@ -87,7 +90,7 @@ def prune_units(
     blocks: Sequence[Block],
     modules: Sequence[Depth2],
     quota: Quota,
-    recording: Recording | None,
+    streams: Streams,
     dense: Seen | None,
     journal: Journal | None = None,
 ) -> tuple[list[LayerReport], Seen]:
@@ -96,23 +99,21 @@ def prune_units(
     Args:
         context: of the run.
         blocks: all blocks of the model.
-        modules: those to prune, in order; of no use afterwards.
+        modules: those to prune, in order, then those that are recovered alone; of no use
+            afterwards.
         quota: how many units of each go.
-        recording: the samples at the first block, consumed; None: nothing is to be measured.
+        streams: the samples at the first block, consumed.
         dense: what a look at the dense model gave; None: scores are taken on the way.
         journal: takes every block that became smaller, and gives those of an earlier run back.
 
     Returns:
         A report for each layer, and what was seen.
     """
-    pruner = context.pruner
     seen = Seen() if dense is None else dense
-    beside = DenseStream.beside(recording) if recording is not None and pruner.before else None
     reports: list[LayerReport] = []
     last = _last(modules)
-    for block in walk(blocks, last, recording, context.device, context.observer):
-        if beside is not None:
-            beside.come_to(block)
+    for block in walk(blocks, last, streams.scores, context.device, context.observer):
+        streams.come_to(block)
         mine = _of(block, modules, context)
         if mine:
             dear = context.token.of(block, context.device)
@@ -120,16 +121,15 @@ def prune_units(
             if done is None:
                 done = []
                 for module in mine:
-                    step = Step(context, block, module, recording)
-                    aims = beside if reports or done else None
-                    done += _prune(step, quota, seen, dense is None, aims)
+                    step = Step(context, block, module, streams)
+                    done += _changed(step, quota, seen, dense is None, bool(reports or done))
                 align(block, context.team)
                 if journal is not None:
                     journal.write(block, done, {}, noted(block, seen, quota))
             reports += done
             seen.saved += dear - context.token.of(block, context.device)
-        if beside is not None and block.index < last:
-            beside.go_through(block, context.device)
+        if block.index < last:
+            streams.leave(block, context)
     context.observer.done()
     return reports, seen
 
@@ -161,33 +161,51 @@ def _taken_up(
     return reports
 
 
-def _prune(
-    step: Step, quota: Quota, seen: Seen, anew: bool, dense: DenseStream | None
-) -> list[LayerReport]:
-    """Remove units of one module.
+def _changed(step: Step, quota: Quota, seen: Seen, anew: bool, drifted: bool) -> list[LayerReport]:
+    """Remove units of one module, or recover it alone if it is behind the last that loses some.
 
-    ``dense`` is None before anything has been removed: there is nothing to recover then.
+    ``drifted`` is False before anything has been removed: there is nothing to recover then.
     """
+    behind = step.context.behind
+    if behind is not None and step.module.block >= behind:
+        reports = _recovered(step)
+    else:
+        reports = _prune(step, quota, seen, anew, drifted and step.context.pruner.before)
+    for report in reports:
+        step.context.observer.layer(report)
+    return reports
+
+
+def _recovered(step: Step) -> list[LayerReport]:
+    """Recover a module that keeps all its units."""
+    begun, shapes = time.perf_counter(), [layer.shape for layer in step.module.layers]
+    notes = {"recovery": step.recover()}
+    keep_U = torch.ones(step.module.units, dtype=torch.bool)
+    return step.reports(shapes, keep_U, None, False, begun, notes)
+
+
+def _prune(step: Step, quota: Quota, seen: Seen, anew: bool, recover: bool) -> list[LayerReport]:
+    """Remove units of one module, recovered before if ``recover`` says so."""
     begun, module, context = time.perf_counter(), step.module, step.context
     key = module.block, module.unit
     shapes = [layer.shape for layer in module.layers]
-    notes = {} if dense is None else {"recovery": step.recover(dense)}
+    notes = {"recovery": step.recover()} if recover else {}
     old_OA = joined(module.reader.weight_OI, module.reader.bias_O)
-    gathered, halves = context.gather(step.block, module, step.recording)
+    halves = step.halves()
+    gathered = step.gather(halves)
     context.announce(step.block, "prune")
     if anew:
         seen.note(step, gathered)
+    step = replace(step, module=seen.modules[key])
     count = quota.of(module, seen.scores[key])
     keep_U = lowest(seen.scores[key], count).to(context.device)
     context.team.broadcast_(keep_U)
-    updated = count > 0 and (context.pruner.after or context.pruner.compensation)
-    if updated and context.pruner.after:
+    repaired = context.pruner.after and (count > 0 or context.pruner.to_stream)
+    compensated = count > 0 and context.pruner.compensation
+    if repaired:
         notes["repair"] = step.repair(keep_U, halves)
-    elif updated:
+    elif compensated:
         step.compensate(keep_U, seen.means[key].to(context.device))
     error = step.error(gathered, keep_U, old_OA)
     seen.numbers.setdefault(module.block, {}).update(step.remove(keep_U))
-    reports = step.reports(shapes, keep_U.cpu(), error, updated, begun, notes)
-    for report in reports:
-        context.observer.layer(report)
-    return reports
+    return step.reports(shapes, keep_U.cpu(), error, repaired or compensated, begun, notes)

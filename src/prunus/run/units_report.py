@@ -123,7 +123,8 @@ def _changes(
     seen: Seen,
 ) -> list[BlockChange]:
     by_key = {(module.block, module.unit): module for module in modules}
-    kept = {r.block: r.notes["kept"] for r in reports if r.pattern == "heads"}
+    kept = {r.block: r.notes["kept"] for r in reports if (r.block, r.pattern) in by_key
+            and r.pattern == "heads"}  # fmt: skip
     found = []
     for block, parameters, width in zip(job.blocks, before, widths, strict=True):
         attention = by_key.get((block.index, "heads"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..base.arguments import block_range
 from ..base.errors import InputError
 from ..maths.orders.orders import Orders
 from ..maths.pruners.units import DEFAULT, UnitPruner
+from ..maths.scores.units import Curvature
 from ..maths.shares.units import (
     Quota,
     adaptive,
@@ -28,6 +29,7 @@ from ..model.cost import OneToken
 from ..model.gradients import loss_gradients
 from ..model.replay import Recording, Trace
 from ..model.samples import Processed, Samples
+from ..model.stream import check_adds
 from ..model.surgery import rehearse
 from ..model.units import Depth2, find_modules
 from ..model.watch import eager
@@ -40,6 +42,7 @@ from .job import Further, Job
 from .units_gather import Context
 from .units_loop import Seen, look, prune_units
 from .units_report import Before, smaller
+from .units_step import Streams
 
 
 @dataclass
@@ -51,6 +54,7 @@ class UnitsRun:
         pruner: what the recipe spells.
         token: a forward of one token.
         modules: what is to lose units.
+        behind: what is recovered behind these without losing any.
         rehearsal: whether this is a trial on a few samples, by which a threshold may take nothing.
     """
 
@@ -58,6 +62,7 @@ class UnitsRun:
     pruner: UnitPruner
     token: OneToken
     modules: list[Depth2]
+    behind: list[Depth2] = field(default_factory=list)
     rehearsal: bool = False
 
     @classmethod
@@ -71,16 +76,20 @@ class UnitsRun:
             InputError: a range outside of the model.
         """
         modules: list[Depth2] = []
+        behind: list[Depth2] = []
         token = OneToken()
 
         def further(block: Block, traced: Trace) -> None:
             token.through(block, traced)
-            if block.index in _chosen(recipe, len(traced.calls)):
+            chosen = _chosen(recipe, len(traced.calls))
+            if block.index in chosen:
                 modules.extend(_rehearsed(block, traced, pruner))
+            elif pruner.recovery_behind and block.index >= chosen.stop:
+                behind.extend(_found(block, traced, pruner))
 
         job = look(further)
         token.around(job.model, job.traced)
-        run = cls(job, pruner, token, modules)
+        run = cls(job, pruner, token, modules, behind)
         run._check()
         return run
 
@@ -90,11 +99,21 @@ class UnitsRun:
 
     def _check(self) -> None:
         """Reject what can be rejected before any text is read."""
+        if self.pruner.recovery_behind and not self.behind:
+            raise InputError(
+                "recovery_behind=true recovers the blocks behind the pruned ones, and there are "
+                "none. Leave it out, or prune fewer blocks: --blocks A:B."
+            )
         share, adaptive = self.share, self.pruner.allocation == "adaptive"
         if self.pruner.threshold is None:
             if not adaptive:
                 check(self.modules, uniform(self.modules, share), share)
             return
+        if self.pruner.query_heads:
+            raise InputError(
+                "heads.threshold takes heads one by one, and query_heads=true as many from each "
+                "key/value group. Leave one of them out."
+            )
         if adaptive:
             raise InputError(
                 "heads.threshold says how many heads go, and so does --allocation adaptive. "
@@ -143,12 +162,10 @@ class UnitsRun:
         context = self._context([] if done else layers)  # whose gradients nothing would read
         dense = None if done else self._look(context)
         quota = self._quota(dense, done)
-        reads = not done and (pruner.sequential or pruner.recovery != "none")
-        recording = self._recording() if reads else None
+        streams = Streams() if done else self._streams()
         seen = None if pruner.sequential else dense
-        reports, seen = prune_units(
-            context, job.blocks, self.modules, quota, recording, seen, journal
-        )
+        both = [*self.modules, *self.behind]
+        reports, seen = prune_units(context, job.blocks, both, quota, streams, seen, journal)
         if not self.rehearsal:
             self._check_removed(quota, journal)
         units = smaller(job, self.modules, before, quota, reports, seen, self.token)
@@ -189,35 +206,55 @@ class UnitsRun:
 
     @property
     def touched(self) -> list[int]:
-        """The blocks that become smaller: those that a journal has at the end."""
-        return sorted({module.block for module in self.modules})
+        """The blocks that change: those that a journal has at the end."""
+        return sorted({module.block for module in (*self.modules, *self.behind)})
 
     def _context(self, layers: Sequence[Layer]) -> Context:
-        job, gradients = self.job, None
+        job, gradients, curvatures = self.job, None, None
         if layers and self.pruner.wants("gradients") and isinstance(job.ids_ST, Tensor):
-            weights = sum(layer.weight_OI.numel() for layer in layers)
-            job.observer.say(
-                f"gradients of the whole model in memory: {weights:,} numbers beside the weights"
-            )
-            job.model.to(job.device)  # type: ignore[arg-type]
-            job.observer.block(0, 1, "the model", "gradients")
-            own_ST = job.ids_ST[job.team.share(len(job.ids_ST))]
-            with job.team.agreed():
-                gradients = loss_gradients(
-                    job.model, layers, own_ST, job.observer.sample, windows=len(job.ids_ST)
-                )
-            for gradient_OI in gradients.values():
-                job.team.sum_(gradient_OI)
+            gradients, curvatures = self._gradients(layers, job.ids_ST)
         return Context(
             job.model, len(job.blocks), self.pruner, job.device, job.observer, job.recipe.seed,
-            self.token, gradients, job.team,
+            self.token, gradients, curvatures, job.team,
+            min((module.block for module in self.behind), default=None),
         )  # fmt: skip
+
+    def _gradients(
+        self, layers: Sequence[Layer], ids_ST: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Curvature]]:
+        """Compute the gradients of the loss over the samples of all processes."""
+        job, curved = self.job, self.pruner.curved
+        weights = sum(layer.weight_OI.numel() for layer in layers) * (2 if curved else 1)
+        job.observer.say(
+            f"gradients of the whole model in memory: {weights:,} numbers beside the weights"
+        )
+        job.model.to(job.device)  # type: ignore[arg-type]
+        job.observer.block(0, 1, "the model", "gradients")
+        own_ST = ids_ST[job.team.share(len(ids_ST))]
+        with job.team.agreed():
+            gradients, curvatures = loss_gradients(
+                job.model, layers, own_ST, job.observer.sample, len(ids_ST), curved
+            )
+        for gradient_OI in gradients.values():
+            job.team.sum_(gradient_OI)
+        for found in curvatures.values():
+            for sums in (found.squares_OI, found.rows_O, found.columns_I):
+                job.team.sum_(sums)
+        return gradients, curvatures
 
     def _recording(self) -> Recording | None:
         """Record the samples at the first block, with explicit masks if heads are compared."""
         return self.job.recording(
             within=eager(self.job.model) if self.pruner.wants("maps") else None
         )
+
+    def _streams(self) -> Streams:
+        """Record what scores are taken on along the way, and what recovery is solved on."""
+        pruner, apart = self.pruner, self.job.recovery is not None
+        recovers = pruner.recovery != "none"
+        scores = self._recording() if pruner.sequential or (recovers and not apart) else None
+        fit = self.job.recording_for_recovery() if apart else scores
+        return Streams.of(scores, fit if recovers else None, pruner.reads_dense)
 
     def _look(self, context: Context) -> Seen | None:
         """At the dense model, where the method or the allocation wants that."""
@@ -251,12 +288,14 @@ class UnitsRun:
         return Quota(modules, share, counts, threshold.count, self.capped)
 
 
-def check_text(recipe: Recipe, pruner: UnitPruner, ids_ST: Samples | None) -> None:
-    """Raise InputError where a method cannot do with the text that there is."""
-    if pruner.recovery != "none" and (ids_ST is None or len(ids_ST) < 2):
+def check_text(
+    recipe: Recipe, pruner: UnitPruner, ids_ST: Samples | None, fit_ST: Samples | None
+) -> None:
+    """Raise InputError where a method cannot do with its text, or with that of recovery."""
+    if pruner.recovery != "none" and (fit_ST is None or len(fit_ST) < 2):
         raise InputError(
             f"--recovery {pruner.recovery} holds a quarter of the calibration samples "
-            "out, so it needs at least two. Give more --samples."
+            "out, so it needs at least two. Give more --samples, or --recovery-samples."
         )
     if pruner.wants("gradients") and isinstance(ids_ST, Processed):
         raise InputError(
@@ -275,7 +314,17 @@ def _chosen(recipe: Recipe, blocks: int) -> range:
 def _rehearsed(block: Block, traced: Trace, pruner: UnitPruner) -> list[Depth2]:
     """Find the modules of a block that can lose units, and try it on each."""
     call, hidden = traced.calls[block.index], traced.inputs[block.index]
-    modules = find_modules(block, call, hidden, pruner.units)
+    modules = _found(block, traced, pruner)
     for module in modules:
         rehearse(block, module, call, hidden)
+    return modules
+
+
+def _found(block: Block, traced: Trace, pruner: UnitPruner) -> list[Depth2]:
+    """Find the modules of a block; recovery towards the stream must know how they add to it."""
+    call, hidden = traced.calls[block.index], traced.inputs[block.index]
+    modules = find_modules(block, call, hidden, pruner.units, pruner.query_heads)
+    if pruner.to_stream:
+        for module in modules:
+            check_adds(block, module, call, hidden)
     return modules

@@ -11,18 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..maths.moments import Moments
 from ..maths.scores.units import Gathered
 from ..maths.stats import TokenSample
 from ..maths.updates.ridge import Regression, Solved, joined, solve
 from ..model.blocks import Block, Layer
-from ..model.replay import Recording
+from ..model.replay import Call, Recording
 from ..model.surgery import put, shrink
 from ..model.units import Depth2
-from ..model.watch import watch
+from ..model.watch import Watcher, watch
 from ..report.layer import LayerReport
 from .gather import samples_at
-from .units_gather import Context, held_out
+from .units_gather import Context, Halves, held_out
 
 
 @dataclass
@@ -46,6 +45,47 @@ class DenseStream:
         self.recording.advance(block.index, self.block, device)
 
 
+@dataclass
+class Streams:
+    """The samples on their way through the blocks that become smaller, and dense ones beside them.
+
+    Attributes:
+        scores: what the scores read; None: nothing is to be measured.
+        fit: what recovery is solved on, which may be the same; None: there is no recovery.
+        dense: the samples of ``fit`` in the dense model; None: recovery does not look at it.
+    """
+
+    scores: Recording | None = None
+    fit: Recording | None = None
+    dense: DenseStream | None = None
+
+    @classmethod
+    def of(cls, scores: Recording | None, fit: Recording | None, beside: bool) -> Streams:
+        """Start at the block where the recordings are, with a dense stream if one is asked for."""
+        dense = DenseStream.beside(fit) if fit is not None and beside else None
+        return cls(scores, fit, dense)
+
+    @property
+    def apart(self) -> bool:
+        """Whether recovery has a text of its own."""
+        return self.fit is not None and self.fit is not self.scores
+
+    def come_to(self, block: Block) -> None:
+        """Keep a copy of the block as it is, if it is to be looked at."""
+        if self.dense is not None:
+            self.dense.come_to(block)
+
+    def leave(self, block: Block, context: Context) -> None:
+        """Send the samples of recovery, but not those of the scores, on to the next block."""
+        if self.dense is None and not self.apart:
+            return
+        context.announce(block, "recover")
+        if self.dense is not None:
+            self.dense.go_through(block, context.device)
+        if self.fit is not None and self.apart:
+            self.fit.advance(block.index, block.module, context.device, context.observer.sample)
+
+
 @dataclass(frozen=True)
 class Step:
     """A module, in its block, with the samples that have come there."""
@@ -53,9 +93,9 @@ class Step:
     context: Context
     block: Block
     module: Depth2
-    recording: Recording | None
+    streams: Streams
 
-    def recover(self, dense: DenseStream) -> dict[str, Any]:
+    def recover(self) -> dict[str, Any]:
         """Algorithms 3 and 4: the first level; then, on what that gives, the second.
 
         Returns what the report should say.
@@ -65,19 +105,12 @@ class Step:
             for biased in (True, False):  # the inputs of the one have a column of ones more
                 layers = [layer for layer in level if (layer.bias_O is not None) == biased]
                 if layers:
-                    facts |= _facts(self._aim(layers, dense), [layer.role for layer in layers])
+                    facts |= _facts(self._aim(layers), [layer.role for layer in layers])
         return facts
 
-    def _aim(self, layers: list[Layer], dense: DenseStream) -> list[Solved]:
+    def _aim(self, layers: list[Layer]) -> list[Solved]:
         """Fit the layers' weights to the dense stream's outputs on the pruned stream's inputs."""
-        assert self.recording is not None
-        halves = [Regression.several(layers, self.context.device) for _ in range(2)]
-        self.context.announce(self.block, "recover")
-        with self.context.team.agreed():
-            self._compare(layers, dense, halves)
-        for half in halves:
-            for part in half:
-                part.merge(self.context.team, gram=part is half[0])
+        halves = self._sums(layers)
         self.context.announce(self.block, "prune")
         weights = [joined(layer.weight_OI, layer.bias_O) for layer in layers]
         solved = solve(weights, *halves)
@@ -85,42 +118,90 @@ class Step:
             _write(layer, new.weight_OA)
         return solved
 
+    def _sums(self, layers: list[Layer]) -> list[list[Regression]]:
+        """Sum up pruned inputs against what the layers should put out: train, and held out."""
+        context, recording = self.context, self.streams.fit
+        assert recording is not None
+        halves = [Regression.several(layers, context.device) for _ in range(2)]
+        context.announce(self.block, "recover")
+        with context.team.agreed():
+            for position, hidden, call in samples_at(
+                self.block, recording, context.device, context.observer
+            ):
+                inputs_TI, targets = self._compare(layers, position, hidden, call)
+                half = halves[held_out(recording.first + position, recording.samples)]
+                for layer, part in zip(layers, half, strict=True):
+                    part.update(inputs_TI, targets[layer], gram=part is half[0])
+        for half in halves:
+            for part in half:
+                part.merge(context.team, gram=part is half[0])
+        return halves
+
     def _compare(
-        self, layers: list[Layer], dense: DenseStream, halves: Sequence[Sequence[Regression]]
-    ) -> None:
-        """Add this process's samples to the sums: pruned inputs against dense outputs."""
-        assert self.recording is not None
-        recording, context = self.recording, self.context
-        twins = {dense.block.get_submodule(self._inside(layer)): layer for layer in layers}
-        for position, hidden, call in samples_at(
-            self.block, recording, context.device, context.observer
-        ):
-            inputs: list[Tensor] = []
-            targets: dict[Layer, Tensor] = {}
+        self, layers: list[Layer], position: int, hidden: Tensor, call: Call
+    ) -> tuple[Tensor, dict[Layer, Tensor]]:
+        """Return what the layers read in one sample, (T, I), and what each should put out."""
+        dense = self.streams.dense
+        assert dense is not None
+        whole = layers == [self.module.reader] and self.context.pruner.to_stream
+        stop = not (whole and self.module.unit == "neurons")
+        inputs: list[Tensor] = []
+        now: dict[Layer, Tensor] = {}
+        then: dict[Layer, Tensor] = {}
+        ends = {} if stop else {layers[0].module: _put(now, layers[0])}
+        end = watch(
+            self.block, call, hidden, [(layers[0].module, [inputs.append])], ends, stop=stop
+        )
+        beside = dense.recording.hidden[position].to(self.context.device)
+        inside = dense.block.get_submodule
+        aims = {inside(self._inside(layer)): _put(then, layer) for layer in layers}
+        dense_end = watch(self.block, call, beside, outputs=aims, module=dense.block, stop=stop)
+        if whole and stop:  # attention adds its output to the block's input
+            then[layers[0]] = then[layers[0]].float() + _tokens(beside) - _tokens(hidden)
+        elif whole:  # the block's output is that of the MLP and all else
+            assert end is not None
+            assert dense_end is not None
+            then[layers[0]] = now[layers[0]].float() + _tokens(dense_end) - _tokens(end)
+        return inputs[0], then
 
-            def hit(layer: Layer, targets: dict[Layer, Tensor] = targets) -> Any:
-                return lambda output: targets.update({layer: output})
+    def halves(self) -> Halves | None:
+        """Return empty moments for ``repair``; None: it needs none."""
+        pruner, recording = self.context.pruner, self.streams.fit
+        if recording is None or not pruner.after or pruner.to_stream:
+            return None
+        return Halves(self.module.reader.shape[1], recording.samples, self.context.device)
 
-            watch(self.block, call, hidden, [(layers[0].module, [inputs.append])])
-            beside = dense.recording.hidden[position].to(context.device)
-            aims = {module: hit(layer) for module, layer in twins.items()}
-            watch(self.block, call, beside, outputs=aims, module=dense.block)
-            half = halves[held_out(recording.first + position, recording.samples)]
-            for layer, part in zip(layers, half, strict=True):
-                part.update(inputs[0], targets[layer], gram=part is half[0])
+    def gather(self, halves: Halves | None) -> Gathered:
+        """Gather what the score reads, and the moments, in one pass if their text is the same."""
+        context, streams = self.context, self.streams
+        also = None if streams.apart else halves
+        gathered = context.gather(self.block, self.module, streams.scores, also)
+        if halves is not None and streams.apart:
+            assert streams.fit is not None
+            context.fill(halves, self.block, self.module, streams.fit)
+        if halves is not None:
+            halves.merge(context.team)
+        return gathered
 
-    def repair(self, keep_U: Tensor, halves: tuple[Moments, Moments]) -> dict[str, Any]:
-        """Fit the second level's remaining weights to what it puts out with all its inputs."""
+    def repair(self, keep_U: Tensor, halves: Halves | None) -> dict[str, Any]:
+        """Fit the second level's remaining weights to what it put out with all its inputs.
+
+        Without ``halves`` to what brings the residual stream to the dense one.
+        """
         reader = self.module.reader
         old_OA = joined(reader.weight_OI, reader.bias_O)
         columns = self.module.columns_UN[keep_U].flatten().sort().values
         if reader.bias_O is not None:
             columns = torch.cat([columns, columns.new_tensor([reader.shape[1]])])
         used = old_OA.shape[1]
-        train, held = (
-            Regression.onto_itself(half.sum_AA[:used, :used], old_OA).only(columns)
-            for half in halves
-        )
+        if halves is None:
+            train, held = (parts[0].only(columns) for parts in self._sums([reader]))
+            self.context.announce(self.block, "prune")
+        else:
+            train, held = (
+                Regression.onto_itself(half.sum_AA[:used, :used], old_OA).only(columns)
+                for half in (halves.train, halves.held)
+            )
         (solved,) = solve([old_OA[:, columns]], [train], [held])
         new_OA = old_OA.clone()
         new_OA[:, columns] = solved.weight_OA
@@ -175,7 +256,7 @@ class Step:
         module = self.module
         notes = {**notes, "units_kept": int(keep_U.sum()), "units": module.units}
         if module.unit == "heads":
-            notes["kept"] = keep_U.nonzero().flatten().tolist()
+            notes["kept"] = module.kept(keep_U)
         return [
             LayerReport(
                 name=layer.name,
@@ -206,6 +287,16 @@ def _facts(solved: Sequence[Solved], names: Sequence[str]) -> dict[str, Any]:
         name: {"ridge": s.ridge, "held_out_before": s.before, "held_out_after": s.after}
         for name, s in zip(names, solved, strict=True)
     }
+
+
+def _put(outputs: dict[Layer, Tensor], layer: Layer) -> Watcher:
+    """Return what notes the layer's output."""
+    return lambda output: outputs.update({layer: output})
+
+
+def _tokens(hidden: Tensor) -> Tensor:
+    """Return hidden states of any batch as (T, d), in float32."""
+    return hidden.flatten(0, -2).float()
 
 
 def _write(layer: Layer, new_OA: Tensor) -> None:

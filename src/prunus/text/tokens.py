@@ -31,8 +31,9 @@ def calibration_tokens(
     seed: int,
     bos: str,
     say: Callable[[str], None],
+    purpose: str = "calibration",
 ) -> tuple[Tensor, Protocol]:
-    """Return token ids (samples, length) and a record of what they are.
+    """Return token ids (samples, length) and a record of what they are, told with their purpose.
 
     From documents, or where there are none from text that the model writes.
     """
@@ -44,7 +45,7 @@ def calibration_tokens(
                 "The model starts its own text with a beginning-of-text token, so --bos no cannot "
                 "be used with --calibration self. Leave it out."
             )
-        say(f"the model writes {samples} × {length} tokens of calibration text")
+        say(f"the model writes {samples} × {length} tokens of {purpose} text")
         ids_ST, protocol = generate(model, tokenizer, samples=samples, length=length, seed=seed)
     else:
         ids_ST, protocol = sample_windows(
@@ -58,7 +59,7 @@ def calibration_tokens(
         if warning := missing_bos(model, tokenizer, ids_ST, bos):
             say(warning)
     protocol = replace(protocol, bos=bos)
-    say(f"calibration: {protocol}")
+    say(f"{purpose}: {protocol}")
     return checked(ids_ST, model), protocol
 
 

@@ -13,11 +13,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from ...base.errors import InputError, MissingStatisticError
+from ...base.errors import InputError
 from ..contracts import Needs
 from ..moments import ChannelMoments, Moments
 from ..stats import ColumnNorm, Statistics
 from ..views import UnitsView
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Fisher's estimate of the loss's second derivatives in a layer's weights w.
+
+    ``H ≈ mean_j g_j g_jᵀ``, with g_j the gradient of sample j's own loss. Of it:
+
+    Attributes:
+        squares_OI: the diagonal, ``mean_j g_j²``.
+        rows_O: ``wᵀHw`` of each row of w alone, ``mean_j (Σ_i w · g_j)²``.
+        columns_I: the same of each column.
+    """
+
+    squares_OI: Tensor
+    rows_O: Tensor
+    columns_I: Tensor
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,7 @@ class Gathered:
         second: statistics of what the second level reads.
         divergence_HH: between the heads; None: no attention map was seen.
         gradients: of the language-model loss, (O, I) by layer name; None: not computed.
+        curvatures: of that loss, by layer name; None: not computed.
         seed: of the run.
     """
 
@@ -36,6 +54,7 @@ class Gathered:
     second: Statistics = field(default_factory=lambda: Statistics((), 0))
     divergence_HH: Tensor | None = None
     gradients: Mapping[str, Tensor] | None = None
+    curvatures: Mapping[str, Curvature] | None = None
     seed: int = 0
 
 
@@ -97,7 +116,7 @@ class Norm:
 
     def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
         parts = {layer.name: layer.weight_OI.float().abs() ** self.power for layer in module.layers}
-        return _over_units(module, parts)
+        return over_units(module, parts)
 
 
 @dataclass(frozen=True)
@@ -146,49 +165,6 @@ class Flap:
         if self.squared_attention and module.unit == "heads":
             score_I = score_I.square()
         return score_I[module.columns_UN]
-
-
-@dataclass(frozen=True)
-class Taylor:
-    """The first-order change of the loss if the unit were removed.
-
-    ``by="element"``: ``Σ |w · ∂L/∂w|`` over the unit's weights; ``"vector"``: ``Σ |Σ w · ∂L/∂w|``,
-    with the inner sum over one row of the first level, or one column of the second.
-
-    Reference: Ma et al. 2023 (NeurIPS), LLM-Pruner, arXiv:2305.11627; their
-    ``param_first`` and ``vectorize``.
-    """
-
-    by: str = "element"
-
-    first: ClassVar[Needs] = ()
-    second: ClassVar[Needs] = ()
-    wants: ClassVar[Literal["gradients"]] = "gradients"
-    comparable: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.by not in ("element", "vector"):
-            raise InputError(f"by is element or vector; got {self.by!r}.")
-
-    def __call__(self, module: UnitsView, gathered: Gathered) -> Tensor:
-        if gathered.gradients is None:
-            raise MissingStatisticError("Gradients were not computed; this score reads them.")
-        change = {
-            layer.name: layer.weight_OI.float() * gathered.gradients[layer.name].float()
-            for layer in module.layers
-        }
-        if self.by == "element":
-            return _over_units(module, {name: part.abs() for name, part in change.items()})
-        reader = module.reader.name
-        return _over_units(
-            module,
-            {
-                name: part.sum(0, keepdim=True).abs()
-                if name == reader
-                else part.sum(1, keepdim=True).abs()
-                for name, part in change.items()
-            },
-        )
 
 
 @dataclass(frozen=True)
@@ -286,7 +262,7 @@ class SecondMoment:
         return (moments[1], moments[0]) if first == "up" else (moments[0], moments[1])
 
 
-def _over_units(module: UnitsView, parts: Mapping[str, Tensor]) -> Tensor:
+def over_units(module: UnitsView, parts: Mapping[str, Tensor]) -> Tensor:
     """Sum over the rows and columns of every unit, (U, 1)."""
     score_U = parts[module.reader.name].double().sum(0)[module.columns_UN].sum(1)
     for layer, rows_UM in module.sources:

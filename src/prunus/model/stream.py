@@ -1,0 +1,69 @@
+"""The proof that a module adds its output to the residual stream as it is.
+
+Recovery that aims at the dense stream counts on it. A norm behind the output projection, or a
+multiplier, would make its target wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import UnsupportedModelError
+from .blocks import Block
+from .replay import Call
+from .units import Depth2
+
+
+@torch.no_grad()
+def check_adds(block: Block, module: Depth2, call: Call, hidden: Tensor) -> None:
+    """Check that the block's output is the stream before the module and what its reader puts out.
+
+    Behind attention, while the MLP puts out zeros: the block's input and the output of o. Behind
+    the MLP: what the block gives with zeros in place of the output of down, and that output.
+
+    Args:
+        block: with roles, its weights at hand.
+        module: of it.
+        call: a recorded call of the block.
+        hidden: the hidden states of that call.
+
+    Raises:
+        UnsupportedModelError: it is something else.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = hidden.float().std().clamp_min(1e-3)
+    added = (torch.randn(hidden.shape, generator=generator).to(hidden.device) * size).to(hidden)
+    zeros = {x.module: None for x in block.layers if x.role == "down"}
+    if module.unit == "heads":
+        before = hidden
+        found = _run(block, call, hidden, {**zeros, module.reader.module: added})
+    else:
+        before = _run(block, call, hidden, zeros)
+        found = _run(block, call, hidden, {**zeros, module.reader.module: added})
+    off = float((found.float() - before.float() - added.float()).abs().max() / size)
+    if not off <= (1e-3 if hidden.dtype == torch.float32 else 2e-1):
+        raise UnsupportedModelError(
+            f"{module.reader.name}: this block does not add its output to the residual stream as "
+            "it is (a norm or a factor comes between), so recovery cannot aim at the stream. "
+            "Leave --set recovery_target=stream out."
+        )
+
+
+def _run(
+    block: Block, call: Call, hidden: Tensor, outputs: Mapping[nn.Module, Tensor | None]
+) -> Tensor:
+    """Run the block with these outputs in place of some layers' own; None stands for zeros."""
+    with ExitStack() as stack:
+        for layer, output in outputs.items():
+
+            def put(
+                _: nn.Module, args: tuple[Tensor, ...], own: Tensor, new: Tensor | None = output
+            ) -> Tensor:
+                return torch.zeros_like(own) if new is None else new.view(own.shape)
+
+            stack.callback(layer.register_forward_hook(put).remove)
+        return call(block.module, hidden.clone())
