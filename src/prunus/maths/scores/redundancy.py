@@ -27,7 +27,9 @@ class Redundancy:
             prioritize removing similar heads before eliminating those with the least importance
             score"): units below ``similar`` come first, the most similar ones at the front, with
             ``D − similar``; then the others, with their share of the block's second moment.
-        similar: the divergence below which "both" counts heads as similar.
+        similar: the divergence below which "both" counts heads as similar. (0.4 is half of the
+            largest possible one. The fifth of SmolLM2's key/value groups that is removed best lies
+            below 0.36; four heads of a tiny GPT-2, where second moments choose better, above 0.4.)
         threshold: τ; 0: as many go as the sparsity asks for. Above 0, Algorithm 1 decides: the
             units below τ are removed, no matter how many, unless a sparsity that was asked for is
             reached before.
@@ -43,7 +45,7 @@ class Redundancy:
     """
 
     score: str = "similarity"
-    similar: float = 0.2
+    similar: float = 0.4
     threshold: float = 0.0
     order: str = "ascending"
     distance: str = "jensen-shannon"
