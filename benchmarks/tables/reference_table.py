@@ -1,6 +1,6 @@
 """The tables of docs/results.md about single weights, on one model, by one protocol.
 
-    python -m benchmarks.tables.reference_table MODEL masks --calibration c4.jsonl --text wiki.test.raw
+    python -m benchmarks.tables.reference_table MODEL masks --calibration C4.jsonl --text TEST.raw
 
 Float32; 16 calibration windows of 1024 tokens; perplexity on the first 8 windows of 2048. Every run
 starts from the same dense weights and is one line of the log, from which the table is printed; a
