@@ -9,7 +9,7 @@ import argparse
 import copy
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,14 @@ class Bench:
         self.text, self.windows = given.text, windows
         self.fields = {"calibration": given.calibration, "tokenizer": self.tokenizer}
         self.fields |= {"samples": given.samples, "length": given.length, "seed": given.seed}
+        self.sources: dict[str, str] = {}
+
+    def meant(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields with texts in place of their names in a table."""
+        text = fields.get("recovery_text")
+        if text is not None and text not in self.sources:
+            raise SystemExit(f"{text!r} is a row that needs --in-domain SOURCE.")
+        return {**fields, **({} if text is None else {"recovery_text": self.sources[text]})}
 
     def prune(self, **fields: Any) -> Outcome:
         """Prune a copy of the dense model; ``fields`` replace the protocol's."""

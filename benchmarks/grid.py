@@ -11,13 +11,14 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Bench, head, row
+from benchmarks.common import Bench, Outcome, head, protocol, row
 
 Fields = Mapping[str, Any]
+IN_DOMAIN = "in domain"  # in place of a source that --in-domain names
 DATA_FREE = ("magnitude", "ri", "random", "l1", "l2")  # the seed changes nothing but ``random``
 
 
@@ -36,6 +37,10 @@ class Table:
     rows: Mapping[str, Fields]
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seeds: int = 3
+
+    def part(self, names: Sequence[str] | None) -> Table:
+        """Return the table with these rows alone."""
+        return self if names is None else replace(self, rows={n: self.rows[n] for n in names})
 
     def cells(self) -> list[tuple[str, str, dict[str, Any]]]:
         """Row, column and fields of every run, but for its seed."""
@@ -86,14 +91,25 @@ def fill(table: Table, bench: Bench, log: Log, seeds: int) -> None:
         for seed in range(seeds if seeded(fields) else 1):
             asked = {**fields, "seed": seed}
             if log.get(asked) is None:
-                found = bench.prune(**asked)
-                run = log.add(
-                    asked,
-                    perplexities=[round(x, 3) for x in found.perplexities],
-                    seconds=round(found.seconds, 1),
-                    sparsity=round(found.report.sparsity, 4),
-                )
+                run = log.add(asked, **numbers(bench.prune(**bench.meant(asked))))
                 print(name, column, seed, run["perplexities"], run["seconds"], file=sys.stderr)
+
+
+def numbers(found: Outcome) -> dict[str, Any]:
+    """Return what the log has of a run: perplexities, seconds, what was removed, and where."""
+    known: dict[str, Any] = {
+        "perplexities": [round(x, 3) for x in found.perplexities],
+        "seconds": round(found.seconds, 1),
+        "sparsity": round(found.report.sparsity, 4),
+    }
+    units = found.report.structured
+    if units is not None:
+        shares = units.share, units.share_of_blocks, units.share_of_model
+        gone = {b.block: b.kv_heads[0] - b.kv_heads[1] for b in units.blocks if b.kv_heads}
+        known["shares"] = [round(share, 4) for share in shares]
+        known["heads"] = sum(b.heads[0] - b.heads[1] for b in units.blocks if b.heads)
+        known["groups"] = {str(block): count for block, count in gone.items() if count}
+    return known
 
 
 def seeded(fields: Fields) -> bool:
@@ -139,3 +155,27 @@ class Cell:
         spread = f" ± {(self.high - self.low) / 2:.1f}" if self.high > self.low else ""
         text = f"{self.mean:.1f}{spread}"
         return f"**{text}**" if self.low <= best.high else text
+
+
+def main(doc: str | None, tables: Mapping[str, Table], windows: Mapping[int, int]) -> None:
+    """Make the table that the command line names; ``windows``: how many of which length."""
+    parser = protocol(doc)
+    parser.add_argument("table", choices=tables)
+    parser.add_argument("--windows", help="LENGTH:NUMBER,… of what is scored", default=",".join(
+        f"{length}:{count}" for length, count in windows.items()
+    ))  # fmt: skip
+    parser.add_argument("--log", type=Path, default=Path("runs.jsonl"), help="of every run")
+    parser.add_argument("--seeds", type=int, help="how many; as docs/results.md has it if left out")
+    parser.add_argument("--only", nargs="*", help="rows of the table")
+    parser.add_argument("--in-domain", help="SOURCE of the rows that recover on other text")
+    parser.add_argument("--print", action="store_true", help="only what the log has")
+    given = parser.parse_args()
+    table, log = tables[given.table].part(given.only), Log(given.log)
+    seeds = given.seeds or table.seeds
+    pairs = [pair.split(":") for pair in given.windows.split(",")]
+    scored = [(int(length), int(count)) for length, count in pairs]
+    if not given.print:
+        bench = Bench(given, scored)
+        bench.sources = {IN_DOMAIN: given.in_domain} if given.in_domain else {}
+        fill(table, bench, log, seeds)
+    show(table, log, seeds, [str(n) if len(scored) > 1 else "" for n, _ in scored])

@@ -9,11 +9,9 @@ table that was cut short goes on where it was.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Bench, protocol
-from benchmarks.grid import Log, Table, fill, show
+from benchmarks.grid import Table, main
 
 AT = {
     "50 %": {"sparsity": 0.5},
@@ -135,20 +133,5 @@ TABLES = {
 }
 
 
-def main() -> None:
-    parser = protocol(__doc__)
-    parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--log", type=Path, default=Path("runs.jsonl"), help="of every run")
-    parser.add_argument("--seeds", type=int, help="how many; as docs/results.md has it if left out")
-    parser.add_argument("--print", action="store_true", help="only what the log has")
-    given = parser.parse_args()
-    table, log = TABLES[given.table], Log(given.log)
-    seeds = given.seeds or table.seeds
-    if not given.print:
-        fill(table, Bench(given, [(2048, given.windows)]), log, seeds)
-    show(table, log, seeds, [""])
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, TABLES, {2048: 8})
