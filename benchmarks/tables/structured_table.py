@@ -116,12 +116,14 @@ TABLES = {
         {f"{n} %": {"sparsity": n / 100} for n in (25, 50)},
         {
             **METHODS,
-            "`goa --recovery before`": goa(recovery="before"),
-            "`goa --recovery both`": goa(recovery="both"),
-            "`goa --recovery both`, at the stream": goa(recovery="both", settings=STREAM),
             "`goa`, similarity alone": goa(settings={"heads.score": "similarity"}),
             "`goa`, second moments alone": goa(settings={"heads.score": "second-moment"}),
             "`flap`, equal widths": {"method": "flap", "allocation": "uniform"},
+            **{
+                f"`goa`, recovery {name}": fields
+                for name, fields in RECOVERY.items()
+                if name not in ("none", "after") and "in-domain" not in name
+            },
         },
         seeds=1,
     ),
