@@ -236,7 +236,7 @@ STRUCTURED: Mapping[str, Method] = {
         "within them). A neuron's second moment is "
         "measured, as eq. 3 defines it, gated or not. The paper's closed form assumes a linear "
         "activation and, for gated products (appendix 7.2), multiplies two such moments; it is "
-        "worse in every table. It is neurons.moment=gaussian; with neurons.norm=1 "
+        "worse in the tables. It is neurons.moment=gaussian; with neurons.norm=1 "
         "neurons.gated=code neurons.centred=true it is what their code computes. Recovery reads "
         "the calibration text (the paper: 1,024 other windows, --recovery-text and "
         "--recovery-samples) and stops at the last pruned block (their --reconstruct_dense: "
