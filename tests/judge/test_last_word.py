@@ -11,7 +11,7 @@ import prunus
 from helpers.models import MODELS, load_tiny
 from prunus.base.errors import CalibrationError, InputError, NumericalError
 from prunus.cli.main import app
-from prunus.judge.last_word import Passage, last_words, passages_of
+from prunus.judge.last_word import Passage, check_fit, last_words, passages_of
 
 TEXTS = [
     "Return the value of the named attribute of object, which must be a string",
@@ -119,6 +119,11 @@ def test_what_cannot_be_scored(tiny_llama):
         prunus.evaluate(model, torch.tensor([[1, 2, 3]]), **run)
     with pytest.raises(CalibrationError, match="At least one passage"):
         prunus.evaluate(model, TEXTS, windows=0, **run)
+    with pytest.raises(CalibrationError, match=r"ends with a word of \d.* reads 4 at once\. Give"):
+        check_fit(passages_of(["two wordswordswords"], tokenizer, "auto"), longest=4)
+    context = model.config.max_position_embeddings
+    with pytest.raises(CalibrationError, match=r"texts given .* ends with a word of .* tokens"):
+        prunus.evaluate(model, [TEXTS[0], "two " + "w1d" * context], **run)
     with torch.no_grad():
         model.lm_head.weight[:] = float("nan")
     with pytest.raises(NumericalError, match="NaN or inf for a passage of texts given"):

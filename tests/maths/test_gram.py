@@ -37,6 +37,19 @@ def test_an_absolute_ridge_is_the_printed_matrix_but_for_one_factor():
     assert stats[Gram].damped(GAMMA) is not system
 
 
+def test_an_absolute_ridge_that_is_too_small_is_raised_until_it_counts():
+    """Fewer tokens than inputs, of any size: the literal γ of 0 leaves a singular matrix."""
+    for size in (1e-3, 1.0, 1e3):
+        inputs_TI = size * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+        gram = Gram(64, torch.device("cpu"))
+        gram.update(inputs_TI)
+        gram.sum_II -= 1e-5 * gram.sum_II.diagonal().mean() * torch.eye(64)  # rounding, and worse
+        system = gram.damped(0.0, "absolute")
+        raised = system.damp / (2 * gram.tokens) / float(gram.matrix_II.diagonal().mean())
+        assert raised == pytest.approx(1e-5, rel=1e-3) or raised == pytest.approx(1e-4, rel=1e-3)
+        assert system.notes(0.0)["damp_raised_to"] == system.damp
+
+
 @pytest.mark.parametrize("block_size", [0, 8])
 def test_mrp_with_the_printed_ridge_is_the_printed_optimum(block_size):
     """Eq. 11, w_K = H_KK⁻¹ (H w⁰)_K; eq. 14, w² / (2 [H⁻¹]_jj); H = 2 XᵀX + γI."""

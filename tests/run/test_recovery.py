@@ -11,13 +11,14 @@ import torch
 import prunus
 from helpers.models import MODELS, load_tiny
 from helpers.runs import FAST, end, tensors
-from helpers.structured_models import GQA, RUN, build
+from helpers.structured_models import FAMILIES, GQA, RUN, build
 from prunus.base.errors import InputError, UnsupportedModelError
 from prunus.maths.moments import Moments
 from prunus.maths.updates.ridge import RIDGES, Regression, joined, solve, with_ones
 from prunus.methods.table import STRUCTURED
 from prunus.model.cost import OneToken
 from prunus.model.inspect import inspect, start
+from prunus.model.stream import check_adds
 from prunus.model.units import find_modules
 from prunus.run.observer import Silent
 from prunus.run.units_gather import Context, held_out
@@ -254,6 +255,34 @@ def test_a_block_that_does_not_add_its_output_as_it_is_says_so():
     with pytest.raises(UnsupportedModelError, match="does not add its output"):
         prunus.prune(model, settings={"recovery_target": "stream"}, **fields)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("family", "adds"),
+    [("llama", True), ("gptj", True), ("gemma", True), ("gemma2", False), ("granite", False)],
+)
+def test_whether_outputs_are_added_as_they_are_is_seen_in_bfloat16_too(family, adds):
+    """With a norm that would hardly change an output of the stream's own size, 1."""
+    settings = {**GQA, "head_dim": 16, "pad_token_id": 0}
+    more = {"residual_multiplier": 0.5} if family == "granite" else {}
+    model = build(family, {"gptj": FAMILIES["gptj"]}.get(family, {**settings, **more}))
+    embedding = model.get_input_embeddings().weight
+    with torch.no_grad():
+        embedding.div_(embedding.std() * (8 if family.startswith("gemma") else 1))
+    seen = []
+
+    def further(block, traced):
+        call, hidden = traced.calls[block.index], traced.inputs[block.index]
+        hidden[..., 0, 0] = 200.0  # one entry that dwarfs all others, as the first token has
+        for module in find_modules(block, call, hidden):
+            try:
+                check_adds(block, module, call, hidden)
+                seen.append(True)
+            except UnsupportedModelError:
+                seen.append(False)
+
+    inspect(model.bfloat16(), RUN["tokens_ST"][:1], further=further)
+    assert seen == [adds] * 6
 
 
 TEXT = {"sparsity": 0.4, "samples": 6, "length": 64, "calibration": "builtin"}

@@ -65,6 +65,16 @@ def passages_of(texts: Sequence[str], tokenizer: Any, bos: str, name: str = "") 
     return found
 
 
+def check_fit(passages: Sequence[Passage], longest: int | None, name: str = "") -> None:
+    """Raise CalibrationError unless the model can read one token before each last word."""
+    most = max(passage.predicted for passage in passages)
+    if longest is not None and most > longest:
+        raise CalibrationError(
+            f"A passage of {name or 'the text'} ends with a word of {most:,} tokens, and the model "
+            f"reads {longest:,} at once. Give passages of words, with spaces between them."
+        )
+
+
 @torch.no_grad()
 def last_words(
     model: nn.Module,

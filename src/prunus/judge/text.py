@@ -20,7 +20,7 @@ from ..text.files import is_plain
 from ..text.given import Given, Texts
 from ..text.known import stripped
 from ..text.tokens import checked, needed, tokenize, window_length
-from .last_word import Passage, last_words, passages_of
+from .last_word import Passage, check_fit, last_words, passages_of
 from .perplexity import Evaluation, perplexity
 
 
@@ -90,6 +90,7 @@ class Asked:
             for passage in passages:
                 checked(torch.tensor(passage.ids), model)
             longest = context_length(model)
+            check_fit(passages, longest, self.name)
             return partial(last_words, model, passages, longest=longest, source=self.name)
         ids_T, length = self.tokens(model, tokenizer, length, say)
         most = self.most(windows)

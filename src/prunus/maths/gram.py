@@ -115,8 +115,9 @@ class Damped:
         dead_I = diagonal_I == 0
         mean = float(diagonal_I[~dead_I].mean()) if not bool(dead_I.all()) else 1.0
         unit = mean if unit is None else unit
+        least = 1e-6 * mean / unit  # from which on it is raised: of the Gram, whatever the unit
         for raised in range(RAISES):
-            used = damp if raised == 0 else max(damp, 1e-6) * 10**raised
+            used = damp if raised == 0 else max(damp, least) * 10**raised
             for dtype in (torch.float32, torch.float64):
                 matrix_II = gram_II.to(dtype, copy=True)
                 matrix_II.diagonal()[dead_I] = mean
