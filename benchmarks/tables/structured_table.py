@@ -77,7 +77,9 @@ RECOVERY: dict[str, dict[str, Any]] = {
     "both, at the stream, blocks behind too": goa(recovery="both", settings={**STREAM, **BEHIND}),
 }
 ALONE = {"13 groups": {**BLOCKS, "allocation": "adaptive", "parameters": 13 * GROUP}}
-EVEN = {"allocation": "uniform", "parameters": 22 * GROUP}
+QUERY = 3 * 2 * 576 * 64  # parameters of a query head of each of a block's three groups
+GROUPS = {"allocation": "adaptive"}  # 16 groups have about as many as 22 blocks' query heads
+QUERY_HEADS = {"allocation": "uniform"}
 
 TABLES = {
     "methods": Table(
@@ -104,11 +106,14 @@ TABLES = {
         seeds=1,
     ),
     "query heads": Table(
-        {"a third of the heads": {**BLOCKS, **EVEN}},
+        {"a query head of each group": {**BLOCKS, "parameters": 22 * QUERY}},
         {
-            f"`{name}`, {what}": heads(name, **how)
+            f"`{name}`, {what}": {**heads(name, **settings), **how}
             for name in ("goa", "wanda-sp", "random")
-            for what, how in {"groups": {}, "query heads": {"query_heads": True}}.items()
+            for what, settings, how in (
+                ("groups", {}, GROUPS),
+                ("query heads", {"query_heads": True}, QUERY_HEADS),
+            )
         },
         seeds=1,
     ),
