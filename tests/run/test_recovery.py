@@ -257,23 +257,27 @@ def test_a_block_that_does_not_add_its_output_as_it_is_says_so():
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("largest", [0, 2000])
 @pytest.mark.parametrize(
     ("family", "adds"),
     [("llama", True), ("gptj", True), ("gemma", True), ("gemma2", False), ("granite", False)],
 )
-def test_whether_outputs_are_added_as_they_are_is_seen_in_bfloat16_too(family, adds):
-    """With a norm that would hardly change an output of the stream's own size, 1."""
-    settings = {**GQA, "head_dim": 16, "pad_token_id": 0}
+def test_whether_outputs_are_added_as_they_are_is_seen_in_bfloat16_too(family, adds, largest):
+    """A norm hardly changes an output of the stream's size, 1; an entry of 2000 rounds by 4."""
+    settings = {**GQA, "head_dim": 16, "pad_token_id": 0, "hidden_size": 512}
     more = {"residual_multiplier": 0.9} if family == "granite" else {}
-    model = build(family, {"gptj": FAMILIES["gptj"]}.get(family, {**settings, **more}))
+    model = build(
+        family, {"gptj": {**FAMILIES["gptj"], "n_embd": 512}}.get(family, {**settings, **more})
+    )
     embedding = model.get_input_embeddings().weight
     with torch.no_grad():
-        embedding.div_(embedding.std() * (8 if family.startswith("gemma") else 1))
+        embedding.div_(embedding.std() * (512**0.5 if family.startswith("gemma") else 1))
     seen = []
 
     def further(block, traced):
         call, hidden = traced.calls[block.index], traced.inputs[block.index]
-        hidden[..., 0, 0] = 200.0  # one entry that dwarfs all others, as the first token has
+        if largest:  # dwarfs all others, as entries of the first token do
+            hidden[..., 0, 0] = largest
         for module in find_modules(block, call, hidden):
             try:
                 check_adds(block, module, call, hidden)
