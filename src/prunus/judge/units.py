@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..base.errors import CheckpointError, InputError
+from ..report.layer import LayerReport
 from ..report.report import PruningReport
 from ..report.units import UnitsReport
 from ..storage.checkpoint import load_weights, read_tensors
@@ -38,11 +40,17 @@ def check(subject: Subject, found: Verification) -> None:
     found.problems += _shape_problems(shapes, report)
     found.problems += _width_problems(subject.folder, report.structured)
     found.sparsity = report.structured.share
-    found.patterns = {"heads and neurons removed": len(report.layers)}
+    found.patterns = dict(Counter(map(_lost, report.layers)))
     found.checks += [
         "finite weights",
         "shapes of every shrunk layer and widths of every block, against the report",
     ]
+
+
+def _lost(layer: LayerReport) -> str:
+    """Say whether a layer lost units; some are recovered alone, or are in a block that kept all."""
+    smaller = tuple(layer.notes["shape"]) != tuple(layer.shape)
+    return "heads and neurons removed" if smaller else "none removed"
 
 
 def _as_loaded(subject: Subject) -> dict[str, tuple[int, ...]]:
