@@ -10,7 +10,7 @@ from prunus.base.errors import InputError
 from prunus.maths.gram import Damped, Gram
 from prunus.maths.patterns import NM, Unstructured
 from prunus.maths.pruners import MRP, SparseGPT
-from prunus.maths.scores import OBS
+from prunus.maths.scores import OBS, RIA, DaSS, Wanda
 from prunus.maths.stats import gather
 from prunus.maths.updates import LeastSquares, SparseGPTSweep
 from prunus.maths.updates.deflation import Deflation
@@ -258,6 +258,10 @@ def test_mask_m_takes_weights_of_dead_inputs_first():
         (lambda: SparseGPTSweep(block_size=-1), "block_size is -1"),
         (lambda: LeastSquares(damp=-0.5), "damp is -0.5; it must be 0 or more"),
         (lambda: OBS(damp=-1), "damp is -1"),
+        (lambda: MRP(damp=float("inf")), "damp is inf; it must be 0 or more, and finite"),
+        (lambda: Wanda(power=-1), "power is -1"),
+        (lambda: RIA(power=float("nan")), "power is nan"),
+        (lambda: DaSS(power=-0.5), "power is -0.5"),
     ],
 )
 def test_numbers_out_of_range_are_refused(make, said):

@@ -20,6 +20,7 @@ there are two warnings, ``CheckpointWarning`` and ``PluginWarning``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -117,7 +118,8 @@ def first_line(error: Exception) -> str:
 
 
 def at_least(least: float, **numbers: float) -> None:
-    """Raise InputError, with the name, for a number that is below ``least`` or is none."""
+    """Raise InputError, with the name, for a number below ``least``, one that is none, or inf."""
     for name, number in numbers.items():
-        if not number >= least:
-            raise InputError(f"{name} is {number:g}; it must be {least:g} or more.")
+        if not least <= number < math.inf:
+            finite = ", and finite" if number == math.inf else ""
+            raise InputError(f"{name} is {number:g}; it must be {least:g} or more{finite}.")

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...base.errors import InputError
+from ...base.errors import InputError, at_least
 from ..contracts import Needs
 from ..stats import ColumnNorm, Statistics
 
@@ -29,6 +29,9 @@ class DaSS:
 
     power: float = 0.5
     needs: ClassVar[Needs] = (ColumnNorm,)
+
+    def __post_init__(self) -> None:
+        at_least(0, power=self.power)
 
     def __call__(self, weight_OI: Tensor, stats: Statistics) -> Tensor:
         rms_O = stats[ColumnNorm].rms_I

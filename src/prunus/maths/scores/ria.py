@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from ...base.errors import at_least
 from ..contracts import Needs
 from ..stats import ColumnNorm, Statistics
 from .relative_importance import RelativeImportance
@@ -31,6 +32,7 @@ class RIA:
     needs: ClassVar[Needs] = (ColumnNorm,)
 
     def __post_init__(self) -> None:
+        at_least(0, power=self.power)
         RelativeImportance(self.terms)  # refuses what it refuses
 
     def __call__(self, weight_OI: Tensor, stats: Statistics) -> Tensor:

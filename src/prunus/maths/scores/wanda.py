@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ...base.errors import at_least
 from ..contracts import Needs
 from ..stats import ColumnNorm, Statistics
 
@@ -26,6 +27,9 @@ class Wanda:
 
     power: float = 1.0
     needs: ClassVar[Needs] = (ColumnNorm,)
+
+    def __post_init__(self) -> None:
+        at_least(0, power=self.power)
 
     def __call__(self, weight_OI: Tensor, stats: Statistics) -> Tensor:
         return weight_OI.float().abs() * stats[ColumnNorm].rms_I ** self.power
