@@ -161,6 +161,8 @@ def test_an_unstructured_checkpoint_does_not_pass_as_two_four_in_a_free_order(tm
     assert "No claim can be checked" in said  # orders of another width
     with pytest.raises(CheckpointError, match=r"channel_orders\.json is damaged"):
         verify(relabelled(folder, lambda inputs, _: [0] * inputs), reload=False)
+    with pytest.raises(CheckpointError, match=r"channel_orders\.json is damaged"):
+        verify(relabelled(folder, lambda n, _: [i + 0.5 for i in range(n)]), reload=False)
 
 
 def test_parts_that_leave_rows_out_prove_nothing(damaged):

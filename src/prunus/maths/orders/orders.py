@@ -95,7 +95,8 @@ def is_order(order_I: Tensor, channels: int) -> bool:
 
 
 def _order(name: str, channels: list[int]) -> Tensor:
+    whole = all(type(channel) is int for channel in channels)  # 0.5 would become 0
     order_I = torch.tensor(channels, dtype=torch.int64)
-    if not is_order(order_I, len(channels)):
+    if not whole or not is_order(order_I, len(channels)):
         raise CheckpointError(f"The order of channels of {name} does not name each of them once.")
     return order_I
