@@ -151,6 +151,10 @@ def test_lambada_is_scored_by_its_last_words_and_any_file_on_request(tmp_path):
     assert f"perplexity of the last word {perplexity:.2f}" in run(*few)
     lines = json.loads(run("--text", tmp_path / "lines.txt", "--last-word", "--json"))
     assert lines["perplexity"] == pytest.approx(perplexity, rel=1e-4)
+    said = CliRunner().invoke(app, ["eval", str(MODELS / "llama"), "--last-word", "--windows", "1",
+                                    "--text", str(tmp_path / "lines.txt")]).output  # fmt: skip
+    assert "lines.txt: each line is a passage" in " ".join(said.split())
+    assert "as it lies" not in said
     plain = [
         "--data-dir",
         tmp_path,

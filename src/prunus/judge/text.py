@@ -154,8 +154,9 @@ def read_text(
             str(text), "evaluation", data_dir, field=field, tokenizer=tokenizer
         )
     if last_word and isinstance(text, str | Path) and is_plain(Path(text)):
-        rows = [row for whole in documents.texts for row in stripped(whole)]
-        documents = replace(documents, texts=rows)
+        rows = [row for whole in documents.texts for row in stripped(whole) if row]
+        said = f"{documents.name}: each line is a passage"  # and not scored as it lies
+        documents = replace(documents, texts=rows, remarks=(said,))
     for line in documents.lines():
         say(line)
     return Asked(documents, bos, documents.last_word if last_word is None else last_word)
