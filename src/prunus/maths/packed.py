@@ -1,0 +1,238 @@
+"""A weight as mask words and its kept values: ``docs/packed.md`` has every byte."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..base.errors import InputError, NumericalError, UnknownNameError
+
+ROWS, WORD = 8, 32  # rows of a group; inputs of a mask word
+PADDING = 64  # bytes behind the values, which kernels read and ignore
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOP = {"int8": 127, "int4": 15}  # the largest level
+KINDS = (*FLOATS, *TOP)
+MOST = 512  # inputs that share a scale: 512 · 127 · 32767 is the last that fits 32 bits
+SHRINK = torch.linspace(1, 0.6, 9)  # of the largest weight: what a 4-bit scale is chosen from
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the kept values are stored as.
+
+    Attributes:
+        kind: float32, bfloat16, float16, int8 or int4.
+        group: inputs that share a scale, a multiple of 32 up to 512; 0: the whole row (int8 only).
+            Floating kinds have none.
+
+    >>> str(Values.of("int4"))
+    'int4, groups of 128'
+    """
+
+    kind: str
+    group: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UnknownNameError("kind of values", self.kind, KINDS)
+        if self.kind in FLOATS and self.group:
+            raise InputError(f"{self.kind} values have no scales, so no groups; got {self.group}.")
+        fits = self.group % WORD == 0 and WORD <= self.group <= MOST
+        if not (fits or self.group == 0) or (self.kind == "int4" and not self.group):
+            raise InputError(
+                f"A group is a multiple of {WORD} inputs, at most {MOST}"
+                f"{', or 0 for whole rows' if self.kind == 'int8' else ''}; got {self.group}."
+            )
+
+    @classmethod
+    def of(cls, kind: str, group: int | None = None) -> Values:
+        """Return the kind with its usual group: 128 for int4, whole rows for int8."""
+        kind = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(kind, kind)
+        return cls(kind, (128 if kind == "int4" else 0) if group is None else group)
+
+    def __str__(self) -> str:
+        scales = f", groups of {self.group}" if self.group else ", rows"
+        return self.kind + (scales if self.kind in TOP else "")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the stored values; int4 are nibbles of bytes."""
+        return FLOATS.get(self.kind, torch.int8 if self.kind == "int8" else torch.uint8)
+
+    @property
+    def span(self) -> int:
+        """Words that a kernel takes at once: those of a scale, or four."""
+        return (self.group or 128) // WORD
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A weight (O, I), eight rows side by side.
+
+    Row ``8g + r`` keeps input ``32w + i`` if bit i of ``masks_GWR[g, w, r]`` is set. The values of
+    a group of rows lie one behind the other in the order of those bits: word by word, within a
+    word row by row. Rows and inputs beyond the last are pruned.
+
+    Attributes:
+        masks_GWR: int32, (groups of rows, words, 8), read as unsigned.
+        values_V: of the dtype of ``values``, with ``PADDING`` bytes of zeros behind them. int4: two
+            in a byte, the low nibble first; those of eight rows and a group of inputs begin at a
+            whole byte. A nibble c stands for the level 2c − 15.
+        offsets_G: int64 (groups + 1), where the values of each group begin, and the last end.
+        scales_GSR: bfloat16 (groups, spans, 8), or (groups, 1, 8) for whole rows; a weight is its
+            level times its scale. None for floating kinds.
+        values: what they are stored as.
+        shape: (O, I).
+    """
+
+    masks_GWR: Tensor
+    values_V: Tensor
+    offsets_G: Tensor
+    scales_GSR: Tensor | None
+    values: Values
+    shape: tuple[int, int]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by the names that they are stored under."""
+        named = {"masks": self.masks_GWR, "values": self.values_V, "offsets": self.offsets_G}
+        return named if self.scales_GSR is None else {**named, "scales": self.scales_GSR}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def dense(self) -> Tensor:
+        """Return the weight (O, I): float kinds as they were, integers times scales in float32."""
+        kept_GWRN = _bits(self.masks_GWR)
+        values_K = self._values(kept_GWRN)
+        out_GWRN = torch.zeros(kept_GWRN.shape, dtype=values_K.dtype, device=values_K.device)
+        out_GWRN[kept_GWRN] = values_K
+        if self.scales_GSR is not None:
+            spread = self.values.span if self.values.group else kept_GWRN.shape[1]
+            scales_GWR = self.scales_GSR.float().repeat_interleave(spread, 1)
+            out_GWRN *= scales_GWR[:, : kept_GWRN.shape[1], :, None]
+        outputs, inputs = self.shape
+        return out_GWRN.transpose(1, 2).flatten(2).flatten(0, 1)[:outputs, :inputs].contiguous()
+
+    def _values(self, kept_GWRN: Tensor) -> Tensor:
+        """Return the kept values, or levels in float32, in the order of the stream."""
+        if self.values.kind != "int4":
+            found_K = self.values_V[: int(self.offsets_G[-1])]
+            return found_K if self.values.kind in FLOATS else found_K.float()
+        nibbles = torch.stack((self.values_V & 15, self.values_V >> 4), 1).flatten()
+        counts = _counts(kept_GWRN, self.values.span)
+        return 2 * nibbles[_nibbles_at(counts)].float() - 15
+
+
+def pack(weight_OI: Tensor, values: Values) -> Packed:
+    """Pack the nonzero entries of a weight; those that are NaN count as nonzero.
+
+    Floating values are cast to their dtype. int8: ``s = max|w| / 127`` over a group, or a row, and
+    ``round(w / s)``. int4: the level nearest to ``w / s`` among −15, −13 … 15, where s is the best
+    in least squares of ``max|w| / 15`` times 1 to 0.6. Scales are rounded to bfloat16 first.
+
+    Raises:
+        NumericalError: NaN or inf, which integers cannot hold.
+    """
+    outputs, inputs = weight_OI.shape
+    wide_OI = pad(weight_OI, (0, -inputs % WORD, 0, -outputs % ROWS))
+    weight_GWRN = wide_OI.unflatten(0, (-1, ROWS)).unflatten(2, (-1, WORD)).transpose(1, 2)
+    if values.kind in FLOATS:
+        weight_GWRN = weight_GWRN.to(values.dtype)
+    kept_GWRN = weight_GWRN != 0
+    scales_GSR = None
+    if values.kind in TOP:
+        levels_GWRN, scales_GSR = _levels(weight_GWRN, values)
+        stored_K = levels_GWRN[kept_GWRN]
+    else:
+        stored_K = weight_GWRN[kept_GWRN]
+    counts_GS = _counts(kept_GWRN, values.span)
+    if values.kind == "int4":
+        stored_K, counts_GS = _nibbled(stored_K, counts_GS), (counts_GS + 1) // 2
+    ends_G = counts_GS.sum(1).cumsum(0)
+    values_V = pad(stored_K, (0, PADDING // stored_K.itemsize))
+    return Packed(
+        _words(kept_GWRN), values_V, pad(ends_G, (1, 0)), scales_GSR, values, (outputs, inputs)
+    )
+
+
+def _words(kept_GWRN: Tensor) -> Tensor:
+    """Return the bits of each word as int32, input 0 in the lowest."""
+    place_N = torch.ones((), dtype=torch.int64) << torch.arange(WORD)
+    words = (kept_GWRN * place_N.to(kept_GWRN.device)).sum(-1)
+    return torch.where(words < 2**31, words, words - 2**32).to(torch.int32)
+
+
+def _bits(masks_GWR: Tensor) -> Tensor:
+    """Return which inputs each word keeps."""
+    place_N = torch.arange(WORD, device=masks_GWR.device, dtype=torch.int32)
+    return (masks_GWR[..., None] >> place_N & 1).bool()
+
+
+def _counts(kept_GWRN: Tensor, span: int) -> Tensor:
+    """Return how many values each group of rows and span of words keeps: int64 (groups, spans)."""
+    counts_GW = kept_GWRN.sum((2, 3))
+    return pad(counts_GW, (0, -counts_GW.shape[1] % span)).unflatten(1, (-1, span)).sum(2)
+
+
+def _nibbles_at(counts_GS: Tensor) -> Tensor:
+    """Return the nibble where each value lies: behind an odd number of them one is left out."""
+    counts = counts_GS.flatten()
+    gaps = pad((counts % 2).cumsum(0)[:-1], (1, 0)).repeat_interleave(counts)
+    return gaps + torch.arange(len(gaps), device=counts.device)
+
+
+def _nibbled(codes_K: Tensor, counts_GS: Tensor) -> Tensor:
+    """Return codes 0 to 15 as bytes."""
+    size = int(((counts_GS + 1) // 2).sum())
+    nibbles = torch.zeros(2 * size, dtype=torch.uint8, device=codes_K.device)
+    nibbles[_nibbles_at(counts_GS)] = codes_K
+    return nibbles[::2] | nibbles[1::2] << 4
+
+
+def _levels(weight_GWRN: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+    """Return what is stored for each weight, kept or not, and the scales."""
+    if not weight_GWRN.isfinite().all():
+        raise NumericalError(
+            f"Weights that are NaN or inf cannot be stored as {values.kind}. Check the checkpoint, "
+            "or take a floating kind."
+        )
+    words = weight_GWRN.shape[1]
+    span = values.span if values.group else words
+    filled = pad(weight_GWRN.float(), (0, 0, 0, 0, 0, -words % span)).unflatten(1, (-1, span))
+    top = filled.abs().amax((2, 4), keepdim=True) / TOP[values.kind]
+    scales = _stored(top)
+    if values.kind == "int8":
+        levels = (filled / scales).round().clamp(-127, 127).to(torch.int8)
+    else:
+        scales = _best(filled, top)
+        levels = _code(filled, scales)
+    return levels.flatten(1, 2)[:, :words], scales[:, :, 0, :, 0].to(torch.bfloat16)
+
+
+def _best(weight: Tensor, top: Tensor) -> Tensor:
+    """Return the 4-bit scale with the least squared error over the kept weights of its group."""
+    kept = weight != 0
+    best, least = _stored(top), torch.full_like(top, torch.inf)
+    for factor in SHRINK.tolist():
+        scale = _stored(top * factor)
+        error = (weight - (2 * _code(weight, scale).float() - 15) * scale) * kept
+        loss = error.square_().sum((2, 4), keepdim=True)
+        best, least = torch.where(loss < least, scale, best), torch.minimum(loss, least)
+    return best
+
+
+def _code(weight: Tensor, scale: Tensor) -> Tensor:
+    """Return c with the level 2c − 15 nearest to ``w / s``."""
+    return ((weight / scale + 15) / 2).round().clamp(0, 15).to(torch.uint8)
+
+
+def _stored(scale: Tensor) -> Tensor:
+    """Round scales to what a file holds, never to 0."""
+    least = torch.finfo(torch.bfloat16).tiny
+    return scale.clamp_min(least).to(torch.bfloat16).float()
