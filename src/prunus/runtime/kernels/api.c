@@ -9,9 +9,7 @@ uint8_t prunus_bytes[256][8] __attribute__((aligned(64)));
 uint8_t prunus_bytes_high[256][8] __attribute__((aligned(64)));
 uint8_t prunus_pairs[256][16] __attribute__((aligned(64)));
 uint8_t prunus_upper[256][32] __attribute__((aligned(64)));
-uint8_t prunus_fours[256][32] __attribute__((aligned(64)));
-int32_t prunus_lanes[256][8] __attribute__((aligned(64)));
-int32_t prunus_kept[256][8] __attribute__((aligned(64)));
+uint8_t prunus_fours[16][16] __attribute__((aligned(64)));
 
 static const Kernels *const ALL[] = {
 #ifdef WITH_AVX512
@@ -40,12 +38,10 @@ static void fill_tables(void)
     for (int byte = 0; byte < 256; byte++)
         for (int bit = 0, rank = 0; bit < 8; bit++) {
             const int kept = byte >> bit & 1;
-            prunus_kept[byte][bit] = -kept;
-            prunus_lanes[byte][bit] = rank;
             prunus_bytes[byte][bit] = kept ? (uint8_t)rank : 0x80;
             prunus_bytes_high[byte][bit] = kept ? (uint8_t)(rank + 8) : 0x80;
-            for (int i = 0; i < 4; i++)
-                prunus_fours[byte][4 * bit + i] = kept ? (uint8_t)(4 * rank + i) : 0xff;
+            for (int i = 0; i < 4 && byte < 16 && bit < 4; i++)
+                prunus_fours[byte][4 * bit + i] = kept ? (uint8_t)(4 * rank + i) : 0x80;
             for (int i = 0; i < 2; i++) {
                 prunus_pairs[byte][2 * bit + i] = kept ? (uint8_t)(2 * rank + i) : 0x80;
                 prunus_upper[byte][4 * bit + i] = 0x80;
@@ -99,7 +95,7 @@ int64_t prunus_check(const Matrix *m, int64_t values)
     return 0;
 }
 
-static inline uint16_t to_bfloat16(float f)
+INLINE uint16_t to_bfloat16(float f)
 {
     uint32_t bits;
     memcpy(&bits, &f, sizeof bits);
@@ -159,24 +155,27 @@ static void widen(const void *from, int64_t n, int dtype, float *to)
             to[i] = from_float16(((const uint16_t *)from)[i]);
 }
 
-/* Each span of x as 16-bit integers and a scale: the step is 1/32767 of its largest value. */
+/* Each span of x as 16-bit integers and a scale: the step is 1/32767 of its largest value. A span
+ * that is not finite makes the result not a number: some weight is pruned, and zero times infinity is
+ * that. */
 static void quantise(const float *x, int64_t words, int64_t span, int16_t *q, float *scales)
 {
     for (int64_t w = 0; w < words; w += span) {
         const int64_t from = w * WORD, to = (w + span < words ? w + span : words) * WORD;
-        float top = 0, sum = 0;
+        float top = 0, bad = 0;
         for (int64_t i = from; i < to; i++) {
             const float size = fabsf(x[i]);
             top = size > top ? size : top;
-            sum += x[i] - x[i]; /* not a number if x is not finite */
+            bad += x[i] - x[i];
         }
-        const float per = top > 0 && sum == 0 ? 32767.0f / top : 0;
-        const int tiny = per > 3e38f; /* 1 / top overflows: such a span counts as zero */
-        for (int64_t i = from; i < to; i++)
-            q[i] = tiny ? 0 : (int16_t)lrintf(sum == 0 ? x[i] * per : 0);
-        scales[w / span] = (tiny ? 0 : top / 32767.0f) + sum;
-        if (sum != 0) /* also where every weight is pruned: zero times infinity */
-            scales[w / span] = NAN;
+        const float per = top > 1e-30f && bad == 0 ? 32767.0f / top : 0; /* else it overflows */
+        for (int64_t i = from; i < to; i++) {
+            const float near = (per != 0 ? x[i] * per : 0) + 12582912.0f; /* the last bits: an integer */
+            int32_t bits;
+            memcpy(&bits, &near, sizeof bits);
+            q[i] = (int16_t)(bits - 0x4b400000);
+        }
+        scales[w / span] = bad == 0 ? top / 32767.0f : NAN;
     }
 }
 
@@ -186,12 +185,13 @@ typedef struct {
     const void *bias;
     void *y;
     int dtype;
-    int64_t first, groups, row; /* expand: the first group, how many; elements of a row of y */
+    int64_t first, groups; /* which groups of rows */
+    int alone;             /* one thread */
 } Job;
 
 static void slice(const Job *job, int64_t *from, int64_t *to)
 {
-    const int64_t n = pool ? members() : 1, i = pool ? number() : 0;
+    const int64_t n = job->alone ? 1 : members(), i = job->alone ? 0 : number();
     *from = job->first + job->groups * i / n;
     *to = job->first + job->groups * (i + 1) / n;
 }
@@ -232,7 +232,7 @@ static void expand(void *data)
             p = chosen->expand(m, g, w, step, p, tile);
             const int64_t left = m->inputs - w * WORD, width = left < step * WORD ? left : step * WORD;
             for (int64_t r = 0; r < ROWS && g * ROWS + r < m->outputs; r++) {
-                const int64_t at = ((g - job->first) * ROWS + r) * job->row + w * WORD;
+                const int64_t at = ((g - job->first) * ROWS + r) * m->inputs + w * WORD;
                 const float *values = tile + r * TILE;
                 if (job->dtype == F32)
                     memcpy((float *)job->y + at, values, (size_t)width * sizeof *values);
@@ -250,14 +250,11 @@ static void expand(void *data)
 static void run(void (*function)(void *), Job *job, int threads)
 {
     const int64_t small = 1 << 12; /* words of a mask: below, threads cost more than they save */
-    if (pool && threads > 1 && job->groups > 1 && job->groups * job->m->words * ROWS >= small)
-        pool(function, job, (unsigned)threads, 0);
-    else {
-        const Pool kept = pool;
-        pool = NULL;
+    job->alone = !pool || threads < 2 || job->groups * job->m->words * ROWS < small;
+    if (job->alone)
         function(job);
-        pool = kept;
-    }
+    else
+        pool(function, job, (unsigned)threads, 0);
 }
 
 /* y (batch, outputs) = x (batch, inputs) times the transpose, plus the bias unless it is NULL; all
@@ -278,7 +275,7 @@ int prunus_multiply(const Matrix *m, const void *x, int64_t batch, const void *b
         widen((const char *)x + (size_t)(b * m->inputs) * size_of(dtype), m->inputs, dtype, f + b * padded);
         memset(f + b * padded + m->inputs, 0, (size_t)(padded - m->inputs) * sizeof *f);
     }
-    Job job = {m, {f, NULL, q, q_scales, batch}, bias, y, dtype, 0, (m->outputs + ROWS - 1) / ROWS, 0};
+    Job job = {m, {f, NULL, q, q_scales, batch}, bias, y, dtype, 0, (m->outputs + ROWS - 1) / ROWS, 1};
     if (whole)
         quantise(f, m->words, m->span, q, q_scales);
     if (dtype == BF16 && m->kind == BF16 && batch == 1) {
@@ -294,6 +291,6 @@ int prunus_multiply(const Matrix *m, const void *x, int64_t batch, const void *b
 /* to (rows, inputs) = the dense rows of `groups` groups from `first` on. */
 void prunus_expand(const Matrix *m, int64_t first, int64_t groups, void *to, int dtype, int threads)
 {
-    Job job = {m, {0}, NULL, to, dtype, first, groups, m->inputs};
+    Job job = {m, {0}, NULL, to, dtype, first, groups, 1};
     run(expand, &job, threads);
 }

@@ -12,6 +12,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#define INLINE static inline __attribute__((always_inline))
+
 enum { ROWS = 8, WORD = 32, BATCH = 16, SPAN = 16 /* words at most */, TILE = SPAN * WORD };
 enum { F32, BF16, F16, I8, I4, KINDS };
 
@@ -51,18 +53,16 @@ typedef struct {
 extern const Kernels prunus_portable, prunus_avx2, prunus_avx512, prunus_neon;
 
 /* For each byte of a mask: where in the stream the value of each bit lies, 0x80 for a pruned one,
- * as byte shuffles want it. */
+ * as byte shuffles want it. Masks are read byte by byte: every processor here is little-endian. */
 extern uint8_t prunus_bytes[256][8];       /* values of one byte */
 extern uint8_t prunus_bytes_high[256][8];  /* the same + 8 */
 extern uint8_t prunus_pairs[256][16];      /* values of two bytes */
 extern uint8_t prunus_upper[256][32];      /* two bytes, as the upper half of four */
-extern uint8_t prunus_fours[256][32];      /* four bytes; 0xff for a pruned one */
-extern int32_t prunus_lanes[256][8];       /* the index of a value */
-extern int32_t prunus_kept[256][8];        /* -1 where kept, else 0 */
+extern uint8_t prunus_fours[16][16];       /* values of four bytes, for four bits */
 
-static inline int ones(uint32_t m) { return __builtin_popcount(m); }
+INLINE int ones(uint32_t m) { return __builtin_popcount(m); }
 
-static inline float from_bfloat16(uint16_t h)
+INLINE float from_bfloat16(uint16_t h)
 {
     uint32_t bits = (uint32_t)h << 16;
     float f;
@@ -70,42 +70,38 @@ static inline float from_bfloat16(uint16_t h)
     return f;
 }
 
-static inline size_t size_of(int kind) { return kind == F32 ? 4 : kind < I8 ? 2 : 1; }
+INLINE size_t size_of(int kind) { return kind == F32 ? 4 : kind < I8 ? 2 : 1; }
 
-static inline const void *stream(const Matrix *m, int64_t g)
+INLINE const void *stream(const Matrix *m, int64_t g)
 {
     return (const char *)m->values + (size_t)m->offsets[g] * size_of(m->kind);
 }
 
-static inline const uint32_t *masks_of(const Matrix *m, int64_t g, int64_t word)
+INLINE const uint32_t *masks_of(const Matrix *m, int64_t g, int64_t word)
 {
     return m->masks + (g * m->words + word) * ROWS;
 }
 
 /* The eight scales of a span. */
-static inline const uint16_t *scales_of(const Matrix *m, int64_t g, int64_t word)
+INLINE const uint16_t *scales_of(const Matrix *m, int64_t g, int64_t word)
 {
     int64_t spans = (m->words + m->span - 1) / m->span;
     return m->scales + (m->whole ? g : g * spans + word / m->span) * ROWS;
 }
 
 /* How many words go through a tile at once. */
-static inline int64_t step_of(const Matrix *m, int64_t word)
+INLINE int64_t step_of(const Matrix *m, int64_t word)
 {
     int64_t step = m->kind < I8 ? 8 : m->span;
     return m->words - word < step ? m->words - word : step;
 }
 
-static inline int64_t count(const uint32_t *masks, int64_t words)
+INLINE int64_t count(const uint32_t *masks, int64_t words)
 {
     int64_t sum = 0;
     for (int64_t i = 0; i < words * ROWS; i++)
         sum += ones(masks[i]);
     return sum;
 }
-
-/* Room for the bytes of a span of nibbles, and for what is read beyond them. */
-enum { UNPACKED = TILE * ROWS + 64 };
-#define LEVEL(nibble) ((int8_t)(2 * (nibble) - 15)) /* 16 levels, none of them zero */
 
 #endif

@@ -1,0 +1,183 @@
+/* The kernels, for any width of vectors. An instruction set defines VECTOR (bytes) and AHEAD (how far
+ * to fetch ahead, in bytes) and includes vectors.h; then it says
+ *
+ *   word_f32, word_bf16, word_f16, word_i8 (p, mask, v)   the 32 weights of a mask word, as floats
+ *   span (masks, words, p, q, sums)       adds up integer products of a span; returns where p ends
+ *   unpack (p, values, to)                nibbles as levels; returns the whole byte behind them
+ *
+ * and includes this. Pruned weights are zeros that are multiplied too, as in a dense product: zero
+ * times infinity is not a number. */
+
+#define UNROLL _Pragma("GCC unroll 8")
+
+INLINE float total(vec v)
+{
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++)
+        sum += v[lane];
+    return sum;
+}
+
+/* One input and floating weights. */
+#define VECTOR_OF(name, type)                                                                      \
+    static void vector_##name(const Matrix *m, int64_t g, const Inputs *x, float sums[ROWS])       \
+    {                                                                                              \
+        const uint32_t *masks = masks_of(m, g, 0);                                                 \
+        const type *p = stream(m, g);                                                              \
+        vec kept[ROWS];                                                                            \
+        memset(kept, 0, sizeof kept);                                                              \
+        for (int64_t w = 0; w < m->words; w++, masks += ROWS) {                                    \
+            vec at[PARTS];                                                                         \
+            for (int i = 0; i < PARTS; i++)                                                        \
+                at[i] = *(const vec_at *)(x->f + w * WORD + i * LANES);                            \
+            for (int i = 0; i < ROWS * WORD / 2; i += 64 / (int)sizeof(type))                      \
+                __builtin_prefetch((const char *)(p + i) + AHEAD);                                 \
+            UNROLL for (int r = 0; r < ROWS; r++)                                                  \
+            {                                                                                      \
+                vec v[PARTS];                                                                      \
+                word_##name(p, masks + r, v);                                                      \
+                for (int i = 0; i < PARTS; i++)                                                    \
+                    kept[r] += v[i] * at[i];                                                       \
+                p += ones(masks[r]);                                                               \
+            }                                                                                      \
+        }                                                                                          \
+        for (int r = 0; r < ROWS; r++)                                                             \
+            sums[r] = total(kept[r]);                                                              \
+    }
+VECTOR_OF(f32, float)
+#ifndef OWN_BF16
+VECTOR_OF(bf16, uint16_t)
+#endif
+VECTOR_OF(f16, uint16_t)
+
+/* One input and integer weights: products are summed as integers within a span. */
+INLINE void integers(const Matrix *m, int64_t g, const Inputs *x, float sums[ROWS], int nibbles)
+{
+    int8_t unpacked[UNPACKED];
+    const int8_t *p = stream(m, g);
+    vec kept[ROWS];
+    memset(kept, 0, sizeof kept);
+    for (int64_t w = 0, step; w < m->words; w += step) {
+        step = step_of(m, w);
+        const uint32_t *masks = masks_of(m, g, w);
+        const uint16_t *scales = scales_of(m, g, w);
+        ivec whole[ROWS];
+        memset(whole, 0, sizeof whole);
+        if (nibbles) {
+            p = (const int8_t *)unpack((const uint8_t *)p, count(masks, step), unpacked);
+            span(masks, step, unpacked, x->q + w * WORD, whole);
+        } else
+            p = span(masks, step, p, x->q + w * WORD, whole);
+        for (int r = 0; r < ROWS; r++) {
+            const float scale = from_bfloat16(scales[r]) * x->q_scales[w / m->span];
+            kept[r] += __builtin_convertvector(whole[r], vec) * scale;
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        sums[r] = total(kept[r]);
+}
+
+static void vector_i8(const Matrix *m, int64_t g, const Inputs *x, float sums[ROWS])
+{
+    integers(m, g, x, sums, 0);
+}
+
+static void vector_i4(const Matrix *m, int64_t g, const Inputs *x, float sums[ROWS])
+{
+    integers(m, g, x, sums, 1);
+}
+
+/* A tile of dense weights, (ROWS, TILE). */
+#define EXPAND(name, type)                                                                         \
+    INLINE const void *expand_##name(const uint32_t *masks, int64_t words, const type *p,          \
+                                     float *tile)                                                  \
+    {                                                                                              \
+        for (int64_t w = 0; w < words; w++)                                                        \
+            for (int r = 0; r < ROWS; r++, masks++) {                                              \
+                vec v[PARTS];                                                                      \
+                word_##name(p, masks, v);                                                          \
+                memcpy(tile + r * TILE + w * WORD, v, sizeof v);                                   \
+                p += ones(*masks);                                                                 \
+            }                                                                                      \
+        return p;                                                                                  \
+    }
+EXPAND(f32, float)
+EXPAND(bf16, uint16_t)
+EXPAND(f16, uint16_t)
+EXPAND(i8, int8_t)
+
+static const void *expand(const Matrix *m, int64_t g, int64_t word, int64_t words, const void *p,
+                          float *tile)
+{
+    const uint32_t *masks = masks_of(m, g, word);
+    if (m->kind == F32)
+        return expand_f32(masks, words, p, tile);
+    if (m->kind == BF16)
+        return expand_bf16(masks, words, p, tile);
+    if (m->kind == F16)
+        return expand_f16(masks, words, p, tile);
+    if (m->kind == I8)
+        p = expand_i8(masks, words, p, tile);
+    else {
+        int8_t unpacked[UNPACKED];
+        p = unpack(p, count(masks, words), unpacked);
+        expand_i8(masks, words, unpacked, tile);
+    }
+    const uint16_t *scales = scales_of(m, g, word);
+    for (int r = 0; r < ROWS; r++) {
+        const float scale = from_bfloat16(scales[r]);
+        for (int64_t i = 0; i < words * WORD; i++)
+            tile[r * TILE + i] *= scale;
+    }
+    return p;
+}
+
+/* Products of four rows of a tile and up to three inputs, `apart` from each other. */
+INLINE void block(const float *tile, const float *x, int64_t apart, int64_t width, vec *sums,
+                  int inputs)
+{
+    vec kept[4][3];
+    for (int r = 0; r < 4; r++)
+        for (int b = 0; b < inputs; b++)
+            kept[r][b] = sums[b * ROWS + r];
+    for (int64_t i = 0; i < width; i += LANES) {
+        vec at[3];
+        for (int b = 0; b < inputs; b++)
+            at[b] = *(const vec_at *)(x + b * apart + i);
+        for (int r = 0; r < 4; r++) {
+            const vec w = *(const vec_at *)(tile + r * TILE + i);
+            for (int b = 0; b < inputs; b++)
+                kept[r][b] += w * at[b];
+        }
+    }
+    for (int r = 0; r < 4; r++)
+        for (int b = 0; b < inputs; b++)
+            sums[b * ROWS + r] = kept[r][b];
+}
+
+/* Two inputs and more: a tile of weights stays in the first cache while all of them pass. */
+static void batch(const Matrix *m, int64_t g, const Inputs *x, float *sums)
+{
+    float tile[ROWS * TILE] __attribute__((aligned(64)));
+    vec kept[BATCH * ROWS];
+    memset(kept, 0, sizeof(vec) * (size_t)x->batch * ROWS);
+    const int64_t apart = m->words * WORD;
+    const void *p = stream(m, g);
+    for (int64_t w = 0, step; w < m->words; w += step) {
+        step = step_of(m, w);
+        p = expand(m, g, w, step, p, tile);
+        for (int r = 0; r < ROWS; r += 4)
+            for (int64_t b = 0; b < x->batch; b += 3) {
+                const float *rows = tile + r * TILE, *at = x->f + b * apart + w * WORD;
+                vec *to = kept + b * ROWS + r;
+                if (x->batch - b >= 3)
+                    block(rows, at, apart, step * WORD, to, 3);
+                else if (x->batch - b == 2)
+                    block(rows, at, apart, step * WORD, to, 2);
+                else
+                    block(rows, at, apart, step * WORD, to, 1);
+            }
+    }
+    for (int64_t i = 0; i < x->batch * ROWS; i++)
+        sums[i] = total(kept[i]);
+}
