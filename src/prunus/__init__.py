@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .run.observer import Observer, Silent
     from .runtime.load import load
     from .storage.gguf import write_gguf
+    from .storage.packed_export import write_packed_checkpoint
 
 __all__ = [
     "Observer",
@@ -45,6 +46,7 @@ __all__ = [
     "simulate",
     "verify",
     "write_gguf",
+    "write_packed_checkpoint",
 ]
 
 # Imported when first used: torch and transformers take seconds, `prunus --help` should not.
@@ -65,6 +67,7 @@ _HOME = {
     "simulate": "judge.cycles",
     "verify": "judge.verify",
     "write_gguf": "storage.gguf",
+    "write_packed_checkpoint": "storage.packed_export",
 }
 _FOLDERS = (
     *("base", "judge", "maths", "methods", "model", "report", "run", "runtime", "storage", "text"),

@@ -27,7 +27,9 @@ from .run.need import make_room
 from .run.observer import Observer
 from .run.prepare import Request, check_pack, prepare
 from .run.progress import Scored, hearing, scoring, watching
-from .storage.checkpoint import load_model, load_tokenizer
+from .runtime.packed_model import load_packed
+from .storage.checkpoint import folder_of, load_model, load_tokenizer
+from .storage.packed import is_packed
 from .storage.resuming import threads_of
 from .storage.scratch import check_spill
 from .text.given import collect, is_source
@@ -256,7 +258,7 @@ def evaluate(
         if tokenizer is None and not isinstance(given, Tensor):
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         asked = read_text(given, tokenizer, field, bos, data_dir, say, last_word)
-        model = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = _to_run(model, dtype, trust_remote_code)
     else:
         in_memory(model, dtype)
         asked = read_text(given, tokenizer, field, bos, data_dir, say, last_word)
@@ -265,6 +267,14 @@ def evaluate(
     model.to(pick_device(device))  # type: ignore[arg-type]
     with scoring(scored) as told:
         return asked.described(score(scored=told))
+
+
+def _to_run(model: str | Path, dtype: Dtype, trust: bool) -> PreTrainedModel:
+    """Load a model that is only run: packed, or any other."""
+    folder = folder_of(model)
+    if is_packed(folder):
+        return load_packed(folder, dtype, trust)
+    return load_model(model, dtype=dtype, trust_remote_code=trust)
 
 
 def _asked(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..base.errors import InputError, NumericalError, UnknownNameError
+from ..base.errors import CheckpointError, InputError, NumericalError, UnknownNameError
 
 ROWS, WORD = 8, 32  # rows of a group; inputs of a mask word
 PADDING = 64  # bytes behind the values, which kernels read and ignore
@@ -165,7 +165,8 @@ def _words(kept_GWRN: Tensor) -> Tensor:
     """Return the bits of each word as int32, input 0 in the lowest."""
     place_N = torch.ones((), dtype=torch.int64) << torch.arange(WORD)
     words = (kept_GWRN * place_N.to(kept_GWRN.device)).sum(-1)
-    return torch.where(words < 2**31, words, words - 2**32).to(torch.int32)
+    signed: Tensor = torch.where(words < 2**31, words, words - 2**32)
+    return signed.to(torch.int32)
 
 
 def _bits(masks_GWR: Tensor) -> Tensor:
@@ -192,7 +193,8 @@ def _nibbled(codes_K: Tensor, counts_GS: Tensor) -> Tensor:
     size = int(((counts_GS + 1) // 2).sum())
     nibbles = torch.zeros(2 * size, dtype=torch.uint8, device=codes_K.device)
     nibbles[_nibbles_at(counts_GS)] = codes_K
-    return nibbles[::2] | nibbles[1::2] << 4
+    low, high = nibbles[::2], nibbles[1::2]
+    return low | high << 4
 
 
 def _levels(weight_GWRN: Tensor, values: Values) -> tuple[Tensor, Tensor]:
@@ -236,3 +238,49 @@ def _stored(scale: Tensor) -> Tensor:
     """Round scales to what a file holds, never to 0."""
     least = torch.finfo(torch.bfloat16).tiny
     return scale.clamp_min(least).to(torch.bfloat16).float()
+
+
+def check(packed: Packed, name: str) -> None:
+    """Check that tensors from a file belong together, so that they can be read at all.
+
+    Raises:
+        CheckpointError: a tensor of another shape or dtype; counts that do not fit the masks.
+    """
+    outputs, inputs = packed.shape
+    values, groups, words = packed.values, -(-outputs // ROWS), -(-inputs // WORD)
+    spans = -(-words // values.span) if values.group else 1
+    wanted = {
+        "masks": (torch.int32, (groups, words, ROWS)),
+        "values": (values.dtype, (len(packed.values_V),)),
+        "offsets": (torch.int64, (groups + 1,)),
+        "scales": (torch.bfloat16, (groups, spans, ROWS)),
+    }
+    for part, tensor in packed.tensors.items():
+        dtype, shape = wanted[part]
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise _damaged(name, f"its {part} are {tensor.dtype} {tuple(tensor.shape)}")
+    if ("scales" in packed.tensors) != (values.kind in TOP):
+        raise _damaged(name, "scales belong to integers, and to nothing else")
+    room = len(packed.values_V) - PADDING // values.dtype.itemsize
+    counts_GS = _ones(packed.masks_GWR, values.span)
+    if values.kind == "int4":
+        counts_GS = (counts_GS + 1) // 2
+    ends_G = pad(counts_GS.sum(1).cumsum(0), (1, 0))
+    if int(ends_G[-1]) != room or not torch.equal(packed.offsets_G, ends_G):
+        raise _damaged(name, f"its masks keep {int(ends_G[-1])} values, but {room} are stored")
+
+
+def _ones(masks_GWR: Tensor, span: int) -> Tensor:
+    """Return how many bits each group of rows and span of words has: int64 (groups, spans)."""
+    counts = masks_GWR.new_zeros(len(masks_GWR), -(-masks_GWR.shape[1] // span), dtype=torch.int64)
+    for word in range(masks_GWR.shape[1]):
+        m = masks_GWR[:, word]
+        m = m - (m >> 1 & 0x55555555)
+        m = (m & 0x33333333) + (m >> 2 & 0x33333333)
+        m = m + (m >> 4) & 0x0F0F0F0F
+        counts[:, word // span] += (m * 0x01010101 >> 24 & 0x3F).sum(1)
+    return counts
+
+
+def _damaged(name: str, what: str) -> CheckpointError:
+    return CheckpointError(f"{name} is damaged: {what}. Copy or export the checkpoint again.")

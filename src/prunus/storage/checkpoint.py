@@ -37,6 +37,7 @@ from . import kinds
 from .gguf_parts import parts, whole, wholes
 from .hub import commit_of, snapshot
 from .origin import Origin
+from .packed import is_packed
 from .scratch import Scratch
 from .shards import check_shards
 from .streamed import Streamed, note_untied
@@ -78,8 +79,12 @@ class Source:
         return {"local_files_only": self.hub is None, **gguf}
 
 
-def find(checkpoint: str | Path) -> Source:
+def find(checkpoint: str | Path, packed: bool = False) -> Source:
     """Find a folder, a GGUF file, a folder that holds one, or a hub id, which becomes a folder.
+
+    Args:
+        checkpoint: as it was given.
+        packed: whether a packed checkpoint will do.
 
     Raises:
         CheckpointError: none of these, or a folder whose files are damaged.
@@ -98,18 +103,18 @@ def find(checkpoint: str | Path) -> Source:
             )
         return _gguf(parts(path)[0])
     if path.is_dir():
-        return _find_in(path)
+        return _find_in(path, packed)
     name = str(checkpoint)
     repo = name.partition("@")[0]
     if repo.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix == ".gguf":
         raise CheckpointError(f"{name} does not exist. Give a folder, a .gguf file or a hub id.")
     folder = snapshot(name)
-    return replace(_find_in(folder), hub=commit_of(folder))
+    return replace(_find_in(folder, packed), hub=commit_of(folder))
 
 
 def folder_of(checkpoint: str | Path) -> Path:
     """Return where the files beside the weights of a folder, a GGUF or a hub id would lie."""
-    source = find(checkpoint)
+    source = find(checkpoint, packed=True)
     return Path(source.location) if source.gguf_file is None else Path(checkpoint).expanduser()
 
 
@@ -125,9 +130,16 @@ def _check_fetched(folder: Path) -> None:
                     )
 
 
-def _find_in(folder: Path) -> Source:
+def _find_in(folder: Path, packed: bool) -> Source:
     _check_fetched(folder)
     kinds.check(Source(str(folder)))
+    if is_packed(folder):
+        if not packed:
+            raise CheckpointError(
+                f"{folder} is packed, which prunus.load, prunus eval and prunus bench read. Give "
+                "the checkpoint that it was exported from."
+            )
+        return Source(str(folder))
     if (folder / "config.json").exists():
         check_shards(folder)
         return Source(str(folder))
@@ -272,7 +284,7 @@ def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -
     Raises:
         CheckpointError: there is none.
     """
-    source = find(checkpoint)
+    source = find(checkpoint, packed=True)
     kinds.check(source)  # a hub id's too, before anything else is said of it
     if source.gguf_file is None:
         with _explained(checkpoint):  # a config that cannot be read, or a hub out of reach
@@ -316,7 +328,7 @@ def tokenizer_to_copy(
     try:
         return load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     except CheckpointError:
-        source, files = find(checkpoint), set[Path]()
+        source, files = find(checkpoint, packed=True), set[Path]()
         if not source.gguf_file:
             files = {x for kind in TOKENIZER for x in Path(source.location).glob(kind)}
     if not files:

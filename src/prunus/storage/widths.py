@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -164,29 +164,54 @@ def rebuilt(
     Raises:
         CheckpointError: the tensors do not fit the widths.
     """
+    state = {
+        name: tensor.to(dtype) if dtype != "auto" and tensor.is_floating_point() else tensor
+        for name, tensor in tensors
+    }
+    model = skeleton(folder, widths, state, trust_remote_code)
+    fill(folder, model, state)
+    return model
+
+
+def skeleton(
+    folder: Path,
+    widths: list[BlockWidths] | None,
+    state: Mapping[str, Tensor],
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """Return the model that config.json and widths describe, without weights: on meta.
+
+    Args:
+        folder: where config.json is.
+        widths: of all blocks; None: those of config.json.
+        state: tensors whose shapes the linear layers of blocks get where there are widths.
+        trust_remote_code: run code that the checkpoint brings.
+    """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with init_empty_weights():
         made = class_at(folder).from_config(config, trust_remote_code=trust_remote_code)
     model: PreTrainedModel = made
+    if widths is not None:
+        _narrow(folder, model, widths, state)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def _narrow(
+    folder: Path, model: PreTrainedModel, widths: list[BlockWidths], state: Mapping[str, Tensor]
+) -> None:
     blocks = find_blocks(model)
     if len(blocks) != len(widths):
         raise CheckpointError(
             f"{folder / FILE} has {len(widths)} blocks, but config.json has {len(blocks)}."
         )
-    state = {
-        name: tensor.to(dtype) if dtype != "auto" and tensor.is_floating_point() else tensor
-        for name, tensor in tensors
-    }
     with torch.no_grad():
         for name, block in blocks.items():
             resize(name, block, state)
         for block, width in zip(blocks.values(), widths, strict=True):
             renumbered(block, width.numbers)
-    _fill(folder, model, state)
     note_widths(model, widths)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model
 
 
 def renumbered(block: nn.Module, numbers: Mapping[str, int]) -> None:
@@ -220,17 +245,27 @@ def _outputs_first(module: nn.Module) -> torch.Size:
     return torch.Size(reversed(weight.shape)) if isinstance(module, Conv1D) else weight.shape
 
 
-def _fill(folder: Path, model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+def fill(
+    folder: Path,
+    model: PreTrainedModel,
+    state: Mapping[str, Tensor],
+    there: Collection[str] = (),
+) -> None:
+    """Load tensors by name; ``there``: what the model has already.
+
+    Raises:
+        CheckpointError: some are missing, unexpected, or of another shape.
+    """
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     try:
         loading = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         first = str(error).splitlines()
         raise CheckpointError(f"{folder}: {' '.join(first[1:2] or first).strip()}") from None
-    missing = [key for key in loading.missing_keys if key not in tied]
+    missing = [key for key in loading.missing_keys if key not in tied and key not in there]
     if missing or loading.unexpected_keys:
         raise CheckpointError(
-            f"{folder} does not hold the tensors that its config and {FILE} require: missing "
+            f"{folder} does not hold the tensors that its config requires: missing "
             f"{missing[:3]}, unexpected {loading.unexpected_keys[:3]}."
         )
     model.tie_weights()

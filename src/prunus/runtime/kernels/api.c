@@ -5,6 +5,9 @@
 #include <math.h>
 #include <stdlib.h>
 
+#define EXPORTED __attribute__((visibility("default")))
+enum { INTERFACE = 1 }; /* library.py checks that it knows this one */
+
 uint8_t prunus_bytes[256][8] __attribute__((aligned(64)));
 uint8_t prunus_bytes_high[256][8] __attribute__((aligned(64)));
 uint8_t prunus_pairs[256][16] __attribute__((aligned(64)));
@@ -51,8 +54,10 @@ static void fill_tables(void)
         }
 }
 
+EXPORTED int prunus_interface(void) { return INTERFACE; }
+
 /* Chooses kernels by name, or the best for NULL; returns the name, NULL if they do not run here. */
-const char *prunus_choose(const char *name)
+EXPORTED const char *prunus_choose(const char *name)
 {
     fill_tables();
 #if defined(__x86_64__)
@@ -67,9 +72,9 @@ const char *prunus_choose(const char *name)
 }
 
 /* The i-th kernels that this library was built with, whether they run here or not; NULL at last. */
-const char *prunus_built(int i) { return i < MANY ? ALL[i]->name : NULL; }
+EXPORTED const char *prunus_built(int i) { return i < MANY ? ALL[i]->name : NULL; }
 
-void prunus_threads(Pool start, Number own, Number all)
+EXPORTED void prunus_threads(Pool start, Number own, Number all)
 {
     pool = start;
     number = own;
@@ -78,7 +83,7 @@ void prunus_threads(Pool start, Number own, Number all)
 
 /* 0 if the masks and offsets belong together and stay inside of so many values; else the number of
  * the first group that does not, from 1. Matrices of untrusted files are read only after this. */
-int64_t prunus_check(const Matrix *m, int64_t values)
+EXPORTED int64_t prunus_check(const Matrix *m, int64_t values)
 {
     const int64_t groups = (m->outputs + ROWS - 1) / ROWS, step = m->kind == I4 ? m->span : m->words;
     const int odd = m->kind == I4 ? 1 : 0;
@@ -259,8 +264,8 @@ static void run(void (*function)(void *), Job *job, int threads)
 
 /* y (batch, outputs) = x (batch, inputs) times the transpose, plus the bias unless it is NULL; all
  * three of one dtype (F32, BF16 or F16). Returns 0, or 1 for want of memory. */
-int prunus_multiply(const Matrix *m, const void *x, int64_t batch, const void *bias, void *y,
-                    int dtype, int threads)
+EXPORTED int prunus_multiply(const Matrix *m, const void *x, int64_t batch, const void *bias,
+                             void *y, int dtype, int threads)
 {
     const int64_t padded = m->words * WORD, spans = (m->words + m->span - 1) / m->span;
     const int whole = m->kind >= I8 && batch == 1;
@@ -289,7 +294,8 @@ int prunus_multiply(const Matrix *m, const void *x, int64_t batch, const void *b
 }
 
 /* to (rows, inputs) = the dense rows of `groups` groups from `first` on. */
-void prunus_expand(const Matrix *m, int64_t first, int64_t groups, void *to, int dtype, int threads)
+EXPORTED void prunus_expand(const Matrix *m, int64_t first, int64_t groups, void *to, int dtype,
+                            int threads)
 {
     Job job = {m, {0}, NULL, to, dtype, first, groups, 1};
     run(expand, &job, threads);
