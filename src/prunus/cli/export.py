@@ -44,7 +44,7 @@ def run(
     ] = None,
     group: Annotated[
         int | None,
-        typer.Option(help="packed: inputs that share a scale.  [default: the row; int4: 128]"),
+        typer.Option(help="packed: inputs that share a scale.  [default: the row; int4: 64]"),
     ] = None,
     dtype: Annotated[
         str | None,

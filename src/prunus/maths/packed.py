@@ -13,10 +13,11 @@ from ..base.errors import CheckpointError, InputError, NumericalError, UnknownNa
 ROWS, WORD = 8, 32  # rows of a group; inputs of a mask word
 PADDING = 64  # bytes behind the values, which kernels read and ignore
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOP = {"int8": 127, "int4": 15}  # the largest level
-KINDS = (*FLOATS, *TOP)
+INTEGERS = ("int8", "int4")
+KINDS = (*FLOATS, *INTEGERS)
+TOP = 127  # the largest level
 MOST = 512  # inputs that share a scale: 512 · 127 · 32767 is the last that fits 32 bits
-SHRINK = torch.linspace(1, 0.6, 9)  # of the largest weight: what a 4-bit scale is chosen from
+TURNS, STEPS = 4, 20  # of levels and scales for 4 bits; of Lloyd's algorithm in each
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Values:
             Floating kinds have none.
 
     >>> str(Values.of("int4"))
-    'int4, groups of 128'
+    'int4, groups of 64'
     """
 
     kind: str
@@ -49,13 +50,13 @@ class Values:
 
     @classmethod
     def of(cls, kind: str, group: int | None = None) -> Values:
-        """Return the kind with its usual group: 128 for int4, whole rows for int8."""
+        """Return the kind with its usual group: 64 for int4, whole rows for int8."""
         kind = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(kind, kind)
-        return cls(kind, (128 if kind == "int4" else 0) if group is None else group)
+        return cls(kind, (64 if kind == "int4" else 0) if group is None else group)
 
     def __str__(self) -> str:
         scales = f", groups of {self.group}" if self.group else ", rows"
-        return self.kind + (scales if self.kind in TOP else "")
+        return self.kind + (scales if self.kind in INTEGERS else "")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,8 +81,9 @@ class Packed:
         masks_GWR: int32, (groups of rows, words, 8), read as unsigned.
         values_V: of the dtype of ``values``, with ``PADDING`` bytes of zeros behind them. int4: two
             in a byte, the low nibble first; those of eight rows and a group of inputs begin at a
-            whole byte. A nibble c stands for the level 2c − 15.
+            whole byte.
         offsets_G: int64 (groups + 1), where the values of each group begin, and the last end.
+        levels_L: int8 (16,), what the nibbles of int4 stand for; None for other kinds.
         scales_GSR: bfloat16 (groups, spans, 8), or (groups, 1, 8) for whole rows; a weight is its
             level times its scale. None for floating kinds.
         values: what they are stored as.
@@ -91,6 +93,7 @@ class Packed:
     masks_GWR: Tensor
     values_V: Tensor
     offsets_G: Tensor
+    levels_L: Tensor | None
     scales_GSR: Tensor | None
     values: Values
     shape: tuple[int, int]
@@ -98,8 +101,14 @@ class Packed:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by the names that they are stored under."""
-        named = {"masks": self.masks_GWR, "values": self.values_V, "offsets": self.offsets_G}
-        return named if self.scales_GSR is None else {**named, "scales": self.scales_GSR}
+        named = {
+            "masks": self.masks_GWR,
+            "values": self.values_V,
+            "offsets": self.offsets_G,
+            "levels": self.levels_L,
+            "scales": self.scales_GSR,
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @property
     def nbytes(self) -> int:
@@ -121,20 +130,21 @@ class Packed:
 
     def _values(self, kept_GWRN: Tensor) -> Tensor:
         """Return the kept values, or levels in float32, in the order of the stream."""
-        if self.values.kind != "int4":
+        if self.levels_L is None:
             found_K = self.values_V[: int(self.offsets_G[-1])]
             return found_K if self.values.kind in FLOATS else found_K.float()
         nibbles = torch.stack((self.values_V & 15, self.values_V >> 4), 1).flatten()
         counts = _counts(kept_GWRN, self.values.span)
-        return 2 * nibbles[_nibbles_at(counts)].float() - 15
+        return self.levels_L.float()[nibbles[_nibbles_at(counts)].long()]
 
 
 def pack(weight_OI: Tensor, values: Values) -> Packed:
     """Pack the nonzero entries of a weight; those that are NaN count as nonzero.
 
     Floating values are cast to their dtype. int8: ``s = max|w| / 127`` over a group, or a row, and
-    ``round(w / s)``. int4: the level nearest to ``w / s`` among −15, −13 … 15, where s is the best
-    in least squares of ``max|w| / 15`` times 1 to 0.6. Scales are rounded to bfloat16 first.
+    ``round(w / s)``. int4: the nearest of ±l_1 … ±l_8 to ``w / s``, where the eight levels of a
+    layer and its scales take turns in minimising the squared error: kept weights avoid zero, so
+    equal steps would waste those around it. Scales are rounded to bfloat16 first.
 
     Raises:
         NumericalError: NaN or inf, which integers cannot hold.
@@ -145,10 +155,10 @@ def pack(weight_OI: Tensor, values: Values) -> Packed:
     if values.kind in FLOATS:
         weight_GWRN = weight_GWRN.to(values.dtype)
     kept_GWRN = weight_GWRN != 0
-    scales_GSR = None
-    if values.kind in TOP:
-        levels_GWRN, scales_GSR = _levels(weight_GWRN, values)
-        stored_K = levels_GWRN[kept_GWRN]
+    levels_L = scales_GSR = None
+    if values.kind in INTEGERS:
+        stored_GWRN, levels_L, scales_GSR = _integers(weight_GWRN, values)
+        stored_K = stored_GWRN[kept_GWRN]
     else:
         stored_K = weight_GWRN[kept_GWRN]
     counts_GS = _counts(kept_GWRN, values.span)
@@ -157,7 +167,13 @@ def pack(weight_OI: Tensor, values: Values) -> Packed:
     ends_G = counts_GS.sum(1).cumsum(0)
     values_V = pad(stored_K, (0, PADDING // stored_K.itemsize))
     return Packed(
-        _words(kept_GWRN), values_V, pad(ends_G, (1, 0)), scales_GSR, values, (outputs, inputs)
+        _words(kept_GWRN),
+        values_V,
+        pad(ends_G, (1, 0)),
+        levels_L,
+        scales_GSR,
+        values,
+        (outputs, inputs),
     )
 
 
@@ -165,14 +181,14 @@ def _words(kept_GWRN: Tensor) -> Tensor:
     """Return the bits of each word as int32, input 0 in the lowest."""
     place_N = torch.ones((), dtype=torch.int64) << torch.arange(WORD)
     words = (kept_GWRN * place_N.to(kept_GWRN.device)).sum(-1)
-    signed: Tensor = torch.where(words < 2**31, words, words - 2**32)
-    return signed.to(torch.int32)
+    return (words - (words >= 2**31) * 2**32).to(torch.int32)
 
 
 def _bits(masks_GWR: Tensor) -> Tensor:
     """Return which inputs each word keeps."""
     place_N = torch.arange(WORD, device=masks_GWR.device, dtype=torch.int32)
-    return (masks_GWR[..., None] >> place_N & 1).bool()
+    bits: Tensor = masks_GWR[..., None] >> place_N & 1
+    return bits.bool()
 
 
 def _counts(kept_GWRN: Tensor, span: int) -> Tensor:
@@ -193,12 +209,11 @@ def _nibbled(codes_K: Tensor, counts_GS: Tensor) -> Tensor:
     size = int(((counts_GS + 1) // 2).sum())
     nibbles = torch.zeros(2 * size, dtype=torch.uint8, device=codes_K.device)
     nibbles[_nibbles_at(counts_GS)] = codes_K
-    low, high = nibbles[::2], nibbles[1::2]
-    return low | high << 4
+    return nibbles[::2] + nibbles[1::2] * 16
 
 
-def _levels(weight_GWRN: Tensor, values: Values) -> tuple[Tensor, Tensor]:
-    """Return what is stored for each weight, kept or not, and the scales."""
+def _integers(weight_GWRN: Tensor, values: Values) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return what is stored for each weight, kept or not, the levels of int4, and the scales."""
     if not weight_GWRN.isfinite().all():
         raise NumericalError(
             f"Weights that are NaN or inf cannot be stored as {values.kind}. Check the checkpoint, "
@@ -207,31 +222,54 @@ def _levels(weight_GWRN: Tensor, values: Values) -> tuple[Tensor, Tensor]:
     words = weight_GWRN.shape[1]
     span = values.span if values.group else words
     filled = pad(weight_GWRN.float(), (0, 0, 0, 0, 0, -words % span)).unflatten(1, (-1, span))
-    top = filled.abs().amax((2, 4), keepdim=True) / TOP[values.kind]
-    scales = _stored(top)
+    scales, levels_L = _stored(filled.abs().amax((2, 4), keepdim=True) / TOP), None
     if values.kind == "int8":
-        levels = (filled / scales).round().clamp(-127, 127).to(torch.int8)
+        stored = (filled / scales).round().clamp(-TOP, TOP).to(torch.int8)
     else:
-        scales = _best(filled, top)
-        levels = _code(filled, scales)
-    return levels.flatten(1, 2)[:, :words], scales[:, :, 0, :, 0].to(torch.bfloat16)
+        stored, levels_L, scales = _sixteen(filled, scales)
+    return stored.flatten(1, 2)[:, :words], levels_L, scales[:, :, 0, :, 0].to(torch.bfloat16)
 
 
-def _best(weight: Tensor, top: Tensor) -> Tensor:
-    """Return the 4-bit scale with the least squared error over the kept weights of its group."""
+def _sixteen(weight: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes, levels and scales for 4 bits: Lloyd's steps over levels and scales in turn."""
     kept = weight != 0
-    best, least = _stored(top), torch.full_like(top, torch.inf)
-    for factor in SHRINK.tolist():
-        scale = _stored(top * factor)
-        error = (weight - (2 * _code(weight, scale).float() - 15) * scale) * kept
-        loss = error.square_().sum((2, 4), keepdim=True)
-        best, least = torch.where(loss < least, scale, best), torch.minimum(loss, least)
-    return best
+    sizes_8 = torch.linspace(TOP / 8, TOP, 8, device=weight.device)
+    for turn in range(TURNS):
+        sizes_8 = _lloyd((weight.abs() / scales)[kept], sizes_8)
+        if turn == TURNS - 1:
+            break
+        nearest = sizes_8[_nearest(weight.abs() / scales, sizes_8)] * kept
+        best = (weight.abs() * nearest).sum((2, 4), keepdim=True)
+        best = best / nearest.square().sum((2, 4), keepdim=True).clamp_min(1)
+        scales = torch.where(best > 0, _stored(best), scales)
+    codes = _nearest(weight.abs() / scales, sizes_8)
+    codes = torch.where(weight < 0, 7 - codes, 8 + codes).to(torch.uint8)
+    levels_L = torch.cat((-sizes_8.flip(0), sizes_8)).to(torch.int8)
+    return codes, levels_L, scales
 
 
-def _code(weight: Tensor, scale: Tensor) -> Tensor:
-    """Return c with the level 2c − 15 nearest to ``w / s``."""
-    return ((weight / scale + 15) / 2).round().clamp(0, 15).to(torch.uint8)
+def _lloyd(sizes_K: Tensor, levels_8: Tensor) -> Tensor:
+    """Return the eight integers up to 127 that Lloyd's algorithm finds for these sizes."""
+    counts, sums = _histogram(sizes_K)
+    middles = sums / counts.clamp_min(1)
+    for _ in range(STEPS):
+        at = _nearest(middles, levels_8)
+        weight_8 = torch.zeros(8, device=sums.device).index_add_(0, at, counts)
+        sum_8 = torch.zeros(8, device=sums.device).index_add_(0, at, sums)
+        levels_8 = torch.where(weight_8 > 0, sum_8 / weight_8.clamp_min(1), levels_8)
+    return levels_8.round().clamp(1, TOP).sort().values
+
+
+def _histogram(sizes_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many sizes lie in each of 2048 bins up to 256, and their sums."""
+    bins = (sizes_K * 8).long().clamp(0, 2047)
+    counts = torch.bincount(bins, minlength=2048).float()
+    return counts, torch.bincount(bins, sizes_K.double(), 2048).float()
+
+
+def _nearest(sizes: Tensor, levels_8: Tensor) -> Tensor:
+    """Return the index of the nearest of eight ascending levels."""
+    return torch.bucketize(sizes.contiguous(), (levels_8[1:] + levels_8[:-1]) / 2)
 
 
 def _stored(scale: Tensor) -> Tensor:
@@ -253,14 +291,17 @@ def check(packed: Packed, name: str) -> None:
         "masks": (torch.int32, (groups, words, ROWS)),
         "values": (values.dtype, (len(packed.values_V),)),
         "offsets": (torch.int64, (groups + 1,)),
+        "levels": (torch.int8, (16,)),
         "scales": (torch.bfloat16, (groups, spans, ROWS)),
     }
     for part, tensor in packed.tensors.items():
         dtype, shape = wanted[part]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise _damaged(name, f"its {part} are {tensor.dtype} {tuple(tensor.shape)}")
-    if ("scales" in packed.tensors) != (values.kind in TOP):
-        raise _damaged(name, "scales belong to integers, and to nothing else")
+    wants = {"scales": values.kind in INTEGERS, "levels": values.kind == "int4"}
+    for part, wanted_here in wants.items():
+        if (part in packed.tensors) != wanted_here:
+            raise _damaged(name, f"{values.kind} has {'' if wanted_here else 'no '}{part}")
     room = len(packed.values_V) - PADDING // values.dtype.itemsize
     counts_GS = _ones(packed.masks_GWR, values.span)
     if values.kind == "int4":

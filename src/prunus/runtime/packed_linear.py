@@ -15,7 +15,7 @@ from .kernels.library import Matrix
 from .products import multiply
 
 PREFIX = "packed_"  # of the names of buffers
-TENSORS = ("masks", "values", "offsets", "scales")
+TENSORS = ("masks", "values", "offsets", "levels", "scales")
 
 
 class PackedLinear(nn.Module):
@@ -39,6 +39,7 @@ class PackedLinear(nn.Module):
     packed_masks: Tensor
     packed_values: Tensor
     packed_offsets: Tensor
+    packed_levels: Tensor | None
     packed_scales: Tensor | None
     _like: Tensor
 
@@ -66,6 +67,7 @@ class PackedLinear(nn.Module):
             self.packed_masks,
             self.packed_values,
             self.packed_offsets,
+            self.packed_levels,
             self.packed_scales,
             self.values,
             (self.out_features, self.in_features),
@@ -90,6 +92,7 @@ class PackedLinear(nn.Module):
             self.packed_masks,
             self.packed_values,
             self.packed_offsets,
+            self.packed_levels,
             self.packed_scales,
             self.bias,
             self.values.kind,

@@ -23,8 +23,8 @@ TILE = 2**20  # weights that are unpacked at once for many rows
 
 _OPERATORS = torch.library.Library("prunus", "DEF")
 _OPERATORS.define(
-    "packed_linear(Tensor x, Tensor masks, Tensor values, Tensor offsets, Tensor? scales, "
-    "Tensor? bias, str kind, int group, int outputs, int inputs) -> Tensor"
+    "packed_linear(Tensor x, Tensor masks, Tensor values, Tensor offsets, Tensor? levels, "
+    "Tensor? scales, Tensor? bias, str kind, int group, int outputs, int inputs) -> Tensor"
 )
 
 
@@ -101,6 +101,7 @@ def _packed_linear(
     masks: Tensor,
     values: Tensor,
     offsets: Tensor,
+    levels: Tensor | None,
     scales: Tensor | None,
     bias: Tensor | None,
     kind: str,
@@ -108,12 +109,12 @@ def _packed_linear(
     outputs: int,
     inputs: int,
 ) -> Tensor:
-    packed = Packed(masks, values, offsets, scales, Values(kind, group), (outputs, inputs))
+    packed = Packed(masks, values, offsets, levels, scales, Values(kind, group), (outputs, inputs))
     return multiply(x, Matrix.of(packed), bias, packed.dense)
 
 
 @torch.library.register_fake("prunus::packed_linear")  # type: ignore[untyped-decorator]
 def _shape_of(x: Tensor, *rest: object) -> Tensor:
-    outputs = rest[7]
+    outputs = rest[8]
     assert isinstance(outputs, int | torch.SymInt)
     return x.new_empty(*x.shape[:-1], outputs)

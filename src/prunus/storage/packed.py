@@ -22,7 +22,7 @@ from ..maths.packed import Packed, Values, check
 FILE = "packed.json"
 VERSION = 1
 SHARD = 2**31  # bytes, after which a new file begins
-PARTS = ("masks", "values", "offsets", "scales")
+PARTS = ("masks", "values", "offsets", "levels", "scales")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class PackedFiles:
         masks, stored, offsets = own["masks"], own["values"], own["offsets"]
         if masks is None or stored is None or offsets is None:
             raise CheckpointError(f"{self.folder} lacks tensors of {name}; export it again.")
-        packed = Packed(masks, stored, offsets, own["scales"], values, shape)
+        packed = Packed(masks, stored, offsets, own["levels"], own["scales"], values, shape)
         check(packed, f"{name} in {self.folder}")
         return packed
 

@@ -71,7 +71,7 @@ def write_packed_checkpoint(
         output: the folder to write, which must not exist.
         values: float32, bfloat16, float16, int8 or int4; "auto": the checkpoint's own dtype, whose
             values come back bit for bit (but −0, which becomes 0).
-        group: inputs that share a scale; None: whole rows for int8, 128 for int4.
+        group: inputs that share a scale; None: whole rows for int8, 64 for int4.
         trust_remote_code: run code that the checkpoint brings.
 
     Raises:

@@ -53,14 +53,13 @@ WORD_OF(bf16, uint16_t)
 WORD_OF(f16, uint16_t)
 WORD_OF(i8, int8_t)
 
-INLINE const uint8_t *unpack(const uint8_t *p, int64_t values, int8_t *to)
+INLINE const uint8_t *unpack(const uint8_t *p, int64_t values, const int8_t *levels, int8_t *to)
 {
-    const __m256i levels = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(-15, -13, -11, -9, -7, -5, -3, -1, 1, 3, 5, 7, 9, 11, 13, 15));
+    const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)levels));
     for (int64_t i = 0; i < values; i += 32) {
         __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(p + i / 2)));
         v = _mm256_and_si256(_mm256_or_si256(v, _mm256_slli_epi16(v, 4)), _mm256_set1_epi8(15));
-        _mm256_storeu_si256((void *)(to + i), _mm256_shuffle_epi8(levels, v));
+        _mm256_storeu_si256((void *)(to + i), _mm256_shuffle_epi8(table, v));
     }
     return p + (values + 1) / 2;
 }

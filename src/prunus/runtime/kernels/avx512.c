@@ -58,14 +58,13 @@ WORD_OF(bf16, uint16_t)
 WORD_OF(f16, uint16_t)
 WORD_OF(i8, int8_t)
 
-INLINE const uint8_t *unpack(const uint8_t *p, int64_t values, int8_t *to)
+INLINE const uint8_t *unpack(const uint8_t *p, int64_t values, const int8_t *levels, int8_t *to)
 {
-    const __m512i levels = _mm512_broadcast_i32x4(
-        _mm_setr_epi8(-15, -13, -11, -9, -7, -5, -3, -1, 1, 3, 5, 7, 9, 11, 13, 15));
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)levels));
     for (int64_t i = 0; i < values; i += 64) {
         __m512i v = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)(p + i / 2)));
         v = _mm512_and_si512(_mm512_or_si512(v, _mm512_slli_epi16(v, 4)), _mm512_set1_epi8(15));
-        _mm512_storeu_si512(to + i, _mm512_shuffle_epi8(levels, v));
+        _mm512_storeu_si512(to + i, _mm512_shuffle_epi8(table, v));
     }
     return p + (values + 1) / 2;
 }

@@ -3,7 +3,7 @@
  *
  *   word_f32, word_bf16, word_f16, word_i8 (p, mask, v)   the 32 weights of a mask word, as floats
  *   span (masks, words, p, q, sums)       adds up integer products of a span; returns where p ends
- *   unpack (p, values, to)                nibbles as levels; returns the whole byte behind them
+ *   unpack (p, values, levels, to)        nibbles as levels; returns the whole byte behind them
  *
  * and includes this. Pruned weights are zeros that are multiplied too, as in a dense product: zero
  * times infinity is not a number. */
@@ -64,7 +64,7 @@ INLINE void integers(const Matrix *m, int64_t g, const Inputs *x, float sums[ROW
         ivec whole[ROWS];
         memset(whole, 0, sizeof whole);
         if (nibbles) {
-            p = (const int8_t *)unpack((const uint8_t *)p, count(masks, step), unpacked);
+            p = (const int8_t *)unpack((const uint8_t *)p, count(masks, step), m->levels, unpacked);
             span(masks, step, unpacked, x->q + w * WORD, whole);
         } else
             p = span(masks, step, p, x->q + w * WORD, whole);
@@ -120,7 +120,7 @@ static const void *expand(const Matrix *m, int64_t g, int64_t word, int64_t word
         p = expand_i8(masks, words, p, tile);
     else {
         int8_t unpacked[UNPACKED];
-        p = unpack(p, count(masks, words), unpacked);
+        p = unpack(p, count(masks, words), m->levels, unpacked);
         expand_i8(masks, words, unpacked, tile);
     }
     const uint16_t *scales = scales_of(m, g, word);

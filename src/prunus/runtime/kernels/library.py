@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...base.errors import InputError
 from ...maths.packed import KINDS, WORD, Packed
-from .build import HERE, NAME
 
 INTERFACE = 1
+FILE = Path(__file__).with_name("_kernels.so")  # which build.py makes
 CHOICE = "PRUNUS_KERNELS"  # an environment variable
 SETS = ("avx512", "avx2", "neon", "portable")
 NONE = "none"
@@ -30,6 +30,7 @@ class Matrix(ctypes.Structure):
         ("masks", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
         ("offsets", ctypes.c_void_p),
+        ("levels", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
         ("outputs", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
@@ -43,12 +44,12 @@ class Matrix(ctypes.Structure):
     def of(cls, packed: Packed) -> Matrix:
         """Point at the tensors of a packed weight on the CPU."""
         outputs, inputs = packed.shape
-        scales = None if packed.scales_GSR is None else packed.scales_GSR.data_ptr()
+        optional = packed.levels_L, packed.scales_GSR
         return cls(
             packed.masks_GWR.data_ptr(),
             packed.values_V.data_ptr(),
             packed.offsets_G.data_ptr(),
-            scales,
+            *(None if tensor is None else tensor.data_ptr() for tensor in optional),
             outputs,
             inputs,
             -(-inputs // WORD),
@@ -133,15 +134,14 @@ def library() -> Library | None:
         return None
     if wanted is not None and wanted not in SETS:
         raise InputError(f"{CHOICE} is {', '.join(SETS)} or {NONE}; got {wanted}.")
-    path = HERE / NAME
-    if not path.exists():
+    if not FILE.exists():
         if wanted is not None:
             raise InputError(
                 f"{CHOICE}={wanted}: prunus was installed without its kernels. Install a C "
                 "compiler and run python -m prunus.runtime.kernels.build."
             )
         return None
-    return Library(path, wanted)
+    return Library(FILE, wanted)
 
 
 def _built(found: ctypes.CDLL) -> Sequence[str]:

@@ -55,14 +55,13 @@ WORD_OF(bf16, uint16_t)
 WORD_OF(f16, uint16_t)
 WORD_OF(i8, int8_t)
 
-INLINE const uint8_t *unpack(const uint8_t *p, int64_t values, int8_t *to)
+INLINE const uint8_t *unpack(const uint8_t *p, int64_t values, const int8_t *levels, int8_t *to)
 {
-    static const int8_t sixteen[] = {-15, -13, -11, -9, -7, -5, -3, -1, 1, 3, 5, 7, 9, 11, 13, 15};
-    const int8x16_t levels = vld1q_s8(sixteen);
+    const int8x16_t table = vld1q_s8(levels);
     for (int64_t i = 0; i < values; i += 32) {
         const uint8x16_t v = vld1q_u8(p + i / 2);
-        const int8x16x2_t both = {{vqtbl1q_s8(levels, vandq_u8(v, vdupq_n_u8(15))),
-                                   vqtbl1q_s8(levels, vshrq_n_u8(v, 4))}};
+        const int8x16x2_t both = {{vqtbl1q_s8(table, vandq_u8(v, vdupq_n_u8(15))),
+                                   vqtbl1q_s8(table, vshrq_n_u8(v, 4))}};
         vst2q_s8(to + i, both); /* low and high nibbles take turns */
     }
     return p + (values + 1) / 2;

@@ -21,6 +21,7 @@ typedef struct {
     const uint32_t *masks;  /* (groups, words, ROWS) */
     const void *values;     /* what a kind says: float, bfloat16, float16, int8, or nibbles */
     const int64_t *offsets; /* (groups + 1): where a group's stream begins, in values */
+    const int8_t *levels;   /* what the 16 nibbles stand for; I4 */
     const uint16_t *scales; /* bfloat16 (groups, spans, ROWS), or (groups, 1, ROWS); I8 and I4 */
     int64_t outputs, inputs, words;
     int64_t span;  /* words that share a scale of the inputs, and of the weights if there are many */

@@ -31,11 +31,11 @@ WORD_OF(bf16, uint16_t, from_bfloat16)
 WORD_OF(f16, uint16_t, from_float16)
 WORD_OF(i8, int8_t, (float))
 
-INLINE const uint8_t *unpack(const uint8_t *p, int64_t values, int8_t *to)
+INLINE const uint8_t *unpack(const uint8_t *p, int64_t values, const int8_t *levels, int8_t *to)
 {
     for (int64_t i = 0; i < values; i += 2, p++) {
-        to[i] = (int8_t)(2 * (*p & 15) - 15);
-        to[i + 1] = (int8_t)(2 * (*p >> 4) - 15);
+        to[i] = levels[*p & 15];
+        to[i + 1] = levels[*p >> 4];
     }
     return p;
 }
