@@ -13,6 +13,7 @@ ON_A_MODEL = {  # run in test_readme, or too slow; why
     "prunus.runtime.load": "test_readme runs them on a model",
     "prunus.report.picture": "test_readme runs them on a model",
     "prunus.storage.gguf": "test_readme runs them on a model",
+    "prunus.storage.packed_export": "test_readme runs them on a model",
     "prunus.run.finish": "needs pandas and a result",
     "prunus.judge.bench": "measures two models",
     "prunus.methods.registry": "leaves out the body of its class",

@@ -211,6 +211,7 @@ def test_the_calls_in_docstrings_run(desk):
     names = {
         "prunus": prunus,
         "write_gguf": prunus.write_gguf,
+        "write_packed_checkpoint": prunus.write_packed_checkpoint,
         "model": prunus.load("model"),
         "tokenizer": AutoTokenizer.from_pretrained("model"),
     }

@@ -16,6 +16,8 @@ FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 INTEGERS = ("int8", "int4")
 KINDS = (*FLOATS, *INTEGERS)
 TOP = 127  # the largest level
+LEVELS = (2, 7, 17, 32, 50, 72, 98, 127)  # of int4, for either sign; found by trial
+MOST = 512  # inputs that share a scale: 512 · 127 · 32767 is the last that fits 32 bits
 MOST = 512  # inputs that share a scale: 512 · 127 · 32767 is the last that fits 32 bits
 TURNS, STEPS = 4, 20  # of levels and scales for 4 bits; of Lloyd's algorithm in each
 
@@ -142,9 +144,8 @@ def pack(weight_OI: Tensor, values: Values) -> Packed:
     """Pack the nonzero entries of a weight; those that are NaN count as nonzero.
 
     Floating values are cast to their dtype. int8: ``s = max|w| / 127`` over a group, or a row, and
-    ``round(w / s)``. int4: the nearest of ±l_1 … ±l_8 to ``w / s``, where the eight levels of a
-    layer and its scales take turns in minimising the squared error: kept weights avoid zero, so
-    equal steps would waste those around it. Scales are rounded to bfloat16 first.
+    ``round(w / s)``. int4: the nearest of ±LEVELS to ``w / s``: there is none at zero, which no
+    kept weight is. Scales are rounded to bfloat16 first.
 
     Raises:
         NumericalError: NaN or inf, which integers cannot hold.
@@ -226,50 +227,17 @@ def _integers(weight_GWRN: Tensor, values: Values) -> tuple[Tensor, Tensor | Non
     if values.kind == "int8":
         stored = (filled / scales).round().clamp(-TOP, TOP).to(torch.int8)
     else:
-        stored, levels_L, scales = _sixteen(filled, scales)
+        stored = _code(filled, scales)
+        levels_L = torch.tensor([*(-x for x in reversed(LEVELS)), *LEVELS], dtype=torch.int8)
+        levels_L = levels_L.to(filled.device)
     return stored.flatten(1, 2)[:, :words], levels_L, scales[:, :, 0, :, 0].to(torch.bfloat16)
 
 
-def _sixteen(weight: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return codes, levels and scales for 4 bits: Lloyd's steps over levels and scales in turn."""
-    kept = weight != 0
-    sizes_8 = torch.linspace(TOP / 8, TOP, 8, device=weight.device)
-    for turn in range(TURNS):
-        sizes_8 = _lloyd((weight.abs() / scales)[kept], sizes_8)
-        if turn == TURNS - 1:
-            break
-        nearest = sizes_8[_nearest(weight.abs() / scales, sizes_8)] * kept
-        best = (weight.abs() * nearest).sum((2, 4), keepdim=True)
-        best = best / nearest.square().sum((2, 4), keepdim=True).clamp_min(1)
-        scales = torch.where(best > 0, _stored(best), scales)
-    codes = _nearest(weight.abs() / scales, sizes_8)
-    codes = torch.where(weight < 0, 7 - codes, 8 + codes).to(torch.uint8)
-    levels_L = torch.cat((-sizes_8.flip(0), sizes_8)).to(torch.int8)
-    return codes, levels_L, scales
-
-
-def _lloyd(sizes_K: Tensor, levels_8: Tensor) -> Tensor:
-    """Return the eight integers up to 127 that Lloyd's algorithm finds for these sizes."""
-    counts, sums = _histogram(sizes_K)
-    middles = sums / counts.clamp_min(1)
-    for _ in range(STEPS):
-        at = _nearest(middles, levels_8)
-        weight_8 = torch.zeros(8, device=sums.device).index_add_(0, at, counts)
-        sum_8 = torch.zeros(8, device=sums.device).index_add_(0, at, sums)
-        levels_8 = torch.where(weight_8 > 0, sum_8 / weight_8.clamp_min(1), levels_8)
-    return levels_8.round().clamp(1, TOP).sort().values
-
-
-def _histogram(sizes_K: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many sizes lie in each of 2048 bins up to 256, and their sums."""
-    bins = (sizes_K * 8).long().clamp(0, 2047)
-    counts = torch.bincount(bins, minlength=2048).float()
-    return counts, torch.bincount(bins, sizes_K.double(), 2048).float()
-
-
-def _nearest(sizes: Tensor, levels_8: Tensor) -> Tensor:
-    """Return the index of the nearest of eight ascending levels."""
-    return torch.bucketize(sizes.contiguous(), (levels_8[1:] + levels_8[:-1]) / 2)
+def _code(weight: Tensor, scales: Tensor) -> Tensor:
+    """Return the index of the level nearest to ``w / s``."""
+    sizes = torch.tensor(LEVELS, device=weight.device)
+    code = torch.bucketize((weight.abs() / scales).contiguous(), (sizes[1:] + sizes[:-1]) / 2)
+    return torch.where(weight < 0, 7 - code, 8 + code).to(torch.uint8)
 
 
 def _stored(scale: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAME = "_kernels.so"
+NAME = "_kernels.library"
 FLAGS = "-O3 -std=gnu11 -fPIC -ffp-contract=fast -fvisibility=hidden".split()
 AVX2 = "-mavx2 -mfma -mf16c -mpopcnt -mbmi -mbmi2".split()
 AVX512 = [*AVX2, *(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl", "vbmi2", "vnni", "bf16"))]

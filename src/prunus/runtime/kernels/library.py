@@ -15,7 +15,7 @@ from ...base.errors import InputError
 from ...maths.packed import KINDS, WORD, Packed
 
 INTERFACE = 1
-FILE = Path(__file__).with_name("_kernels.so")  # which build.py makes
+FILE = Path(__file__).with_name("_kernels.library")  # which build.py makes
 CHOICE = "PRUNUS_KERNELS"  # an environment variable
 SETS = ("avx512", "avx2", "neon", "portable")
 NONE = "none"
