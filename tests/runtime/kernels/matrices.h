@@ -22,7 +22,7 @@ typedef struct {
     Matrix m;
     double *dense;  /* (outputs, inputs) */
     int64_t values; /* without the padding; bytes for I4 */
-    void *blocks[4];
+    void *blocks[5];
 } Built;
 
 static uint64_t state = 1;
@@ -71,7 +71,7 @@ static double value_of(int kind, uint32_t code)
     case BF16: return number(code, 7, 8);
     case F16: return number(code, 10, 5);
     case I8: return (double)((int)(code & 0xff) - (code & 0x80 ? 256 : 0));
-    default: return 2.0 * (code & 15) - 15;
+    default: return NAN; /* nibbles stand for levels */
     }
 }
 
@@ -127,7 +127,7 @@ static uint32_t special(int dtype)
 static uint32_t weight(const Case *c)
 {
     if (c->kind >= I8)
-        return c->sort == EXTREME ? (c->kind == I8 ? 0x80 : 15) : (uint32_t)any();
+        return c->sort == EXTREME && c->kind == I8 ? 0x80 : (uint32_t)any();
     if (c->sort == WILD)
         return (uint32_t)any();
     return c->sort == SPECIAL && chance(0.004) ? special(c->kind) : tame(c->kind);
@@ -144,6 +144,11 @@ static double scale_at(const Matrix *m, int64_t g, int64_t w, int64_t r)
         return 1;
     const int64_t span = m->whole ? 0 : w / m->span;
     return number(m->scales[(g * spans_of(m) + span) * 8 + r], 7, 8);
+}
+
+static double weight_of(const Matrix *m, uint32_t code)
+{
+    return m->kind == I4 ? m->levels[code & 15] : value_of(m->kind, code);
 }
 
 static void fill_masks(const Case *c, const Matrix *m, uint32_t *masks)
@@ -178,7 +183,7 @@ static void draw(const Case *c, Built *b, uint32_t *codes, int64_t *offsets)
                         const int64_t o = 8 * g + r, n = 32 * w + i;
                         if (o < c->outputs && n < c->inputs)
                             b->dense[o * c->inputs + n] =
-                                value_of(m->kind, code) * scale_at(m, g, w, r);
+                                weight_of(m, code) * scale_at(m, g, w, r);
                     }
         }
     if (nibbles && at % 2)
@@ -204,6 +209,12 @@ static Built build(const Case *c)
             scales[i] = (uint16_t)tame(BF16);
         b.m.scales = scales;
     }
+    if (c->kind == I4) {
+        int8_t *levels = exact(16, shift, b.blocks + 4);
+        for (int i = 0; i < 16; i++)
+            levels[i] = c->sort == EXTREME ? -128 : (int8_t)any();
+        b.m.levels = levels;
+    }
     b.dense = calloc((size_t)(c->outputs * c->inputs), sizeof *b.dense);
     uint32_t *codes = malloc((size_t)(groups * words) * 257 * sizeof *codes + sizeof *codes);
     if (b.dense == NULL || codes == NULL)
@@ -221,7 +232,7 @@ static Built build(const Case *c)
 
 static void release(Built *b)
 {
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         free(b->blocks[i]);
     free(b->dense);
 }

@@ -61,8 +61,6 @@ EMULATED __m512i _mm512_set1_epi8(char value)
     return v;
 }
 
-#define _mm_setr_epi8(...) ((__m128i)(bytes_16){__VA_ARGS__})
-
 EMULATED __m512i _mm512_broadcast_i32x4(__m128i part)
 {
     return (__m512i){part[0], part[1], part[0], part[1], part[0], part[1], part[0], part[1]};
