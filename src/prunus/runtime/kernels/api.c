@@ -94,7 +94,7 @@ EXPORTED int64_t prunus_check(const Matrix *m, int64_t values)
             sum += (count(masks_of(m, g, w), words) + odd) >> odd;
         }
         const int64_t from = m->offsets[g], to = m->offsets[g + 1];
-        if (from < 0 || to > values || to - from != sum)
+        if (from < 0 || to < from || to > values || to - from != sum)
             return g + 1;
     }
     return 0;

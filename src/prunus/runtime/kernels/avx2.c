@@ -6,6 +6,7 @@
 #endif
 #include "vectors.h"
 
+#include <cpuid.h>
 #include <immintrin.h>
 
 INLINE __m256 eight_f32(const float *p, unsigned byte)
@@ -98,8 +99,9 @@ INLINE const int8_t *span(const uint32_t *masks, int64_t words, const int8_t *p,
 
 static int runs(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c") && __builtin_cpu_supports("popcnt");
+    unsigned a, b, c = 0, d; /* clang 14 and gcc 10 know no feature "f16c" by name */
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) && __builtin_cpu_supports("avx2") &&
+           __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
 }
 
 const Kernels prunus_avx2 = {

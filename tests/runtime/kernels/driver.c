@@ -1,0 +1,296 @@
+/* Runs every instruction set that is linked in on random and adversarial matrices and compares what
+ * comes out with loops in double precision. Ends with 1 and a line that says what differed.
+ *
+ *     driver [ROUNDS [SEED]]
+ */
+#include "matrices.h"
+
+const char *prunus_choose(const char *);
+const char *prunus_built(int);
+void prunus_threads(void (*)(void (*)(void *), void *, unsigned, unsigned), int (*)(void), int (*)(void));
+int64_t prunus_check(const Matrix *, int64_t);
+int prunus_multiply(const Matrix *, const void *, int64_t, const void *, void *, int, int);
+void prunus_expand(const Matrix *, int64_t, int64_t, void *, int, int);
+
+static const char *const KIND[] = {"f32", "bf16", "f16", "i8", "i4"};
+static const char *const SORT[] = {"tame", "stray", "special", "wild", "extreme"};
+static const char *own; /* the kernels that run */
+
+static void differ(const Case *c, const char *what)
+{
+    printf("%s: %s differs: %s%s, spans of %d, %d outputs, %d inputs, share %g, %s, shift %d\n", own, what,
+           KIND[c->kind], c->whole ? " rows" : "", (int)c->span, (int)c->outputs, (int)c->inputs,
+           c->share, SORT[c->sort], c->shift);
+    exit(1);
+}
+
+/* ---- dense rows ---- */
+
+static void compare_rows(const Case *c, const Built *b, int dtype, int64_t first, int64_t groups, int threads)
+{
+    const int64_t end = 8 * (first + groups) < c->outputs ? 8 * (first + groups) : c->outputs;
+    const int64_t many = (end - 8 * first) * c->inputs;
+    const size_t size = dtype == F32 ? 4 : 2;
+    void *block, *rows = exact((size_t)many * size, (size_t)c->shift * size, &block);
+    prunus_expand(&b->m, first, groups, rows, dtype, threads);
+    for (int64_t i = 0; i < many; i++) {
+        const double got = value_of(dtype, load(rows, i, dtype));
+        const double want = rounded(rounded(b->dense[8 * first * c->inputs + i], F32), dtype);
+        if (isnan(want) ? !isnan(got) : !(got == want)) {
+            char what[120];
+            snprintf(what, sizeof what, "expand to %s, row %d, input %d: %.9g, not %.9g:", KIND[dtype],
+                     (int)(8 * first + i / c->inputs), (int)(i % c->inputs), got, want);
+            differ(c, what);
+        }
+    }
+    free(block);
+}
+
+/* ---- products ---- */
+
+typedef struct {
+    double *x;    /* (batch, inputs) */
+    double *bias; /* (outputs) */
+    void *x_is, *bias_is, *y;
+    void *blocks[3];
+    int64_t batch;
+    int dtype, finite, biased;
+} Product;
+
+/* Numbers, their bits at `to`. `tiny`: subnormal in half precision, near 2^-120 and 2^-112 in the others. */
+static double *drawn(void *to, int64_t many, const Case *c, int dtype, int tiny, int *finite)
+{
+    static const uint32_t ones[] = {0x3f800000, 0x3f80, 0x3c00}, less[] = {120u << 23, 112u << 7, 0};
+    double *v = malloc((size_t)many * sizeof *v + 1);
+    if (v == NULL)
+        exit(2);
+    for (int64_t i = 0; i < many; i++) {
+        uint32_t code = tame(dtype);
+        if (c->sort == EXTREME)
+            code = ones[dtype];
+        else if (tiny)
+            code = dtype == F16 ? code & 0x83ff : code - less[dtype];
+        if (c->sort != EXTREME && chance(0.05))
+            code = 0;
+        if (c->sort == SPECIAL && chance(0.003)) {
+            code = special(dtype);
+            *finite = 0;
+        }
+        save(to, i, dtype, code);
+        v[i] = value_of(dtype, code);
+    }
+    return v;
+}
+
+static Product prepare(const Case *c, int64_t batch, int dtype, int biased)
+{
+    const size_t size = dtype == F32 ? 4 : 2, shift = (size_t)c->shift * size;
+    const int tiny = chance(0.2);
+    Product p = {.batch = batch, .dtype = dtype, .finite = 1, .biased = biased && !tiny};
+    int unused;
+    p.x_is = exact((size_t)(batch * c->inputs) * size, shift, p.blocks);
+    p.bias_is = exact((size_t)c->outputs * size, shift, p.blocks + 1);
+    p.y = exact((size_t)(batch * c->outputs) * size, shift, p.blocks + 2);
+    p.x = drawn(p.x_is, batch * c->inputs, c, dtype, tiny, &p.finite);
+    p.bias = drawn(p.bias_is, c->outputs, c, dtype, 0, &unused);
+    return p;
+}
+
+static void dispose(Product *p)
+{
+    for (int i = 0; i < 3; i++)
+        free(p->blocks[i]);
+    free(p->x);
+    free(p->bias);
+}
+
+/* The product of row o and input b, and how far a kernel may be off before it is stored: one rounding
+ * for each sum in a lane, subnormals that are flushed, and half a step of the integers that one input
+ * becomes; a span below 1e-30 becomes zeros. */
+static double reference(const Case *c, const Built *built, const Product *p, int64_t b, int64_t o,
+                        double *apart)
+{
+    const int integers = c->kind >= I8 && p->batch == 1;
+    double sum = p->biased ? p->bias[o] : 0, size = fabs(sum);
+    *apart = 0;
+    for (int64_t from = 0; from < c->inputs; from += 32 * c->span) {
+        double weights = 0, top = 0;
+        for (int64_t i = from; i < from + 32 * c->span && i < c->inputs; i++) {
+            const double w = built->dense[o * c->inputs + i], x = p->x[b * c->inputs + i];
+            sum += w * x;
+            size += fabs(w * x);
+            weights += fabs(w);
+            top = fabs(x) > top ? fabs(x) : top;
+        }
+        *apart += integers ? weights * top * (top > 1e-30 ? 0.51 / 32767 : 1) : 0;
+    }
+    *apart += ((double)c->inputs / 4 + 16) * 0x1p-24 * size + (double)c->inputs * 0x1p-126;
+    return integers && !p->finite ? NAN : sum; /* some weight is pruned */
+}
+
+static void compare_product(const Case *c, const Built *built, const Product *p, int threads)
+{
+    const size_t bytes = (size_t)(p->batch * c->outputs) * (p->dtype == F32 ? 4 : 2);
+    memset(p->y, 0xff, bytes);
+    if (prunus_multiply(&built->m, p->x_is, p->batch, p->biased ? p->bias_is : NULL, p->y, p->dtype, threads))
+        differ(c, "what multiply returns");
+    for (int64_t b = 0; b < p->batch; b++)
+        for (int64_t o = 0; o < c->outputs; o++) {
+            const double got = value_of(p->dtype, load(p->y, b * c->outputs + o, p->dtype));
+            double apart;
+            const double want = reference(c, built, p, b, o, &apart);
+            const int same = isnan(want)   ? isnan(got)
+                             : isinf(want) ? got == want
+                                           : got >= rounded(want - apart, p->dtype) &&
+                                                 got <= rounded(want + apart, p->dtype);
+            if (!same) {
+                char what[160];
+                snprintf(what, sizeof what, "multiply %d inputs of %s%s, input %d, output %d: %.9g, not %.9g:",
+                         (int)p->batch, KIND[p->dtype], p->biased ? " and a bias" : "", (int)b, (int)o, got,
+                         want);
+                differ(c, what);
+            }
+        }
+}
+
+/* ---- damaged masks and offsets ---- */
+
+/* What passes the check is safe to multiply, whatever comes out. */
+static void compare_check(const Case *c, const Built *b, int64_t values)
+{
+    const int64_t want = checked(&b->m, values), got = prunus_check(&b->m, values);
+    char what[80];
+    snprintf(what, sizeof what, "check: %d, not %d:", (int)got, (int)want);
+    if (got != want)
+        differ(c, what);
+    if (want || b->m.offsets[0] != 0)
+        return;
+    for (int64_t batch = 1; batch < 3; batch++) {
+        Product p = prepare(c, batch, F32, 0);
+        prunus_multiply(&b->m, p.x_is, batch, NULL, p.y, F32, 1);
+        dispose(&p);
+    }
+}
+
+static void damage(const Case *c, const Built *b)
+{
+    const int64_t groups = groups_of(&b->m);
+    uint32_t *masks = (uint32_t *)(uintptr_t)b->m.masks;
+    int64_t *offsets = (int64_t *)(uintptr_t)b->m.offsets;
+    compare_check(c, b, b->values);
+    compare_check(c, b, b->values - 1);
+    for (int i = 0; i < 4; i++) {
+        int64_t *at = offsets + below(groups + 1);
+        const int64_t was = *at, becomes[] = {was + 1, was - 1, INT64_MIN, INT64_MAX, -1, 0};
+        *at = becomes[below(6)];
+        compare_check(c, b, b->values);
+        *at = was;
+    }
+    for (int i = 0; i < 4; i++) {
+        uint32_t *one = masks + below(groups * b->m.words * 8), *two = i % 2 ? one : one + (one < masks + 7);
+        const uint32_t was = *one, other = *two;
+        *one ^= 1u << below(32);
+        *two = i % 2 ? *two : other ^ 1u << below(32);
+        compare_check(c, b, b->values);
+        *one = was;
+        *two = two == one ? was : other;
+    }
+    for (int64_t by = -1; by <= 1; by += 2) { /* one later fits where there is a value more */
+        for (int64_t g = 0; g <= groups; g++)
+            offsets[g] += by;
+        compare_check(c, b, b->values);
+        compare_check(c, b, b->values + 1);
+        for (int64_t g = 0; g <= groups; g++)
+            offsets[g] -= by;
+    }
+}
+
+/* ---- threads ---- */
+
+static int member, members, most;
+static int number_of(void) { return member; }
+static int members_of(void) { return members; }
+
+/* As a pool would, one after the other; it may bring fewer than asked for. */
+static void pool(void (*function)(void *), void *data, unsigned threads, unsigned flags)
+{
+    members = (int)threads < most ? (int)threads : most;
+    for (member = members - 1; member >= 0; member--)
+        function(data);
+    (void)flags;
+}
+
+/* ---- all of it ---- */
+
+static int use(int i)
+{
+    const char *name = prunus_built(i);
+    if (name == NULL)
+        return 0;
+    own = prunus_choose(name); /* NULL if this processor cannot run it */
+    return 1;
+}
+
+static void run_case(const Case *c, int threads)
+{
+    Built b = build(c);
+    Product p[4];
+    for (int i = 0; i < 3; i++)
+        p[i] = prepare(c, 1, i, (int)below(2));
+    p[3] = prepare(c, 2 + below(15), (int)below(3), (int)below(2));
+    const int64_t first = below(groups_of(&b.m)), groups = 1 + below(groups_of(&b.m) - first);
+    for (int i = 0; use(i); i++) {
+        if (own == NULL)
+            continue;
+        for (int dtype = 0; dtype < 3; dtype++)
+            compare_rows(c, &b, dtype, dtype == F32 ? 0 : first, dtype == F32 ? groups_of(&b.m) : groups, threads);
+        for (int n = 0; n < 4 && c->sort != WILD; n++)
+            compare_product(c, &b, p + n, threads);
+        damage(c, &b);
+    }
+    for (int i = 0; i < 4; i++)
+        dispose(p + i);
+    release(&b);
+}
+
+static Case drawn_case(int form, double share)
+{
+    static const int kinds[] = {F32, BF16, F16, I8, I8, I8, I8, I4, I4, I4};
+    static const int spans[] = {4, 4, 4, 4, 1, 4, 16, 1, 4, 16};
+    static const int edges[] = {1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 511, 512, 513, 1024, 1100};
+    Case c = {.kind = kinds[form], .whole = form == 3, .span = spans[form], .share = share};
+    c.outputs = 1 + below(17);
+    c.inputs = below(2) ? edges[below(16)] : 1 + below(1100);
+    c.sort = (int)below(SORTS);
+    if (c.sort == (c.kind < I8 ? EXTREME : WILD))
+        c.sort = TAME;
+    c.shift = (int)below(4);
+    return c;
+}
+
+int main(int count, char **arguments)
+{
+    static const double shares[] = {1, 0.5, 0.1, 0};
+    const int rounds = count > 1 ? atoi(arguments[1]) : 4;
+    state = count > 2 ? strtoull(arguments[2], NULL, 10) * 0x9e3779b97f4a7c15ull | 1 : 1;
+    for (int round = 0; round < rounds; round++)
+        for (int form = 0; form < 10; form++)
+            for (int i = 0; i < 4; i++) {
+                const Case c = drawn_case(form, shares[i]);
+                run_case(&c, 1);
+            }
+    prunus_threads(pool, number_of, members_of);
+    for (int form = 0; form < 10; form++) {
+        Case c = drawn_case(form, 0.5);
+        c.outputs = 130 + below(8); /* enough for threads */
+        c.inputs = 1100 - below(8);
+        most = form % 2 ? 3 : 40;
+        run_case(&c, form % 3 ? 20 : 4);
+    }
+    printf("equal:");
+    for (int i = 0; use(i); i++)
+        if (own)
+            printf(" %s", own);
+    printf("\n");
+    return 0;
+}
