@@ -13,7 +13,7 @@ KERNELS = Path("src/prunus/runtime/kernels")
 
 
 class Kernels(BuildHookInterface):  # type: ignore[type-arg]
-    """Puts ``_kernels.library`` beside its sources; a wheel that has it is for this platform alone."""
+    """Puts the library beside its sources; a wheel that has it is for this platform alone."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile; without a compiler, say what that means and go on."""

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -211,20 +212,20 @@ def test_thousands_of_damaged_files_end_in_a_sentence_or_in_a_model(tmp_path):
     folder, refused = tmp_path / "packed", []
     prunus.write_packed_checkpoint(tmp_path / "sparse", folder, values="int4", group=32)
     whole = {p.name: p.read_bytes() for p in folder.glob("packed*")}
-    for number in range(3000):
+    for number in range(2000):
         path = changed(folder, number)
         try:
             files = read_packed(folder)
             tensors = files.read()
             for name in files.layers:
                 files.take(name, tensors).dense()
-            if number % 10 == 0:
+            if number % 20 == 0:
                 with torch.inference_mode():
                     load_packed(folder, "auto")(IDS[:, :3])
         except PrunusError as error:
             refused.append(str(error))
         path.write_bytes(whole[path.name])
-    assert len(refused) > 1000
+    assert len(refused) > 700
     assert max(map(len, refused)) < 600
 
 

@@ -8,7 +8,6 @@
 const char *prunus_choose(const char *);
 const char *prunus_built(int);
 void prunus_threads(void (*)(void (*)(void *), void *, unsigned, unsigned), int (*)(void), int (*)(void));
-int64_t prunus_check(const Matrix *, int64_t);
 int prunus_multiply(const Matrix *, const void *, int64_t, const void *, void *, int, int);
 void prunus_expand(const Matrix *, int64_t, int64_t, void *, int, int);
 
@@ -153,58 +152,6 @@ static void compare_product(const Case *c, const Built *built, const Product *p,
         }
 }
 
-/* ---- damaged masks and offsets ---- */
-
-/* What passes the check is safe to multiply, whatever comes out. */
-static void compare_check(const Case *c, const Built *b, int64_t values)
-{
-    const int64_t want = checked(&b->m, values), got = prunus_check(&b->m, values);
-    char what[80];
-    snprintf(what, sizeof what, "check: %d, not %d:", (int)got, (int)want);
-    if (got != want)
-        differ(c, what);
-    if (want || b->m.offsets[0] != 0)
-        return;
-    for (int64_t batch = 1; batch < 3; batch++) {
-        Product p = prepare(c, batch, F32, 0);
-        prunus_multiply(&b->m, p.x_is, batch, NULL, p.y, F32, 1);
-        dispose(&p);
-    }
-}
-
-static void damage(const Case *c, const Built *b)
-{
-    const int64_t groups = groups_of(&b->m);
-    uint32_t *masks = (uint32_t *)(uintptr_t)b->m.masks;
-    int64_t *offsets = (int64_t *)(uintptr_t)b->m.offsets;
-    compare_check(c, b, b->values);
-    compare_check(c, b, b->values - 1);
-    for (int i = 0; i < 4; i++) {
-        int64_t *at = offsets + below(groups + 1);
-        const int64_t was = *at, becomes[] = {was + 1, was - 1, INT64_MIN, INT64_MAX, -1, 0};
-        *at = becomes[below(6)];
-        compare_check(c, b, b->values);
-        *at = was;
-    }
-    for (int i = 0; i < 4; i++) {
-        uint32_t *one = masks + below(groups * b->m.words * 8), *two = i % 2 ? one : one + (one < masks + 7);
-        const uint32_t was = *one, other = *two;
-        *one ^= 1u << below(32);
-        *two = i % 2 ? *two : other ^ 1u << below(32);
-        compare_check(c, b, b->values);
-        *one = was;
-        *two = two == one ? was : other;
-    }
-    for (int64_t by = -1; by <= 1; by += 2) { /* one later fits where there is a value more */
-        for (int64_t g = 0; g <= groups; g++)
-            offsets[g] += by;
-        compare_check(c, b, b->values);
-        compare_check(c, b, b->values + 1);
-        for (int64_t g = 0; g <= groups; g++)
-            offsets[g] -= by;
-    }
-}
-
 /* ---- threads ---- */
 
 static int member, members, most;
@@ -246,7 +193,6 @@ static void run_case(const Case *c, int threads)
             compare_rows(c, &b, dtype, dtype == F32 ? 0 : first, dtype == F32 ? groups_of(&b.m) : groups, threads);
         for (int n = 0; n < 4 && c->sort != WILD; n++)
             compare_product(c, &b, p + n, threads);
-        damage(c, &b);
     }
     for (int i = 0; i < 4; i++)
         dispose(p + i);

@@ -236,23 +236,3 @@ static void release(Built *b)
         free(b->blocks[i]);
     free(b->dense);
 }
-
-/* What prunus_check says, bit by bit. */
-static int64_t checked(const Matrix *m, int64_t values)
-{
-    for (int64_t g = 0; g < groups_of(m); g++) {
-        int64_t half = 0, kept = 0; /* nibbles of a span; values */
-        for (int64_t w = 0; w < m->words; w++) {
-            for (int64_t i = 0; i < 256; i++)
-                half += m->masks[(g * m->words + w) * 8 + i / 32] >> i % 32 & 1;
-            if (m->kind != I4 || w == m->words - 1 || (w + 1) % m->span == 0) {
-                kept += m->kind == I4 ? (half + 1) / 2 : half;
-                half = 0;
-            }
-        }
-        const int64_t from = m->offsets[g], to = m->offsets[g + 1];
-        if (from < 0 || to < from || to > values || to - from != kept)
-            return g + 1;
-    }
-    return 0;
-}

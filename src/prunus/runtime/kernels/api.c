@@ -1,5 +1,6 @@
-/* What Python calls: a product with one to sixteen inputs, rows as dense tiles, a check of a matrix
- * that came from a file. Threads are those of torch: Python hands over its pool's entry point. */
+/* What Python calls: a product with one to sixteen inputs, and rows as dense tiles. A matrix is trusted:
+ * maths/packed.py has checked what came from a file. Threads are those of torch: Python hands over its
+ * pool's entry point. */
 #include "packed.h"
 
 #include <math.h>
@@ -79,25 +80,6 @@ EXPORTED void prunus_threads(Pool start, Number own, Number all)
     pool = start;
     number = own;
     members = all;
-}
-
-/* 0 if the masks and offsets belong together and stay inside of so many values; else the number of
- * the first group that does not, from 1. Matrices of untrusted files are read only after this. */
-EXPORTED int64_t prunus_check(const Matrix *m, int64_t values)
-{
-    const int64_t groups = (m->outputs + ROWS - 1) / ROWS, step = m->kind == I4 ? m->span : m->words;
-    const int odd = m->kind == I4 ? 1 : 0;
-    for (int64_t g = 0; g < groups; g++) {
-        int64_t sum = 0;
-        for (int64_t w = 0; w < m->words; w += step) {
-            const int64_t words = m->words - w < step ? m->words - w : step;
-            sum += (count(masks_of(m, g, w), words) + odd) >> odd;
-        }
-        const int64_t from = m->offsets[g], to = m->offsets[g + 1];
-        if (from < 0 || to < from || to > values || to - from != sum)
-            return g + 1;
-    }
-    return 0;
 }
 
 INLINE uint16_t to_bfloat16(float f)
