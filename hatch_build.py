@@ -21,6 +21,7 @@ class Kernels(BuildHookInterface):  # type: ignore[type-arg]
         try:
             builder["build"]()
         except RuntimeError as error:
+            (Path(self.root) / KERNELS / builder["NAME"]).unlink(missing_ok=True)  # an older one
             self.app.display_warning(
                 f"prunus is built without its kernels, so packed models will be slow: {error}."
             )
