@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 NAME = "_kernels.library"
 FLAGS = "-O3 -std=gnu11 -fPIC -ffp-contract=fast -fvisibility=hidden".split()
 AVX2 = "-mavx2 -mfma -mf16c -mpopcnt -mbmi -mbmi2".split()
+TUNED = {"avx2": ["-mtune=znver3"]}  # a fifth faster for integers, where it was measured (Zen 3)
 AVX512 = [*AVX2, *(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl", "vbmi2", "vnni", "bf16"))]
 X86 = {"x86_64", "amd64"}
 ARM = {"aarch64", "arm64"}
@@ -47,7 +48,7 @@ def build(folder: Path = HERE) -> Path:
         objects, sets = [_compiled(command, "portable", [], scratch)], []
         for name, flags in _sets():
             try:
-                objects.append(_compiled(command, name, flags, scratch))
+                objects.append(_best(command, name, flags, scratch))
                 sets.append(f"-DWITH_{name.upper()}")
             except RuntimeError as error:
                 print(f"prunus: kernels for {name} are left out: {error}", file=sys.stderr)
@@ -66,6 +67,14 @@ def _sets() -> list[tuple[str, list[str]]]:
     if machine in X86:
         return [("avx2", AVX2), ("avx512", AVX512)]
     return [("neon", [])] if machine in ARM else []
+
+
+def _best(command: list[str], name: str, flags: list[str], scratch: str) -> str:
+    """Compile as tuned by measurement, or without that where the compiler is older."""
+    try:
+        return _compiled(command, name, [*flags, *TUNED.get(name, [])], scratch)
+    except RuntimeError:
+        return _compiled(command, name, flags, scratch)
 
 
 def _compiled(command: list[str], name: str, flags: list[str], scratch: str) -> str:
