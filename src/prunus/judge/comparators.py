@@ -24,6 +24,9 @@ class CsrLinear(nn.Module):
     token is a product with a vector, more are one with a matrix.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
         with warnings.catch_warnings():

@@ -55,7 +55,7 @@ def parameters(model: nn.Module) -> int:
     counted = sum(p.numel() for p in model.parameters())
     for module in model.modules():
         if hasattr(module, "in_features") and not isinstance(_weight(module), nn.Parameter):
-            counted += module.in_features * module.out_features  # type: ignore[operator]
+            counted += int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
     return counted
 
 
