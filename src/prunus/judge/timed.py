@@ -61,7 +61,7 @@ class InTorch:
         if asked["threads"] is not None:
             torch.set_num_threads(asked["threads"])
         self._model = _load(asked)
-        self._parameters = traffic.parameters(self._model)  # int8 would store a tied head twice
+        self._counted = traffic.parameters(self._model)  # int8 would store a tied head twice
         if asked["kind"] == "csr":
             comparators.to_csr(self._model, _pruned(asked["model"]))
         if asked["kind"] == "int8":
@@ -75,7 +75,7 @@ class InTorch:
         model = self._model
         self.run([[0]], 2)  # so that weights which are mapped are there
         return {
-            "parameters": self._parameters,
+            "parameters": self._counted,
             "weight_bytes": traffic.held_bytes(model),
             "read": traffic.read_bytes(model),
             "rest": rest_bytes(model.device),
