@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunus.judge.comparators import CsrLinear, to_int8
 from prunus.judge.traffic import held_bytes
-from prunus.maths.packed import TOP, Values, pack
+from prunus.maths.packed import FLOATS, Values, pack
 from prunus.runtime.packed_linear import PackedLinear
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
@@ -133,11 +133,11 @@ def _makers(weight_OI: Tensor, dense_OI: Tensor, kind: str, dtype: torch.dtype) 
     full = torch.float32
     found = {
         "packed": Maker(lambda: packed(weight_OI), dtype),
-        "dense": Maker(lambda: linear(dense_OI, dtype), dtype, kind not in TOP),
+        "dense": Maker(lambda: linear(dense_OI, dtype), dtype, kind in FLOATS),
     }
     if kind == "float32":
         found["csr"] = Maker(lambda: CsrLinear(weight_OI, None), full)
-    if kind in TOP:  # torch's own may have no fast kernel for this processor
+    if kind not in FLOATS:  # torch's own may have no fast kernel for this processor
         found["packed, no zeros"] = Maker(lambda: packed(dense_OI), dtype, True)
     if kind == "int8":
         found["dynamic int8"] = Maker(lambda: _quantised(dense_OI), full, True)

@@ -30,7 +30,8 @@ from torch import Tensor
 from benchmarks.speed.layer_ways import BITS, Way, ways
 from benchmarks.speed.picture import draw
 from prunus.judge.turns import rotated
-from prunus.maths.packed import TOP
+from prunus.maths.packed import FLOATS
+from prunus.runtime.kernels.library import library
 
 SHAPES = "4096x4096,11008x4096,4096x11008,5120x5120,13824x5120,5120x13824"
 LEAST = 0.05  # seconds of a run: shorter ones go over the copies again
@@ -82,12 +83,16 @@ def _numbers(text: str) -> list[int]:
 @torch.inference_mode()
 def measure(given: argparse.Namespace, log: Path) -> None:
     """Measure every cell that the log lacks, and print and log it."""
+    kernels = library()
+    if kernels is None:
+        raise SystemExit("No kernels: run python -m prunus.runtime.kernels.build first.")
+    print(f"kernels for {kernels.name}")
     done = {_key(cell) for cell in read(log)}
     print(f"{'layer':>12} zeros {'kind':>8} tokens threads    ms  ratio of bound  others")
     for shape, zeros, kind in [
         (s, z, k) for s in given.shapes for z in given.zeros for k in given.kinds
     ]:
-        inputs = given.inputs if kind in TOP else kind
+        inputs = kind if kind in FLOATS else given.inputs
         sizes = [(t, n) for n in given.threads for t in given.tokens]
         sizes = [size for size in sizes if (shape, zeros, kind, inputs, *size) not in done]
         if not sizes:
@@ -97,7 +102,7 @@ def measure(given: argparse.Namespace, log: Path) -> None:
         for tokens, threads in sizes:
             key = dict(zip(KEY, (shape, zeros, kind, inputs, tokens, threads), strict=True))
             torch.set_num_threads(threads)
-            cell = {**key, **_cell(made, key, given.repeats)}
+            cell = {**key, "kernels": kernels.name, **_cell(made, key, given.repeats)}
             with log.open("a") as file:
                 file.write(json.dumps(cell) + "\n")
             print(_line(cell), flush=True)

@@ -151,7 +151,9 @@ def test_packed_ways(pruned):
     packed = {model.way: model for model in found.models}
     assert 1.7 < packed["packed-fp32"].saving < 32 / 17  # padding and offsets aside
     assert 1.5 < packed["packed-bf16"].saving < 16 / 9
+    assert packed["dense"].kernels is None
     for way, model in packed.items():
+        assert (model.kernels is None) == way.startswith("dense")
         if way.startswith("packed"):
             dense = packed[model.against]
             assert 0.5 < model.share < 1

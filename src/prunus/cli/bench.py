@@ -91,6 +91,11 @@ def _print(found: Bench) -> None:
         f"Medians of {found.repeats} turns: tokens/s and peak memory; {found.new} new tokens, "
         f"{found.device}, threads {found.threads}."
     )
+    kernels = {model.kernels for model in found.models} - {None}
+    if "none" in kernels:
+        print_line("Packed layers ran without kernels, in torch: no speed to expect.")
+    elif kernels:
+        print_line(f"Packed layers: kernels for {kernels.pop()}.")
     print_line(
         "Ratios are to the dense model in the same dtype. Sizes are in MiB, parameters in millions."
     )

@@ -236,6 +236,7 @@ def _models(children: Sequence[Child]) -> list[Model]:
                 share=None if bound is None else bound.share,
                 saving=None if bound is None else bound.saving,
                 bound=None if bound is None else bound.ratio,
+                kernels=facts["kernels"],
             )
         )
     return found

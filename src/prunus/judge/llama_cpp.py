@@ -46,6 +46,7 @@ class LlamaCpp:
             "dtype": self._kind(),
             "device": "cpu",
             "threads": self._threads,
+            "kernels": None,
         }
 
     def run(self, ids: list[list[int]], new: int) -> dict[str, float]:

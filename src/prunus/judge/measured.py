@@ -48,6 +48,8 @@ class Model:
         share: p, of the bytes that a token reads of the dense model, in layers of another size.
         saving: S, how many times smaller these layers are.
         bound: ``1/((1−p) + p/S)``, what the traffic of weights allows; None: not known.
+        kernels: the instruction set that multiplied packed layers; ``none``: torch did, slowly, for
+            lack of kernels; None: no layer is packed.
     """
 
     way: str
@@ -62,6 +64,7 @@ class Model:
     share: float | None
     saving: float | None
     bound: float | None
+    kernels: str | None
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ class InTorch:
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
             "threads": torch.get_num_threads(),
+            "kernels": _kernels(model),
         }
 
     @torch.inference_mode()
@@ -125,6 +126,17 @@ def _load(asked: dict[str, Any]) -> Any:
         trust_remote_code=asked["trust"],
         **more,
     )
+
+
+def _kernels(model: Any) -> str | None:
+    """Return the instruction set that multiplies packed layers; None: there are none."""
+    from ..runtime.kernels.library import library
+    from ..runtime.packed_linear import PackedLinear
+
+    if not any(isinstance(module, PackedLinear) for module in model.modules()):
+        return None
+    found = library() if model.device.type == "cpu" else None
+    return "none" if found is None else found.name
 
 
 def _pruned(folder: str) -> list[str]:

@@ -54,7 +54,8 @@ def parameters(model: nn.Module) -> int:
     """Count the weights of a model, tied ones once, also where a layer stores them its own way."""
     counted = sum(p.numel() for p in model.parameters())
     for module in model.modules():
-        if hasattr(module, "in_features") and not isinstance(_weight(module), nn.Parameter):
+        own = {name for name, _ in module.named_parameters(recurse=False)}
+        if hasattr(module, "in_features") and "weight" not in own:
             counted += int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
     return counted
 
@@ -88,16 +89,11 @@ def read_bytes(model: PreTrainedModel) -> dict[str, int] | None:
     return {name: size for name, size in found.items() if size}
 
 
-def _weight(module: nn.Module) -> object:
-    return getattr(module, "weight", None)
-
-
 def _bytes(module: nn.Module, seen: set[int]) -> int:
     """Return the bytes of a module's own tensors that are not in ``seen``, and add them to it."""
-    weight = _weight(module)
-    if callable(weight):  # torch's quantised layers hand out a copy
-        bias = module.bias()  # type: ignore[operator]
-        return sum(t.nbytes for t in (weight(), bias) if t is not None)
+    if callable(getattr(type(module), "weight", None)):  # torch's quantised layers: a copy
+        copies = module.weight(), module.bias()  # type: ignore[operator]
+        return sum(tensor.nbytes for tensor in copies if tensor is not None)
     total = 0
     for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
         for part in _parts(tensor):
