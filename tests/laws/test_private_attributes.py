@@ -120,6 +120,7 @@ INSIDE = {
     ),
     "compressed_tensors.quantization.QuantizationArgs": "--pack: how many bits, in what groups",
     "compressed_tensors.quantization.QuantizationScheme": "--pack: what the config says of a layer",
+    "torch.ao.quantization.quantize_dynamic": "bench --as int8: torch's own int8, to compare with",
     "transformers.core_model_loading.revert_weight_conversion": "names on disk of what was merged",
     "transformers.dynamic_module_utils.custom_object_save": "a model's own code goes with it",
     "transformers.integrations.mxfp4.convert_moe_packed_tensors": "MXFP4: 4-bit experts as numbers",

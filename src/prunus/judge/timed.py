@@ -1,8 +1,8 @@
 """Process that holds a model and times what it is told: ``python -m prunus.judge.timed``.
 
 It reads one JSON object a line from stdin and answers each with one. The first says which model to
-load; every other is ``{"ids": [[…]], "new": N}``, answered by the seconds of one prefill and of
-N − 1 decoding steps. The process ends with its stdin.
+load and how to run it; every other is ``{"ids": [[…]], "new": N}``, answered by the seconds of one
+prefill and of N − 1 decoding steps. The process ends with its stdin.
 """
 
 from __future__ import annotations
@@ -12,11 +12,22 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from .resident import forget_peak, peak_bytes, rest_bytes
+
+
+class Timed(Protocol):
+    """A model that runs in a way of its own."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the parent must know of it: its size, and the inputs that it takes."""
+
+    def run(self, ids: list[list[int]], new: int) -> dict[str, float]:
+        """Time the prompts' forward, and ``new − 1`` greedy steps with the cache, in seconds."""
 
 
 def main() -> None:
@@ -24,16 +35,76 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     try:
-        asked = json.loads(sys.stdin.readline())
-        if asked["threads"] is not None:
-            torch.set_num_threads(asked["threads"])
-        model = _load(asked)
-        answers.write(json.dumps(_facts(model)) + "\n")
+        model = _made(json.loads(sys.stdin.readline()))
+        answers.write(json.dumps(model.facts()) + "\n")
         for line in sys.stdin:
-            answers.write(json.dumps(_run(model, **json.loads(line))) + "\n")
+            answers.write(json.dumps(model.run(**json.loads(line))) + "\n")
     except Exception as error:  # for the parent to tell
         answers.write(json.dumps({"error": str(error) or type(error).__name__}) + "\n")
         sys.exit(1)
+
+
+def _made(asked: dict[str, Any]) -> Timed:
+    if asked["kind"] == "llama.cpp":
+        from .llama_cpp import LlamaCpp
+
+        return LlamaCpp(asked["model"], asked["threads"])
+    return InTorch(asked)
+
+
+class InTorch:
+    """A transformers model, as it is or with layers of another kind."""
+
+    def __init__(self, asked: dict[str, Any]) -> None:
+        from . import comparators, traffic
+
+        if asked["threads"] is not None:
+            torch.set_num_threads(asked["threads"])
+        self._model = _load(asked)
+        self._counted = traffic.parameters(self._model)  # int8 would store a tied head twice
+        if asked["kind"] == "csr":
+            comparators.to_csr(self._model, _pruned(asked["model"]))
+        if asked["kind"] == "int8":
+            comparators.to_int8(self._model)
+
+    def facts(self) -> dict[str, Any]:
+        """Return its size, what a token reads, and the inputs that it takes."""
+        from ..model.blocks import context_length
+        from . import traffic
+
+        model = self._model
+        self.run([[0]], 2)  # so that weights which are mapped are there
+        return {
+            "parameters": self._counted,
+            "weight_bytes": traffic.held_bytes(model),
+            "read": traffic.read_bytes(model),
+            "rest": rest_bytes(model.device),
+            "vocabulary": model.get_input_embeddings().num_embeddings,
+            "context": context_length(model),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "threads": torch.get_num_threads(),
+            "kernels": _kernels(model),
+        }
+
+    @torch.inference_mode()
+    def run(self, ids: list[list[int]], new: int) -> dict[str, float]:
+        """Time one prefill and ``new − 1`` steps, all rows together."""
+        model = self._model
+        ids_BT = torch.tensor(ids, device=model.device)
+        forget_peak(model.device)
+        takes = inspect.signature(model.forward).parameters
+        last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}  # as generate() does
+        begun = _now(model)
+        out = model(input_ids=ids_BT, use_cache=True, **last)
+        next_B1 = _next(out.logits)
+        prefilled = _now(model)
+        for _ in range(new - 1):
+            out = model(input_ids=next_B1, use_cache=True, **_cache(out))
+            next_B1 = _next(out.logits)
+        done = _now(model)
+        peak = peak_bytes(model.device)
+        return {"prefill": prefilled - begun, "decode": done - prefilled, "peak": peak}
 
 
 def _load(asked: dict[str, Any]) -> Any:
@@ -43,44 +114,40 @@ def _load(asked: dict[str, Any]) -> Any:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    trust = asked["trust"]
+    more: dict[str, Any] = {}
+    if asked["kind"].startswith("packed-"):
+        more = {"packed": asked["kind"].removeprefix("packed-")}
+    elif asked["kind"] == "2:4":
+        more = {"sparse": "2:4"}
     return load(
-        asked["model"], dtype=asked["dtype"], device=asked["device"], trust_remote_code=trust
+        asked["model"],
+        dtype=asked["dtype"],
+        device=asked["device"],
+        trust_remote_code=asked["trust"],
+        **more,
     )
 
 
-def _facts(model: Any) -> dict[str, Any]:
-    """Return what the parent must know of a model: its size, and the inputs that it takes."""
-    from ..model.blocks import context_length
+def _kernels(model: Any) -> str | None:
+    """Return the instruction set that multiplies packed layers; None: there are none."""
+    from ..runtime.kernels.library import library
+    from ..runtime.packed_linear import PackedLinear
 
-    tensors = {t.data_ptr(): t for t in [*model.parameters(), *model.buffers()] if t.numel()}
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "weight_bytes": sum(t.numel() * t.itemsize for t in tensors.values()),
-        "vocabulary": model.get_input_embeddings().num_embeddings,
-        "context": context_length(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "threads": torch.get_num_threads(),
-    }
+    if not any(isinstance(module, PackedLinear) for module in model.modules()):
+        return None
+    found = library() if model.device.type == "cpu" else None
+    return "none" if found is None else found.name
 
 
-@torch.inference_mode()
-def _run(model: Any, ids: list[list[int]], new: int) -> dict[str, float]:
-    """Time the prompt's forward, and ``new − 1`` greedy steps with the cache, in seconds."""
-    ids_BT = torch.tensor(ids, device=model.device)
-    _reset_peak(model)
-    takes = inspect.signature(model.forward).parameters
-    last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}  # as generate() does
-    begun = _now(model)
-    out = model(input_ids=ids_BT, use_cache=True, **last)
-    next_B1 = _next(out.logits)
-    prefilled = _now(model)
-    for _ in range(new - 1):
-        out = model(input_ids=next_B1, use_cache=True, **_cache(out))
-        next_B1 = _next(out.logits)
-    done = _now(model)
-    return {"prefill": prefilled - begun, "decode": done - prefilled, "peak": _peak_bytes(model)}
+def _pruned(folder: str) -> list[str]:
+    """Name the layers that the report of a checkpoint calls pruned; none without a report."""
+    from pathlib import Path
+
+    from ..report.report import FILE, read_report
+
+    if not (Path(folder) / FILE).exists():
+        return []
+    return [layer.name for layer in read_report(Path(folder)).layers]
 
 
 def _cache(out: Any) -> dict[str, Any]:
@@ -99,31 +166,6 @@ def _now(model: Any) -> float:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()
-
-
-def _reset_peak(model: Any) -> None:
-    """Forget what loading took, where the system can."""
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return  # then the peak is that of the whole life
-
-
-def _peak_bytes(model: Any) -> int:
-    """Return the peak of CUDA memory, or of the resident set: VmHWM, which exec starts afresh."""
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(model.device)
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except OSError:
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":
