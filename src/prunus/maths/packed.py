@@ -195,7 +195,8 @@ def _bits(masks_GWR: Tensor) -> Tensor:
 def _counts(kept_GWRN: Tensor, span: int) -> Tensor:
     """Return how many values each group of rows and span of words keeps: int64 (groups, spans)."""
     counts_GW = kept_GWRN.sum((2, 3))
-    return pad(counts_GW, (0, -counts_GW.shape[1] % span)).unflatten(1, (-1, span)).sum(2)
+    counts_GSW: Tensor = pad(counts_GW, (0, -counts_GW.shape[1] % span)).unflatten(1, (-1, span))
+    return counts_GSW.sum(2)
 
 
 def _nibbles_at(counts_GS: Tensor) -> Tensor:
