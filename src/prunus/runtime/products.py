@@ -76,12 +76,9 @@ def _by_tiles(kernels: Library, matrix: Matrix, x_TI: Tensor, bias_O: Tensor | N
 @cache
 def _has_gemm(dtype: torch.dtype) -> bool:
     """Whether products of this dtype are faster than those of float32 on this processor."""
-    if dtype == torch.float32:
-        return True
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "AVX2" not in capabilities
-    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()) and "AVX2" not in capabilities
+    if dtype == torch.bfloat16:  # torch has a fast one for AVX-512 alone
+        return torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return dtype == torch.float32
 
 
 @cache
