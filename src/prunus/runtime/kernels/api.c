@@ -112,22 +112,16 @@ static uint16_t to_float16(float f)
     return sign | (uint16_t)((bits - (112u << 23)) >> 13);
 }
 
-static float from_float16(uint16_t h)
-{
-    const int exponent = h >> 10 & 31;
-    const float rest = (float)(h & 1023);
-    const float size = exponent == 31 ? (rest != 0 ? NAN : INFINITY)
-                       : exponent     ? ldexpf(1024 + rest, exponent - 25)
-                                      : rest * 0x1p-24f;
-    return h & 0x8000 ? -size : size;
-}
-
-static void store(void *to, int64_t i, float value, int dtype)
+static void narrow(const float *from, int64_t n, int dtype, void *to)
 {
     if (dtype == F32)
-        ((float *)to)[i] = value;
+        memcpy(to, from, (size_t)n * sizeof *from);
+    else if (dtype == BF16)
+        for (int64_t i = 0; i < n; i++)
+            ((uint16_t *)to)[i] = to_bfloat16(from[i]);
     else
-        ((uint16_t *)to)[i] = dtype == BF16 ? to_bfloat16(value) : to_float16(value);
+        for (int64_t i = 0; i < n; i++)
+            ((uint16_t *)to)[i] = to_float16(from[i]);
 }
 
 static void widen(const void *from, int64_t n, int dtype, float *to)
@@ -199,8 +193,11 @@ static void multiply(void *data)
             const int64_t o = g * ROWS + r;
             if (job->bias)
                 widen((const char *)job->bias + (size_t)o * size_of(job->dtype), 1, job->dtype, &bias);
-            for (int64_t b = 0; b < job->x.batch; b++)
-                store(job->y, b * m->outputs + o, sums[b * ROWS + r] + bias, job->dtype);
+            for (int64_t b = 0; b < job->x.batch; b++) {
+                const float sum = sums[b * ROWS + r] + bias;
+                char *to = (char *)job->y + (size_t)(b * m->outputs + o) * size_of(job->dtype);
+                narrow(&sum, 1, job->dtype, to);
+            }
         }
     }
 }
@@ -220,15 +217,8 @@ static void expand(void *data)
             const int64_t left = m->inputs - w * WORD, width = left < step * WORD ? left : step * WORD;
             for (int64_t r = 0; r < ROWS && g * ROWS + r < m->outputs; r++) {
                 const int64_t at = ((g - job->first) * ROWS + r) * m->inputs + w * WORD;
-                const float *values = tile + r * TILE;
-                if (job->dtype == F32)
-                    memcpy((float *)job->y + at, values, (size_t)width * sizeof *values);
-                else if (job->dtype == BF16)
-                    for (int64_t i = 0; i < width; i++)
-                        ((uint16_t *)job->y)[at + i] = to_bfloat16(values[i]);
-                else
-                    for (int64_t i = 0; i < width; i++)
-                        ((uint16_t *)job->y)[at + i] = to_float16(values[i]);
+                char *to = (char *)job->y + (size_t)at * size_of(job->dtype);
+                narrow(tile + r * TILE, width, job->dtype, to);
             }
         }
     }

@@ -64,7 +64,6 @@ class Library:
 
     Attributes:
         name: of the instruction set.
-        threaded: whether torch's pool of threads was found; else one thread computes.
     """
 
     def __init__(self, path: Path, wanted: str | None = None) -> None:
@@ -91,7 +90,7 @@ class Library:
                 f"{', '.join(_built(found))}; leave {CHOICE} unset for the best that does."
             )
         self.name = str(chosen.decode())
-        self.threaded = _hand_over_threads(found)
+        _hand_over_threads(found)
         self._multiply, self._expand = found.prunus_multiply, found.prunus_expand
 
     def multiply(self, matrix: Matrix, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -145,15 +144,15 @@ def library() -> Library | None:
 
 
 def _built(found: ctypes.CDLL) -> Sequence[str]:
-    names = iter(lambda: found.prunus_built(len(seen)), None)
-    seen: list[str] = []
-    for name in names:
-        seen.append(name.decode())
-    return seen
+    names = [found.prunus_built(i) for i in range(len(SETS))]
+    return [name.decode() for name in names if name is not None]
 
 
-def _hand_over_threads(found: ctypes.CDLL) -> bool:
-    """Give the kernels the threads that torch has: a second pool would fight with it."""
+def _hand_over_threads(found: ctypes.CDLL) -> None:
+    """Give the kernels the threads that torch has: a second pool would fight with it.
+
+    Where they are not found, one thread computes.
+    """
     place = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         try:
@@ -162,7 +161,6 @@ def _hand_over_threads(found: ctypes.CDLL) -> bool:
             found.prunus_threads(
                 *(ctypes.cast(f, ctypes.c_void_p) for f in (*pool, torch_cpu.omp_get_num_threads))
             )
-            return True
+            return
         except (OSError, AttributeError):
             continue
-    return False

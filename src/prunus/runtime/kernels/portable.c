@@ -5,20 +5,6 @@
 #endif
 #include "vectors.h"
 
-INLINE float from_float16(uint16_t h)
-{
-    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, rest = h & 1023;
-    const float small = (float)rest * 0x1p-24f; /* zero or subnormal */
-    uint32_t bits;
-    memcpy(&bits, &small, sizeof bits);
-    if (exponent)
-        bits = (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | rest << 13;
-    bits |= sign;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
 #define WORD_OF(name, type, value)                                                                 \
     INLINE void word_##name(const type *p, const uint32_t *mask, vec v[PARTS])                     \
     {                                                                                              \
