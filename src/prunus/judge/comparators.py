@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..base.errors import CheckpointError, InputError, first_line
-from ..model.blocks import find_blocks, find_linears, outputs_first
+from ..model.blocks import outputs_first
+from ..model.zeros import share_of_zeros
 from ..runtime.indexed import index
 
 ZEROS = 0.1  # of a layer without a report, from which on it counts as pruned
@@ -74,12 +75,7 @@ def to_csr(model: PreTrainedModel, names: Collection[str]) -> None:
 
 def _with_zeros(model: PreTrainedModel) -> list[str]:
     """Name the linear layers of blocks that have zeros."""
-    found = [
-        name
-        for block, part in find_blocks(model).items()
-        for name, module in find_linears(block, part).items()
-        if (outputs_first(module) == 0).float().mean() >= ZEROS
-    ]
+    found = [name for name, _, zeros in share_of_zeros(model) if zeros >= ZEROS]
     if not found:
         raise CheckpointError(
             "csr: no layer of this checkpoint has zeros, so as CSR each would only be larger. "

@@ -18,8 +18,8 @@ KINDS = (*FLOATS, *INTEGERS)
 TOP = 127  # the largest level
 LEVELS = (2, 7, 17, 32, 50, 72, 98, 127)  # of int4, for either sign; found by trial
 MOST = 512  # inputs that share a scale: 512 · 127 · 32767 is the last that fits 32 bits
-MOST = 512  # inputs that share a scale: 512 · 127 · 32767 is the last that fits 32 bits
-TURNS, STEPS = 4, 20  # of levels and scales for 4 bits; of Lloyd's algorithm in each
+PARTS = ("masks", "values", "offsets", "levels", "scales")
+PREFIX = "packed_"  # of the parts, as buffers of a module and in files
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,14 @@ class Packed:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by the names that they are stored under."""
-        named = {
-            "masks": self.masks_GWR,
-            "values": self.values_V,
-            "offsets": self.offsets_G,
-            "levels": self.levels_L,
-            "scales": self.scales_GSR,
-        }
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        """All tensors that there are, by their names in ``PARTS``."""
+        parts = self.masks_GWR, self.values_V, self.offsets_G, self.levels_L, self.scales_GSR
+        named = zip(PARTS, parts, strict=True)
+        return {name: tensor for name, tensor in named if tensor is not None}
+
+    def named(self, layer: str) -> dict[str, Tensor]:
+        """All tensors by the names that they have in a file, and in the model's state."""
+        return {f"{layer}.{PREFIX}{part}": tensor for part, tensor in self.tensors.items()}
 
     @property
     def nbytes(self) -> int:

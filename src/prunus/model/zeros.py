@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -10,6 +12,13 @@ from .blocks import find_blocks, find_linears, outputs_first
 from .experts import Expert
 
 LEAST = 0.3  # share of zeros, below which a dense product is as good
+
+
+def share_of_zeros(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, float]]:
+    """Yield every linear layer and expert of the blocks: its name, itself, its share of zeros."""
+    for name, block in find_blocks(model).items():
+        for layer, module in find_linears(name, block).items():
+            yield layer, module, float((outputs_first(module) == 0).float().mean())
 
 
 def sparse_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -21,15 +30,13 @@ def sparse_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
         InputError: there are none.
     """
     found, most, experts = {}, 0.0, 0
-    for name, block in find_blocks(model).items():
-        for layer, module in find_linears(name, block).items():
-            if isinstance(module, Expert):
-                experts += 1
-                continue
-            zeros = float((outputs_first(module) == 0).float().mean())
-            most = max(most, zeros)
-            if zeros >= LEAST:
-                found[layer] = module
+    for layer, module, zeros in share_of_zeros(model):
+        if isinstance(module, Expert):
+            experts += 1
+            continue
+        most = max(most, zeros)
+        if zeros >= LEAST:
+            found[layer] = module
     if not found:
         others = f" (its {experts} experts cannot be packed yet)" if experts else ""
         raise InputError(

@@ -7,15 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from ..maths.packed import Packed, Values, pack
+from ..maths.packed import PARTS, PREFIX, Packed, Values, pack
 from ..model.blocks import outputs_first
 from .kernels.library import Matrix
-from .products import multiply
-
-PREFIX = "packed_"  # of the names of buffers
-TENSORS = ("masks", "values", "offsets", "levels", "scales")
+from .products import multiply, unpacked
 
 
 class PackedLinear(nn.Module):
@@ -47,7 +43,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = packed.shape
         self.values = packed.values
-        for name in TENSORS:
+        for name in PARTS:
             self.register_buffer(PREFIX + name, packed.tensors.get(name))
         self.bias = None if bias_O is None else nn.Parameter(bias_O.detach(), requires_grad=False)
         self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
@@ -81,7 +77,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the product in the dtype of x."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return _dense(x, self.packed, self.bias)
+            return unpacked(x, self.packed.dense(), self.bias)
         if torch.compiler.is_compiling() or x.device.type != "cpu":
             return self._operator(x)
         return multiply(x, self._pointers(), self.bias, lambda: self.packed.dense())
@@ -110,7 +106,7 @@ class PackedLinear(nn.Module):
         return self._matrix[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
-        kept = {name: getattr(self, PREFIX + name) for name in TENSORS}
+        kept = {name: getattr(self, PREFIX + name) for name in PARTS}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in kept.items():
             new = getattr(self, PREFIX + name)
@@ -126,7 +122,3 @@ class PackedLinear(nn.Module):
         """Return what ``print(model)`` shows."""
         shape = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{shape}, bias={self.bias is not None}, {self.values}"
-
-
-def _dense(x: Tensor, packed: Packed, bias_O: Tensor | None) -> Tensor:
-    return linear(x, packed.dense().to(x.dtype), bias_O if bias_O is None else bias_O.to(x.dtype))

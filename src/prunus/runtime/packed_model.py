@@ -15,8 +15,9 @@ from ..base.errors import CheckpointError, InputError, other_shape
 from ..maths.packed import Packed, Values
 from ..model.blocks import outputs_first
 from ..model.zeros import sparse_linears
-from ..storage.packed import PackedFiles, read_packed
-from ..storage.widths import fill, read_widths, skeleton
+from ..storage.checkpoint import explained
+from ..storage.packed import read_packed
+from ..storage.widths import fill, in_dtype, read_widths, skeleton
 from .packed_linear import PackedLinear
 
 
@@ -47,15 +48,12 @@ def load_packed(folder: Path, dtype: Dtype, trust_remote_code: bool = False) -> 
     files = read_packed(folder)
     tensors = files.read()
     packed = {name: files.take(name, tensors) for name in files.layers}
-    state = {
-        name: tensor.to(getattr(torch, dtype))
-        if dtype != "auto" and tensor.is_floating_point()
-        else tensor
-        for name, tensor in tensors.items()
-    }
-    model = _described(folder, state, trust_remote_code)
-    _replace(model, files, packed, state)
-    there = {f"{name}.packed_{part}" for name, own in packed.items() for part in own.tensors}
+    wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+    state, widths = in_dtype(tensors.items(), wanted), read_widths(folder)
+    with explained(folder):
+        model = skeleton(folder, widths, state, trust_remote_code)
+    _replace(model, folder, packed, state, narrowed=widths is not None)
+    there = {key for name, own in packed.items() for key in own.named(name)}
     fill(folder, model, state, there)
     model.requires_grad_(False)
     model.eval()
@@ -63,25 +61,15 @@ def load_packed(folder: Path, dtype: Dtype, trust_remote_code: bool = False) -> 
     return model
 
 
-def _described(folder: Path, state: Mapping[str, Tensor], trust: bool) -> PreTrainedModel:
-    try:
-        return skeleton(folder, read_widths(folder), state, trust)
-    except CheckpointError:
-        raise
-    except Exception as error:  # transformers raises half a dozen kinds here
-        raise CheckpointError(
-            f"{folder}/config.json describes no model that can be built: {error}."
-        ) from None
-
-
 def _replace(
     model: PreTrainedModel,
-    files: PackedFiles,
+    folder: Path,
     packed: Mapping[str, Packed],
     state: Mapping[str, Tensor],
+    *,
+    narrowed: bool,
 ) -> None:
-    """Put packed layers in place of dense ones."""
-    narrowed = read_widths(files.folder) is not None
+    """Put packed layers in place of dense ones, of the same shape unless blocks are narrowed."""
     like = next((x.dtype for x in state.values() if x.is_floating_point()), torch.float32)
     for name, own in packed.items():
         try:
@@ -89,7 +77,7 @@ def _replace(
             shape = tuple(outputs_first(module).shape)
         except (AttributeError, TypeError):
             raise CheckpointError(
-                f"{files.folder} holds {name}, which is no linear layer of the model that "
+                f"{folder} holds {name}, which is no linear layer of the model that "
                 "config.json describes. Export the checkpoint again."
             ) from None
         if shape != own.shape and not narrowed:

@@ -43,7 +43,7 @@ def multiply(
     if kernels is None or x.device.type != "cpu" or x.dtype not in DTYPES:
         if kernels is None and x.device.type == "cpu":
             _say_once()
-        return linear(x, dense().to(x.dtype), bias_O if bias_O is None else bias_O.to(x.dtype))
+        return unpacked(x, dense(), bias_O)
     if x.shape[-1] != matrix.inputs:
         raise InputError(f"This layer takes {matrix.inputs} inputs; got {tuple(x.shape)}.")
     x_TI = x.reshape(-1, matrix.inputs).contiguous()
@@ -52,6 +52,11 @@ def multiply(
     few = 0 < len(x_TI) <= MOST
     product = kernels.multiply if few else partial(_by_tiles, kernels)
     return product(matrix, x_TI, bias_O).view(*x.shape[:-1], matrix.outputs)
+
+
+def unpacked(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """Return ``x Wᵀ + b`` with a dense weight, in the dtype of x."""
+    return linear(x, weight_OI.to(x.dtype), bias_O if bias_O is None else bias_O.to(x.dtype))
 
 
 def _by_tiles(kernels: Library, matrix: Matrix, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:

@@ -230,14 +230,14 @@ def _loaded(
     if widths is not None:
         wanted = dtype if dtype == "auto" else getattr(torch, dtype)
         folder = Path(source.location)
-        with _explained(checkpoint):
+        with explained(checkpoint):
             tensors = read_tensors(check_shards(folder))
             made = rebuilt(folder, widths, tensors, wanted, trust_remote_code)
         made.eval()
         return made
     loaded: Any  # a pair, which the stubs do not know
     auto_class = kinds.auto_class(source)
-    with whole(source.location, source.gguf_file) as location, _explained(checkpoint):
+    with whole(source.location, source.gguf_file) as location, explained(checkpoint):
         loaded = auto_class.from_pretrained(
             location if origin is None else str(origin.plain),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -287,7 +287,7 @@ def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -
     source = find(checkpoint, packed=True)
     kinds.check(source)  # a hub id's too, before anything else is said of it
     if source.gguf_file is None:
-        with _explained(checkpoint):  # a config that cannot be read, or a hub out of reach
+        with explained(checkpoint):  # a config that cannot be read, or a hub out of reach
             AutoConfig.from_pretrained(
                 source.location, trust_remote_code=trust_remote_code, **source.arguments
             )
@@ -340,7 +340,12 @@ def tokenizer_to_copy(
 
 
 @contextmanager
-def _explained(checkpoint: str | Path) -> Iterator[None]:
+def explained(checkpoint: str | Path) -> Iterator[None]:
+    """Say in one sentence why transformers cannot build or load a model.
+
+    Raises:
+        CheckpointError: whatever went wrong.
+    """
     try:
         yield
     except Exception as error:  # transformers raises half a dozen kinds here

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..base.errors import CheckpointError, first_line
 from .scratch import Scratch
-from .shards import INDEX, NAMED
+from .shards import INDEX, NAMED, pieces
 
 CLAIMS = ("quantization_config", "compression_config")  # fields of config.json
 FLOAT8 = {"F8_E4M3", "F8_E5M2"}  # as safetensors' headers call them
@@ -133,7 +133,7 @@ def decode(folder: Path, form: Format, tensors: Mapping[str, Path]) -> Scratch:
     _check_room(folder, scratch.path, tensors)
     where: dict[str, str] = {}
     by_file = sorted(tensors, key=lambda name: (tensors[name], name))
-    for number, plain in enumerate(_pieces(_decoded(folder, form, by_file, tensors))):
+    for number, plain in enumerate(pieces(_decoded(folder, form, by_file, tensors), PIECE)):
         target = f"model-{number:05d}.safetensors"
         save_file(plain, scratch.path / target, metadata={"format": "pt"})
         where |= dict.fromkeys(plain, target)
@@ -141,21 +141,13 @@ def decode(folder: Path, form: Format, tensors: Mapping[str, Path]) -> Scratch:
     (scratch.path / INDEX).write_text(text, encoding="utf-8")
     _link_others(folder, scratch.path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kept = {key: value for key, value in config.items() if key not in (*CLAIMS, NAMED)}
-    (scratch.path / "config.json").write_text(json.dumps(kept), encoding="utf-8")
+    (scratch.path / "config.json").write_text(json.dumps(without_claims(config)), encoding="utf-8")
     return scratch
 
 
-def _pieces(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Yield the tensors in dictionaries of about PIECE bytes."""
-    piece: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        piece[name] = tensor.contiguous()
-        if sum(x.nbytes for x in piece.values()) >= PIECE:
-            yield piece
-            piece = {}
-    if piece:
-        yield piece
+def without_claims(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of config.json but those that say how, and where, weights are stored."""
+    return {key: value for key, value in config.items() if key not in (*CLAIMS, NAMED)}
 
 
 def _check_room(folder: Path, where: Path, tensors: Mapping[str, Path]) -> None:

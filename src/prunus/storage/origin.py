@@ -27,9 +27,9 @@ from transformers import PreTrainedModel
 from ..base.errors import CheckpointError
 from ..model.weights import Weights
 from ..report.from_source import FromSource
-from .decoding import CLAIMS, claimed, decode
+from .decoding import CLAIMS, claimed, decode, without_claims
 from .scratch import Scratch
-from .shards import INDEX, NAMED
+from .shards import INDEX
 
 ANEW_FILES = {
     "recipe.yaml", "pruning_report.json", "channel_orders.json", "widths.json", "README.md",
@@ -216,7 +216,7 @@ class Origin:
     def write_config(self, target: Path, model: PreTrainedModel) -> None:
         """Write the source's config.json with what this run changed, and nothing else."""
         config = read_config(self.folder)
-        own = {key: value for key, value in config.items() if key not in (*CLAIMS, NAMED)}
+        own = without_claims(config)
         new = copy.deepcopy(own)  # parts of it change, and it is compared with what it was
         if self.dtype is not None:
             new["torch_dtype" if "torch_dtype" in new else "dtype"] = self.dtype

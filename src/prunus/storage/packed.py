@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..base.errors import CheckpointError
-from ..maths.packed import Packed, Values, check
+from ..maths.packed import PARTS, PREFIX, Packed, Values, check
+from .shards import pieces
 
 FILE = "packed.json"
 VERSION = 1
 SHARD = 2**31  # bytes, after which a new file begins
-PARTS = ("masks", "values", "offsets", "levels", "scales")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PackedFiles:
             CheckpointError: they are missing or do not belong together.
         """
         shape, values = self.layers[name]
-        own = {part: tensors.pop(f"{name}.packed_{part}", None) for part in PARTS}
+        own = {part: tensors.pop(f"{name}.{PREFIX}{part}", None) for part in PARTS}
         masks, stored, offsets = own["masks"], own["values"], own["offsets"]
         if masks is None or stored is None or offsets is None:
             raise CheckpointError(f"{self.folder} lacks tensors of {name}; export it again.")
@@ -133,41 +133,24 @@ def write_packed(
         folder: exists, and is renamed by the caller when all is written.
         tensors: by name; of a packed layer the name of its module.
     """
-    shards = _Shards(folder)
-    layers = {}
+    layers: dict[str, Any] = {}
+    files: list[str] = []
+    for piece in pieces(_flat(tensors, layers), SHARD):
+        files.append(f"packed-{len(files) + 1:05}.safetensors")
+        save_file(piece, folder / files[-1])
+    index = {"version": VERSION, "files": files, "layers": layers}
+    (folder / FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return sum((folder / file).stat().st_size for file in files)
+
+
+def _flat(
+    tensors: Iterable[tuple[str, Tensor | Packed]], layers: dict[str, Any]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor by its name in a file; note the packed layers."""
     for name, content in tensors:
         if isinstance(content, Packed):
-            layers[name] = {
-                "shape": list(content.shape),
-                "values": content.values.kind,
-                "group": content.values.group,
-            }
-            shards.add({f"{name}.packed_{part}": x for part, x in content.tensors.items()})
+            kind, group = content.values.kind, content.values.group
+            layers[name] = {"shape": list(content.shape), "values": kind, "group": group}
+            yield from content.named(name).items()
         else:
-            shards.add({name: content})
-    shards.flush()
-    index = {"version": VERSION, "files": shards.files, "layers": layers}
-    (folder / FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return sum((folder / file).stat().st_size for file in shards.files)
-
-
-class _Shards:
-    """Files of about two gigabytes, so that no more waits in memory."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files: list[str] = []
-        self._waiting: dict[str, Tensor] = {}
-        self._bytes = 0
-
-    def add(self, tensors: Mapping[str, Tensor]) -> None:
-        self._waiting |= {name: x.detach().contiguous() for name, x in tensors.items()}
-        self._bytes += sum(x.nbytes for x in tensors.values())
-        if self._bytes >= SHARD:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._waiting:
-            self.files.append(f"packed-{len(self.files) + 1:05}.safetensors")
-            save_file(self._waiting, self.folder / self.files[-1])
-            self._waiting, self._bytes = {}, 0
+            yield name, content

@@ -19,7 +19,7 @@ from ..maths.packed import FLOATS, Packed, Values, pack
 from ..model.blocks import outputs_first
 from ..model.zeros import sparse_linears
 from .checkpoint import find, load_model
-from .decoding import CLAIMS
+from .decoding import without_claims
 from .origin import WEIGHTS, read_config
 from .packed import write_packed
 
@@ -134,12 +134,9 @@ def _tensors(
 def _copy_others(folder: Path, made: Path) -> None:
     """Copy config, tokenizer, report and whatever else is no weight."""
     for file in sorted(folder.iterdir()):
-        index = file.name.endswith(".index.json")
-        if file.is_file() and not file.name.startswith(".") and not index:
-            if not file.name.endswith(WEIGHTS):
-                shutil.copyfile(file, made / file.name)
-    config = {k: v for k, v in read_config(folder).items() if k not in CLAIMS}
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        if file.is_file() and not file.name.startswith(".") and not file.name.endswith(WEIGHTS):
+            shutil.copyfile(file, made / file.name)
+    text = json.dumps(without_claims(read_config(folder)), indent=2, ensure_ascii=False) + "\n"
     (made / "config.json").write_text(text, encoding="utf-8")
     for file in made.iterdir():
         readable(file)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ..base.errors import CheckpointError
 
@@ -112,3 +113,15 @@ def _others(folder: Path) -> str:
     if list(folder.glob("consolidated*.safetensors")):
         return " Its consolidated.safetensors has Mistral's own names, not those of transformers."
     return ""
+
+
+def pieces(tensors: Iterable[tuple[str, Tensor]], size: int) -> Iterator[dict[str, Tensor]]:
+    """Yield tensors, as they come, in dictionaries of about ``size`` bytes: a file each."""
+    piece: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        piece[name] = tensor.detach().contiguous()
+        if sum(x.nbytes for x in piece.values()) >= size:
+            yield piece
+            piece = {}
+    if piece:
+        yield piece

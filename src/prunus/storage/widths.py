@@ -164,13 +164,18 @@ def rebuilt(
     Raises:
         CheckpointError: the tensors do not fit the widths.
     """
-    state = {
-        name: tensor.to(dtype) if dtype != "auto" and tensor.is_floating_point() else tensor
-        for name, tensor in tensors
-    }
+    state = in_dtype(tensors, dtype)
     model = skeleton(folder, widths, state, trust_remote_code)
     fill(folder, model, state)
     return model
+
+
+def in_dtype(tensors: Iterable[tuple[str, Tensor]], dtype: Any) -> dict[str, Tensor]:
+    """Return tensors by name, floating ones in a dtype; "auto": as they are."""
+    return {
+        name: tensor.to(dtype) if dtype != "auto" and tensor.is_floating_point() else tensor
+        for name, tensor in tensors
+    }
 
 
 def skeleton(
