@@ -16,6 +16,7 @@ from ..report.report import read_report
 from ..storage.checkpoint import folder_of, load_model
 from ..storage.packed import is_packed
 from .indexed import index_inputs
+from .packed_linear import PackedLinear
 from .packed_model import load_packed, pack_layers
 from .semi_structured import to_semi_structured
 
@@ -51,7 +52,8 @@ def load(
         trust_remote_code: run code that comes with the checkpoint.
 
     Raises:
-        InputError: ``packed`` where no layer has zeros, or with ``sparse``.
+        InputError: ``packed`` where no layer has zeros, for a checkpoint that is packed with other
+            values, or with ``sparse``.
     """
     if sparse not in (None, "2:4"):
         raise UnknownNameError("sparse", sparse, ["2:4"])
@@ -85,9 +87,11 @@ def _packed(
         model = load_model(checkpoint, dtype=dtype, trust_remote_code=trust)
         pack_layers(model, values)
         return model
-    if values is not None:
+    model = load_packed(folder, dtype, trust)
+    there = {module.values.kind for module in model.modules() if isinstance(module, PackedLinear)}
+    if values is not None and there != {values.kind}:
         raise InputError(
-            f"{checkpoint} is packed already. Leave packed out, or load the checkpoint that it was "
-            "exported from."
+            f"{checkpoint} is packed already, as {', '.join(sorted(there))}, and not as "
+            f"{values.kind}. Leave packed out, or load the checkpoint that it was exported from."
         )
-    return load_packed(folder, dtype, trust)
+    return model

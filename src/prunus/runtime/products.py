@@ -68,14 +68,14 @@ def _by_tiles(kernels: Library, matrix: Matrix, x_TI: Tensor, bias_O: Tensor | N
     wide_TI = x_TI if _has_gemm(x_TI.dtype) else x_TI.float()
     rows = max(TILE // inputs // ROWS, 4) * ROWS
     tile_RI = wide_TI.new_empty(min(rows, outputs), inputs)
-    out_OT = wide_TI.new_empty(outputs, len(x_TI))
+    out_TO = wide_TI.new_empty(len(x_TI), outputs)
     for start in range(0, outputs, rows):
         count = min(rows, outputs - start)
         kernels.expand(matrix, start // ROWS, -(-count // ROWS), tile_RI)
-        torch.mm(tile_RI[:count], wide_TI.T, out=out_OT[start : start + count])
+        torch.mm(wide_TI, tile_RI[:count].T, out=out_TO[:, start : start + count])
     if bias_O is not None:
-        out_OT += bias_O[:, None]
-    return out_OT.T.to(x_TI.dtype).contiguous()
+        out_TO += bias_O
+    return out_TO.to(x_TI.dtype)
 
 
 @cache

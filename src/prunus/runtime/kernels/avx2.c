@@ -95,6 +95,21 @@ INLINE const int8_t *span(const uint32_t *masks, int64_t words, const int8_t *p,
     return p;
 }
 
+INLINE void shorts(const int8_t *p, const uint32_t *mask, int16_t *to)
+{
+    const uint8_t *byte = (const uint8_t *)mask;
+    const __m256i low = sixteen_i8(p, byte[0], byte[1]);
+    const __m256i high = sixteen_i8(p + ones(*mask & 0xffff), byte[2], byte[3]);
+    _mm256_store_si256((void *)to, low);
+    _mm256_store_si256((void *)(to + 16), high);
+}
+
+INLINE ivec pairs(ivec sums, const int16_t *a, const int16_t *b)
+{
+    const __m256i at = _mm256_loadu_si256((const void *)b);
+    return sums + (ivec)_mm256_madd_epi16(_mm256_load_si256((const void *)a), at);
+}
+
 #include "kernels.h"
 
 static int runs(void)

@@ -88,6 +88,18 @@ INLINE const int8_t *span(const uint32_t *masks, int64_t words, const int8_t *p,
     return p;
 }
 
+INLINE void shorts(const int8_t *p, const uint32_t *mask, int16_t *to)
+{
+    __m256i v = _mm256_loadu_si256((const void *)p);
+    IN_REGISTER(v);
+    _mm512_storeu_si512(to, _mm512_cvtepi8_epi16(_mm256_maskz_expand_epi8(*mask, v)));
+}
+
+INLINE ivec pairs(ivec sums, const int16_t *a, const int16_t *b)
+{
+    return (ivec)_mm512_dpwssd_epi32((__m512i)sums, _mm512_loadu_si512(a), _mm512_loadu_si512(b));
+}
+
 static void vector_bf16(const Matrix *m, int64_t g, const Inputs *x, float sums[ROWS]);
 
 #include "kernels.h"

@@ -3,6 +3,9 @@
  *
  *   word_f32, word_bf16, word_f16, word_i8 (p, mask, v)   the 32 weights of a mask word, as floats
  *   span (masks, words, p, q, sums)       adds up integer products of a span; returns where p ends
+ *   shorts (p, mask, to)                  the 32 weights of a mask word, as 16-bit integers
+ *   pairs (sums, a, b)                    adds the products of as many of them as a vector holds, each
+ *                                         lane of sums two of them
  *   unpack (p, values, levels, to)        nibbles as levels; returns the whole byte behind them
  *
  * and includes this. Pruned weights are zeros that are multiplied too, as in a dense product: zero
@@ -155,8 +158,36 @@ INLINE void block(const float *tile, const float *x, int64_t apart, int64_t widt
             sums[b * ROWS + r] = kept[r][b];
 }
 
-/* Two inputs and more: a tile of weights stays in the first cache while all of them pass. */
-static void batch(const Matrix *m, int64_t g, const Inputs *x, float *sums)
+/* The same of integers, which are not scaled yet. */
+INLINE void integer_block(const int16_t *tile, const int16_t *q, int64_t apart, int64_t width,
+                          ivec *sums, int inputs)
+{
+    ivec kept[4][3];
+    memset(kept, 0, sizeof kept);
+    for (int64_t i = 0; i < width; i += SHORTS)
+        for (int r = 0; r < 4; r++)
+            for (int b = 0; b < inputs; b++)
+                kept[r][b] = pairs(kept[r][b], tile + r * TILE + i, q + b * apart + i);
+    for (int r = 0; r < 4; r++)
+        for (int b = 0; b < inputs; b++)
+            sums[b * ROWS + r] = kept[r][b];
+}
+
+/* Calls f(row, inputs, …) for four rows and up to three inputs at a time, as constants. */
+#define IN_BLOCKS(batch, call)                                                                     \
+    for (int r = 0; r < ROWS; r += 4)                                                              \
+        for (int64_t b = 0; b < (batch); b += 3) {                                                 \
+            if ((batch) - b >= 3)                                                                  \
+                call(3);                                                                           \
+            else if ((batch) - b == 2)                                                             \
+                call(2);                                                                           \
+            else                                                                                   \
+                call(1);                                                                           \
+        }
+
+/* Two inputs and more, and floating weights: a tile of them stays in the first cache while all
+ * inputs pass. */
+static void float_batch(const Matrix *m, int64_t g, const Inputs *x, float *sums)
 {
     float tile[ROWS * TILE] __attribute__((aligned(64)));
     vec kept[BATCH * ROWS];
@@ -166,18 +197,57 @@ static void batch(const Matrix *m, int64_t g, const Inputs *x, float *sums)
     for (int64_t w = 0, step; w < m->words; w += step) {
         step = step_of(m, w);
         p = expand(m, g, w, step, p, tile);
-        for (int r = 0; r < ROWS; r += 4)
-            for (int64_t b = 0; b < x->batch; b += 3) {
-                const float *rows = tile + r * TILE, *at = x->f + b * apart + w * WORD;
-                vec *to = kept + b * ROWS + r;
-                if (x->batch - b >= 3)
-                    block(rows, at, apart, step * WORD, to, 3);
-                else if (x->batch - b == 2)
-                    block(rows, at, apart, step * WORD, to, 2);
-                else
-                    block(rows, at, apart, step * WORD, to, 1);
+#define CALL(n)                                                                                    \
+    block(tile + r * TILE, x->f + b * apart + w * WORD, apart, step * WORD, kept + b * ROWS + r, n)
+        IN_BLOCKS(x->batch, CALL)
+#undef CALL
+    }
+    for (int64_t i = 0; i < x->batch * ROWS; i++)
+        sums[i] = total(kept[i]);
+}
+
+/* The same with integer weights: products are summed as integers within a span. */
+static void integer_batch(const Matrix *m, int64_t g, const Inputs *x, float *sums)
+{
+    int16_t tile[ROWS * TILE] __attribute__((aligned(64)));
+    int8_t unpacked[UNPACKED];
+    vec kept[BATCH * ROWS];
+    memset(kept, 0, sizeof(vec) * (size_t)x->batch * ROWS);
+    const int64_t apart = m->words * WORD, spans = (m->words + m->span - 1) / m->span;
+    const int8_t *p = stream(m, g);
+    for (int64_t w = 0, step; w < m->words; w += step) {
+        step = step_of(m, w);
+        const uint32_t *masks = masks_of(m, g, w);
+        const uint16_t *scales = scales_of(m, g, w);
+        const int8_t *from = p;
+        if (m->kind == I4) {
+            p = (const int8_t *)unpack((const uint8_t *)p, count(masks, step), m->levels, unpacked);
+            from = unpacked;
+        }
+        for (int64_t i = 0; i < step * ROWS; i++, masks++) {
+            shorts(from, masks, tile + i % ROWS * TILE + i / ROWS * WORD);
+            from += ones(*masks);
+        }
+        if (m->kind == I8)
+            p = from;
+        ivec whole[BATCH * ROWS];
+#define CALL(n)                                                                                    \
+    integer_block(tile + r * TILE, x->q + b * apart + w * WORD, apart, step * WORD,                \
+                  whole + b * ROWS + r, n)
+        IN_BLOCKS(x->batch, CALL)
+#undef CALL
+        const float *of_inputs = x->q_scales + w / m->span;
+        for (int64_t b = 0; b < x->batch; b++)
+            for (int r = 0; r < ROWS; r++) {
+                const float scale = from_bfloat16(scales[r]) * of_inputs[b * spans];
+                kept[b * ROWS + r] += __builtin_convertvector(whole[b * ROWS + r], vec) * scale;
             }
     }
     for (int64_t i = 0; i < x->batch * ROWS; i++)
         sums[i] = total(kept[i]);
+}
+
+static void batch(const Matrix *m, int64_t g, const Inputs *x, float *sums)
+{
+    (m->kind < I8 ? float_batch : integer_batch)(m, g, x, sums);
 }

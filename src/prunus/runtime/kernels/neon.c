@@ -87,6 +87,22 @@ INLINE const int8_t *span(const uint32_t *masks, int64_t words, const int8_t *p,
     return p;
 }
 
+INLINE void shorts(const int8_t *p, const uint32_t *mask, int16_t *to)
+{
+    uint32_t bits = *mask;
+    for (int i = 0; i < WORD; i += 8, bits >>= 8) {
+        vst1q_s16(to + i, wide_i8(p, bits & 0xff));
+        p += ones(bits & 0xff);
+    }
+}
+
+INLINE ivec pairs(ivec sums, const int16_t *a, const int16_t *b)
+{
+    const int16x8_t v = vld1q_s16(a), at = vld1q_s16(b);
+    const int32x4_t sum = vmlal_s16((int32x4_t)sums, vget_low_s16(v), vget_low_s16(at));
+    return (ivec)vmlal_high_s16(sum, v, at);
+}
+
 #include "kernels.h"
 
 static int runs(void) { return 1; }

@@ -33,8 +33,8 @@ typedef struct {
 typedef struct {
     const float *f;         /* (batch, words * WORD) */
     const uint16_t *h;      /* the same as bfloat16 where it came as that, else NULL */
-    const int16_t *q;       /* batch 1, I8 and I4: x = q * q_scale */
-    const float *q_scales;  /* (spans) */
+    const int16_t *q;       /* I8 and I4: x = q * q_scale */
+    const float *q_scales;  /* (batch, spans) */
     int64_t batch;
 } Inputs;
 

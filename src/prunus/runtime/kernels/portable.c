@@ -36,6 +36,20 @@ INLINE const int8_t *span(const uint32_t *masks, int64_t words, const int8_t *p,
     return p;
 }
 
+INLINE void shorts(const int8_t *p, const uint32_t *mask, int16_t *to)
+{
+    memset(to, 0, WORD * sizeof *to);
+    for (uint32_t bits = *mask; bits; bits &= bits - 1)
+        to[__builtin_ctz(bits)] = *p++;
+}
+
+INLINE ivec pairs(ivec sums, const int16_t *a, const int16_t *b)
+{
+    for (int lane = 0; lane < LANES; lane++)
+        sums[lane] += a[2 * lane] * b[2 * lane] + a[2 * lane + 1] * b[2 * lane + 1];
+    return sums;
+}
+
 #include "kernels.h"
 
 static int runs(void) { return 1; }

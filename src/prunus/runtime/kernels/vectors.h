@@ -1,7 +1,7 @@
 /* Vectors of VECTOR bytes, as compilers with GNU extensions have them. */
 #include "packed.h"
 
-enum { LANES = VECTOR / 4, PARTS = WORD / LANES };
+enum { LANES = VECTOR / 4, SHORTS = VECTOR / 2, PARTS = WORD / LANES };
 typedef float vec __attribute__((vector_size(VECTOR)));
 typedef int32_t ivec __attribute__((vector_size(VECTOR)));
 typedef float vec_at __attribute__((vector_size(VECTOR), aligned(4), may_alias));

@@ -40,6 +40,8 @@ LOAD(vld1q_s8, int8x16_t, int8_t)
 LOAD(vld1q_u8, uint8x16_t, uint8_t)
 LOAD(vld1q_s16, int16x8_t, int16_t)
 
+EMULATED void vst1q_s16(int16_t *to, int16x8_t v) { memcpy(to, &v, sizeof v); }
+
 /* ST2: elements of the two vectors take turns. */
 EMULATED void vst2q_s8(int8_t *to, int8x16x2_t both)
 {
