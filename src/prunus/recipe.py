@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from .base.arguments import block_range
 from .base.device import Dtype
 from .base.errors import InputError
+from .base.yaml import read_mapping
 from .maths.grids import Grid
 from .maths.patterns import NM, check_sparsity, parse_pattern
 from .maths.pruners.units import DEFAULT
@@ -39,24 +39,6 @@ OWN = """# The method is an object of Python, which this file cannot hold. Give 
 # prunus.prune(model, "recipe.yaml", method=…). It was
 # {}
 """
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without its base-60 numbers, which make 124 of an unquoted 2:4."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regex) for tag, regex in resolvers if not tag.endswith((":int", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
 
 
 class Recipe(BaseModel):
@@ -141,15 +123,7 @@ class Recipe(BaseModel):
     @classmethod
     def read(cls, path: str | Path, **overrides: Any) -> Recipe:
         """Read a recipe from a YAML file, and replace some of its fields."""
-        try:
-            content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-        except OSError as error:
-            raise InputError(f"The recipe {path} cannot be read: {error.strerror}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise InputError(f"The recipe {path} is not YAML.") from None
-        if not isinstance(content, dict):
-            raise InputError(f"The recipe {path} must be a mapping of fields, such as method: ria.")
-        content = {str(key): value for key, value in content.items()}
+        content = read_mapping(path, "recipe", "method: ria")
         content.pop("model", None)  # recorded for the reader; the model is always named anew
         return cls.of(**content).replaced(**overrides)
 

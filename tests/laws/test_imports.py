@@ -23,6 +23,7 @@ BELOW = {
 BELOW["judge"] = [*BELOW, "recipe"]
 BELOW["run"] = [*BELOW]
 BELOW["api"] = [*BELOW]
+BELOW["compare"] = [*BELOW]
 BELOW["cli"] = [*BELOW]
 EVERYWHERE = {"_version"}
 EXCEPTIONS: set[tuple[str, str]] = set()

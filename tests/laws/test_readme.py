@@ -30,6 +30,7 @@ HERE = ["--data-dir", "texts"]  # as files, where there is no network
 ELSEWHERE = {"c4": HERE, "wikitext2": HERE, "wikitext2-raw": HERE, "lambada": HERE}
 FEWER = {  # added, so that it does not take minutes
     **{name: ["--samples", "8"] for name in ("prune", "quantize", "plan")},
+    "compare": ["--samples", "4", "--length", "32", "--windows", "2"],
     "bench": ["--prompt", "8", "--new", "4", "--repeats", "1"],
 }
 

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from .._version import __version__
-from . import bench, demo, evaluate, export, methods, plan, plot, prune, quantize, simulate, verify
+from . import bench, compare, demo, evaluate, export, methods, plan, plot, prune, quantize, simulate, verify
 from .console import print_error
 
 # Of options and arguments. typer brings a click of its own or not, by version: no place to import
@@ -45,6 +45,7 @@ app.command("prune", epilog=prune.EXAMPLES)(prune.run)
 app.command("quantize", epilog=quantize.EXAMPLES)(quantize.run)
 app.command("plan", epilog=plan.EXAMPLES)(plan.run)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.run)
+app.command("compare", epilog=compare.EXAMPLES)(compare.run)
 app.command("verify", epilog=verify.EXAMPLES)(verify.run)
 app.command("bench", epilog=bench.EXAMPLES)(bench.run)
 app.command("export", epilog=export.EXAMPLES)(export.run)

@@ -37,7 +37,7 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Flat, one entry for each thing that can differ; ``read``: the hashes of ``texts``."""
     return {
-        **_files(checkpoint),
+        **files_of(checkpoint),
         **choices(recipe),
         **read,
         "device": str(device),
@@ -75,7 +75,7 @@ def choices(recipe: Recipe) -> dict[str, Any]:
     return {**fields, "method": spelled(pruner), "method's code": code_of(pruner)}
 
 
-def _files(checkpoint: str | Path) -> dict[str, str]:
+def files_of(checkpoint: str | Path) -> dict[str, str]:
     """Hash every file that decides what the model is; of a hub id, return the commit."""
     source = find(checkpoint)
     if source.hub is not None:

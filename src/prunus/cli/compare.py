@@ -1,0 +1,192 @@
+"""``prunus compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import command, console, escape, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from ..compare import Grid, Table
+
+TEXT = "Calibration text"
+JUDGE = "Judging"
+
+EXAMPLES = """
+**Examples**
+
+`prunus compare org/model --methods magnitude,wanda,ria --patterns 0.5,2:4`
+
+`prunus compare org/model --methods wanda,mrp-sm --patterns 0.5,0.6,4:8 --seeds 0,1,2 --keep best`
+
+`prunus compare ./model --grid grid.yaml --output comparison` (the same command goes on after a kill)
+
+A grid: `rows: {Wanda: {method: wanda}}`, `columns: [0.5, 2:4]`, `seeds: [0, 1]`,
+`recipe: {calibration: c4, samples: 16}`, `judge: {text: [wikitext2], windows: 8}`
+"""
+
+
+@command
+def run(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, or a GGUF.")],
+    methods: Annotated[
+        list[str] | None, typer.Option(help="Names from `prunus methods`, with commas.")
+    ] = None,
+    patterns: Annotated[
+        list[str] | None,
+        typer.Option(help="Sparsities and patterns: 0.5,0.6,2:4,'0.5 row'.  [default: 0.5]"),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Several: 0,1,2.  [default: 0]")] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="A YAML file of recipes; options replace its fields.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder for runs, tables and checkpoints.")
+    ] = Path("prunus-compare"),
+    keep: Annotated[
+        str, typer.Option(help="Checkpoints that stay: none, best (of each pattern), all.")
+    ] = "none",
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="As for `prunus prune`.  [default: builtin]", rich_help_panel=TEXT),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Number of windows.  [default: 128]", rich_help_panel=TEXT)
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(help="Tokens per window.  [default: up to 2048]", rich_help_panel=TEXT),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text whose perplexity is measured, as for `prunus eval`; may be repeated.  "
+            "[default: builtin]",
+            rich_help_panel=JUDGE,
+        ),
+    ] = None,
+    text_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens per window.  [default: up to 2048]", rich_help_panel=JUDGE),
+    ] = None,
+    windows: Annotated[
+        int | None, typer.Option(help="Score the first N.  [default: all]", rich_help_panel=JUDGE)
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(help="Tasks of lm-eval, with commas.", rich_help_panel=JUDGE),
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(help="Examples before each question.", rich_help_panel=JUDGE),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Questions of each task.  [default: all]", rich_help_panel=JUDGE),
+    ] = None,
+    against: Annotated[
+        bool | None,
+        typer.Option(
+            "--against/--no-against",
+            help="Compare predictions with the dense model's.  [default: yes]",
+            rich_help_panel=JUDGE,
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with c4, wikitext2 and tasks as files.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16, float16.  [default: auto]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.  [default: auto]")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+) -> None:
+    """Prune MODEL in many ways by one protocol, and print the table.
+
+    Runs that are done are kept in OUTPUT and not made again; the tables are written there as
+    Markdown, CSV, LaTeX, JSON and HTML.
+    """
+    asked = asked_grid(dict(locals()))
+    from ..compare.run import compare
+    from ..compare.write import write
+    from ..run.progress import PruningBar
+
+    with PruningBar() as bar:
+        table = compare(
+            model,
+            asked,
+            output,
+            keep=keep,  # type: ignore[arg-type]
+            trust_remote_code=trust_remote_code,
+            say=lambda message: console.print(escape(message), soft_wrap=True),
+            observer=lambda title: bar,
+        )
+    files = write(table, output)
+    if json:
+        print_json(table.to_dict())
+    else:
+        _print(table, files)
+    if table.failed:
+        raise typer.Exit(2)
+
+
+def asked_grid(given: dict[str, Any]) -> Grid:
+    """Return the grid of the file, or of the options, which replace the file's fields."""
+    from ..base.errors import InputError
+    from ..compare.grid import Grid, listed, read_grid
+
+    if given["grid"] is None and not given["methods"]:
+        raise InputError("Nothing to compare: give --methods, or --grid FILE.")
+    fields: dict[str, Any] = {} if given["grid"] is None else read_grid(given["grid"])
+    if given["methods"]:
+        fields["rows"] = listed(given["methods"])
+    if given["patterns"]:
+        fields["columns"] = listed(given["patterns"])
+    if given["seeds"] is not None:
+        try:
+            fields["seeds"] = [int(seed) for seed in given["seeds"].split(",")]
+        except ValueError:
+            raise InputError(f"--seeds are whole numbers: 0,1,2; got {given['seeds']!r}.") from None
+    names = {name: name for name in ("calibration", "samples", "length", "dtype", "device")}
+    fields["recipe"] = _over(fields.get("recipe"), given, {**names, "data_dir": "data_dir"})
+    names = {name: name for name in ("text", "windows", "shots", "limit", "against", "data_dir")}
+    judge = _over(fields.get("judge"), given, {**names, "text_length": "length"})
+    if given["tasks"]:
+        judge["tasks"] = listed(given["tasks"])
+    fields["judge"] = judge
+    return Grid.of(**fields)
+
+
+def _over(fields: Any, given: dict[str, Any], names: dict[str, str]) -> Any:
+    """Put the options that were given in place of a file's fields."""
+    if fields is not None and not isinstance(fields, dict):
+        return fields  # which the grid refuses
+    new = {
+        field: str(value) if isinstance(value, Path) else value
+        for name, field in names.items()
+        if (value := given[name]) is not None
+    }
+    return {**(fields or {}), **new}
+
+
+def _print(table: Table, files: list[Path]) -> None:
+    """Print a table for each measure, one of costs, and what failed."""
+    styles = {"best": "bold", "second": "italic", "": ""}
+    for sheet in table.sheets():
+        print_line(sheet.title)
+        rows = [
+            [f"[{styles[c.mark]}]{escape(c.text)}[/]" if c.mark else escape(c.text) for c in row]
+            for row in sheet.rows
+        ]
+        print_table(sheet.head, rows)
+        print_line(sheet.note)
+        print_line()
+    for (row, column), why in table.failed.items():
+        print_line(f"not run: {row}, {column}: {why}")
+    print_line(f"written: {', '.join(map(str, files))}")
