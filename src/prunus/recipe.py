@@ -15,7 +15,7 @@ from .base.yaml import read_mapping
 from .maths.grids import Grid
 from .maths.patterns import NM, check_sparsity, parse_pattern
 from .maths.pruners.units import DEFAULT
-from .maths.shares import Uniform
+from .maths.shares import BESA, Uniform
 from .methods.build import (
     Composition,
     build_allocation,
@@ -28,7 +28,7 @@ from .methods.words import complaint, in_words
 
 WEIGHTS_ONLY = (
     *("pattern", "update", "refine", "permutation", "search", "true_sequential"),
-    *("bits", "group", "quantize", "pack", "min_tokens"),
+    *("bits", "group", "quantize", "pack", "min_tokens", "statistics"),
 )
 RECOVERY_TEXT = ("recovery_text", "recovery_samples")
 STRUCTURED_ONLY = ("blocks", "parameters", "recovery", *RECOVERY_TEXT)
@@ -62,6 +62,9 @@ class Recipe(BaseModel):
     )
     pack: bool = Field(False, description="write integers, not the numbers they stand for")
     true_sequential: bool = Field(False, description="statistics anew after each site")
+    statistics: Literal["pruned", "dense"] | None = Field(
+        None, description="of a block behind pruned blocks, or behind dense ones; default pruned"
+    )
     min_tokens: int | None = Field(
         None, ge=0, description="an expert with fewer is pruned by its weights alone"
     )
@@ -206,6 +209,12 @@ class Recipe(BaseModel):
         )
         grid = self.grid() if self.quantize == "before" else None
         allocation = build_allocation(self.method, pruner, self.allocation, budget, grid, self._row)
+        if self.statistics == "dense" and (self.true_sequential or isinstance(allocation, BESA)):
+            what = "--true-sequential" if self.true_sequential else "An allocation that learns"
+            raise InputError(
+                f"{what} reads outputs of what has been pruned already, so --statistics dense does "
+                "not apply. Give --statistics pruned."
+            )
         return Composition(pruner, allocation, sparsity)
 
     def grid(self) -> Grid | None:

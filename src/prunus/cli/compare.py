@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 TEXT = "Calibration text"
 JUDGE = "Judging"
 
+RECIPE = ("calibration", "samples", "length", "dtype", "device", "data_dir", "statistics")
+JUDGED = ("text", "windows", "shots", "limit", "against", "data_dir")
+
 EXAMPLES = """
 **Examples**
 
@@ -49,6 +52,21 @@ def run(
     keep: Annotated[
         str, typer.Option(help="Checkpoints that stay: none, best (of each pattern), all.")
     ] = "none",
+    together: Annotated[
+        int,
+        typer.Option(
+            help="How many runs share a walk with --statistics dense; each needs the disk of a "
+            "checkpoint."
+        ),
+    ] = 8,
+    statistics: Annotated[
+        str | None,
+        typer.Option(
+            help="pruned or dense: with dense, calibration text goes through the model once for "
+            "many runs.  [default: pruned]",
+            rich_help_panel=TEXT,
+        ),
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(help="As for `prunus prune`.  [default: builtin]", rich_help_panel=TEXT),
@@ -123,6 +141,7 @@ def run(
             asked,
             output,
             keep=keep,  # type: ignore[arg-type]
+            together=together,
             trust_remote_code=trust_remote_code,
             say=lambda message: console.print(escape(message), soft_wrap=True),
             observer=lambda title: bar,
@@ -153,9 +172,8 @@ def asked_grid(given: dict[str, Any]) -> Grid:
             fields["seeds"] = [int(seed) for seed in given["seeds"].split(",")]
         except ValueError:
             raise InputError(f"--seeds are whole numbers: 0,1,2; got {given['seeds']!r}.") from None
-    names = {name: name for name in ("calibration", "samples", "length", "dtype", "device")}
-    fields["recipe"] = _over(fields.get("recipe"), given, {**names, "data_dir": "data_dir"})
-    names = {name: name for name in ("text", "windows", "shots", "limit", "against", "data_dir")}
+    fields["recipe"] = _over(fields.get("recipe"), given, {name: name for name in RECIPE})
+    names = {name: name for name in JUDGED}
     judge = _over(fields.get("judge"), given, {**names, "text_length": "length"})
     if given["tasks"]:
         judge["tasks"] = listed(given["tasks"])

@@ -143,6 +143,14 @@ def run(
             rich_help_panel=WEIGHTS,
         ),
     ] = None,
+    statistics: Annotated[
+        str | None,
+        typer.Option(
+            help="pruned or dense: whether a block reads the outputs of pruned blocks, or of dense "
+            "ones (faster), while its statistics are gathered.  [default: pruned]",
+            rich_help_panel=WEIGHTS,
+        ),
+    ] = None,
     min_tokens: Annotated[
         int | None,
         typer.Option(

@@ -1,4 +1,4 @@
-"""A comparison as text: Markdown, CSV, LaTeX, JSON."""
+"""A comparison as text: Markdown, CSV, LaTeX, JSON; HTML is made in ``page``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable
 
+from .page import html
 from .table import Cell, Sheet, Table
 
 SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -89,5 +90,6 @@ FORMATS: dict[str, Callable[[Table], str]] = {
     "csv": comma_separated,
     "tex": latex,
     "json": as_json,
+    "html": html,
 }
 """What makes the text of a file, by its ending."""

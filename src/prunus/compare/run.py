@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from ..base.errors import InputError, PrunusError
 from ..judge.resident import forget_peak, peak_bytes
 from ..run.fingerprint import choices, files_of
 from ..run.observer import Observer, Silent
+from ..run.together import grouped, prune_together
 from .cost import token_bytes
 from .grid import Cell, Grid
 from .judge import Judge
@@ -47,6 +48,8 @@ class Comparison:
         grid: what is compared.
         folder: for ``runs.jsonl`` and the checkpoints.
         keep: which checkpoints stay: none, those of the best run of each column, or all.
+        together: how many runs with statistics of the dense model share one walk, and with it the
+            disk: each has its checkpoint there.
         trust_remote_code: run code that the checkpoint brings.
         say: told what happens, in sentences.
         observer: told of every step of a pruning run.
@@ -56,6 +59,7 @@ class Comparison:
     grid: Grid
     folder: Path
     keep: Keep = "none"
+    together: int = 8
     trust_remote_code: bool = False
     say: Callable[[str], None] = lambda message: None
     observer: Callable[[str], Observer] = field(default=lambda title: Silent())
@@ -78,23 +82,52 @@ class Comparison:
             self.say("dense: judging")
             dense = self._dense(judge, key(facts))
             log.add(dense)
+        keys = [key({**facts, **choices(x.recipe), "text": x.recipe.calibration}) for x in cells]
+        missing = [number for number, own in enumerate(keys) if self._missing(own, log)]
+        groups = grouped([cells[number].recipe for number in missing], self.together)
+        shared = {missing[i]: [missing[j] for j in group] for group in groups for i in group}
         done: list[Run] = []
-        for number, cell in enumerate(cells, 1):
-            own = key({**facts, **choices(cell.recipe), "text": cell.recipe.calibration})
-            title = f"[{number}/{len(cells)}] {cell}"
+        seconds: dict[str, float] = {}
+        for number, (cell, own) in enumerate(zip(cells, keys, strict=True)):
+            title = f"[{number + 1}/{len(cells)}] {cell}"
             found = log.get(own)
-            if found is None or (self.keep == "all" and not self.checkpoint(own).exists()):
+            if found is None or self._missing(own, log):
                 try:
+                    if number in shared and own not in seconds:
+                        group = {keys[i]: cells[i] for i in shared[number]}
+                        seconds |= self._together(group)
                     found = self._made(cell, own, judge, title)
                 except PrunusError as error:
                     failed[cell.row, cell.column] = str(error)
                     self.say(f"{title}: {error}")
                     continue
+                if own in seconds:
+                    found = replace(found, seconds=seconds[own])
                 log.add(found)
-            done.append(Run(**{**vars(found), "row": cell.row, "column": cell.column}))
+            done.append(replace(found, row=cell.row, column=cell.column))
             self._tidy(done)
         self._again(done, cells, judge)
-        return Table(self.grid, dense, done, failed)
+        return Table(self.grid, dense, done, failed, str(self.model))
+
+    def _missing(self, key: str, log: Log) -> bool:
+        """Whether a run has to be made: it never was, or its checkpoint is wanted and gone."""
+        gone = self.keep == "all" and not self.checkpoint(key).exists()
+        return log.get(key) is None or gone
+
+    def _together(self, cells: Mapping[str, Cell]) -> dict[str, float]:
+        """Prune the runs that share a walk, up to their last step; return the seconds of each."""
+        todo = {self.checkpoint(key): cell.recipe for key, cell in cells.items()}
+        todo = {output: recipe for output, recipe in todo.items() if not output.exists()}
+        if not todo:
+            return {}
+        self.say(f"one walk for {len(todo)} runs: {', '.join(str(x) for x in cells.values())}")
+        spent = prune_together(
+            self.model,
+            todo,
+            trust_remote_code=self.trust_remote_code,
+            observer=self.observer(f"{len(todo)} runs"),
+        )
+        return {output.name: seconds for output, seconds in spent.items()}
 
     def checkpoint(self, key: str) -> Path:
         """Return where the checkpoint of a run lies while it is kept."""
@@ -193,6 +226,7 @@ def compare(
     output: str | Path,
     *,
     keep: Keep = "none",
+    together: int = 8,
     trust_remote_code: bool = False,
     say: Callable[[str], None] = lambda message: None,
     observer: Callable[[str], Observer] = lambda title: Silent(),
@@ -205,8 +239,11 @@ def compare(
     """
     if keep not in ("none", "best", "all"):
         raise InputError(f"keep is none, best or all; got {keep!r}.")
+    if together < 1:
+        raise InputError(f"At least one run goes on a walk; got together {together}.")
+    folder = Path(output).expanduser().absolute()
     return Comparison(
-        model, grid, Path(output).expanduser(), keep, trust_remote_code, say, observer
+        model, grid, folder, keep, together, trust_remote_code, say, observer
     ).run()
 
 

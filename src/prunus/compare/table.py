@@ -93,12 +93,14 @@ class Table:
         dense: the dense model.
         runs: all others.
         failed: why cells are empty, by row and column.
+        model: its name.
     """
 
     grid: Grid
     dense: Run
     runs: list[Run]
     failed: dict[tuple[str, str], str] = field(default_factory=dict)
+    model: str = "the model"
 
     @property
     def measures(self) -> list[str]:
@@ -169,6 +171,7 @@ class Table:
     def to_dict(self) -> dict[str, Any]:
         """Return everything, for machines."""
         return {
+            "model": self.model,
             "grid": self.grid.model_dump(),
             "dense": vars(self.dense),
             "runs": [vars(run) for run in self.runs],

@@ -118,12 +118,17 @@ def recorded(
     observer: Observer,
     team: Team,
     step: str = "record",
+    *,
+    advance: bool = False,
 ) -> Mapping[str, Statistics]:
-    """Return the statistics of every site; empty ones where there is no text."""
+    """Return the statistics of every site; empty ones where there is no text.
+
+    With ``advance`` the outputs become the inputs of the next block.
+    """
     observer.block(block.index, blocks, block.name, step)
     if recording is None:
         return Weightless(device)
-    return gathered(block, recording, needs, device, observer, step == "order", team)
+    return gathered(block, recording, needs, device, observer, advance, team)
 
 
 class Weightless(dict[str, Statistics]):

@@ -5,6 +5,7 @@ For each block, in order (``walk``):
     prune    BlockPruner → new weights, written layer by layer, with a report each
     write    the block to the journal, which is half a checkpoint already
     advance  the block again, now pruned → the inputs of the next block
+With ``dense_inputs`` it advances as it is recorded.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def prune_blocks(
     learner: Learner | None = None,
     orders: Orders | None = None,
     journal: Journal | None = None,
+    dense_inputs: bool = False,
     team: Team = ALONE,
 ) -> list[LayerReport]:
     """Prune the planned layers in place, each block on the outputs of the pruned ones before it.
@@ -70,6 +72,7 @@ def prune_blocks(
         orders: takes the orders of the layers, and gives them to the journal; None: those of
             ``channels``, where there are any.
         journal: takes every block when it is pruned, and gives those of an earlier run back.
+        dense_inputs: each block reads the outputs of the dense ones before it.
         team: the processes that do this together, each with its own recording. The first alone
             has a journal; its weights are everybody's.
 
@@ -83,7 +86,9 @@ def prune_blocks(
         pruner.check(block, plan)
     reports: list[LayerReport] = []
     last = max((block.index for block in blocks if block.planned(plan)), default=-1)
-    for block in walk(blocks, last, recording, device, observer):
+    for block in walk(blocks, last, None if dense_inputs else recording, device, observer):
+        if dense_inputs and recording is not None and _idle(block, plan, journal, team):
+            recording.advance(block.index, block.module, device, observer.sample)
         shares, rule = learner(block) if learner is not None else (plan, pruner)
         before = taken_up(block, journal, team)
         if before is not None:
@@ -93,11 +98,12 @@ def prune_blocks(
             done, beside = [], Beside(orders)
             for stage in _stages(block, shares, true_sequential):
                 stats = recorded(
-                    block, len(blocks), recording, pruner.needs, device, observer, team
-                )
+                    block, len(blocks), recording, pruner.needs, device, observer, team,
+                    advance=dense_inputs,
+                )  # fmt: skip
                 observer.block(block.index, len(blocks), block.name, "prune")
                 with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
-                    done += _prune(block, stats, rule, stage, observer, notes, beside)
+                    done += prune_block(block, stats, rule, stage, observer, notes, beside)
                 align(block, team)
             if journal is not None:
                 names = {name for layer in block.layers for name in (layer.site, layer.name)}
@@ -146,6 +152,12 @@ def _arranged(
         yield arranged
 
 
+def _idle(block: Block, plan: Plan, journal: Journal | None, team: Team) -> bool:
+    """Whether no statistics of the block are gathered: it is done already, or stays dense."""
+    done = team.told(journal is not None and journal.holds([block.index]))
+    return bool(done) or not block.planned(plan)
+
+
 def _stages(block: Block, plan: Plan, true_sequential: bool) -> list[Plan]:
     """Split the block's plan into stages, each with a gathering of statistics of its own.
 
@@ -161,7 +173,7 @@ def _stages(block: Block, plan: Plan, true_sequential: bool) -> list[Plan]:
     return list(stages.values())
 
 
-def _prune(
+def prune_block(
     block: Block,
     stats: Mapping[str, Statistics],
     pruner: BlockPruner,

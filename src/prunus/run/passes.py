@@ -38,7 +38,9 @@ def dense_pass(
     for block in walk(blocks, last, None, device, observer):  # the gathering advances the samples
         yield (
             block,
-            recorded(block, len(blocks), recording, needs, device, observer, team, "order"),
+            recorded(
+                block, len(blocks), recording, needs, device, observer, team, "order", advance=True
+            ),
         )
 
 

@@ -106,7 +106,7 @@ def prepare(request: Request) -> tuple[Run, Any]:
 
 
 def _prepared(request: Request) -> tuple[Run, Any]:
-    recipe, built = _filled(request.recipe, request.given)
+    recipe, built = filled(request.recipe, request.given)
     device = pick_device(recipe.device)  # raises before the model is loaded
     units = built.units
     weights, tokens, recovery, tokenizer = inputs(
@@ -143,7 +143,7 @@ def _with_claims(request: Request, pruner: BlockPruner) -> tuple[BlockPruner, Or
     return replace(pruner, claims=carried.claims), carried.orders
 
 
-def _filled(recipe: Recipe, given: Given | None) -> tuple[Recipe, Composition]:
+def filled(recipe: Recipe, given: Given | None) -> tuple[Recipe, Composition]:
     """Fill in the recipe's defaults, and build what it spells."""
     built = recipe.build()
     reads = built.reads_text

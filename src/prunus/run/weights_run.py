@@ -99,7 +99,7 @@ class WeightsRun:
             f"{verb} {len(self.plan)} layers in {len(job.blocks)} blocks: {self.coverage}"
         )
         channels = self._ordered(journal)
-        plan = self._allocated(journal)
+        plan = self.allocated(journal)
         done = job.has_done(self.touched, journal)
         orders = channels.orders if channels else self.orders
         recording = None if done else job.recording()  # which nothing would read any more
@@ -116,6 +116,7 @@ class WeightsRun:
             learner=learner,
             orders=orders,
             journal=journal,
+            dense_inputs=job.recipe.statistics == "dense",
             team=job.team,
         )
         report = job.report(
@@ -210,7 +211,7 @@ class WeightsRun:
         patterns = [self.pruner.pattern(layer) for layer in layers]
         return settle(layers, shares, patterns, total(layers, self.plan)[0])[0]
 
-    def _allocated(self, journal: Journal | None) -> Plan:
+    def allocated(self, journal: Journal | None) -> Plan:
         """Return the plan; with OWL after a dense pass, unless an earlier run has made it."""
         if not isinstance(self.allocation, OWL):
             return self.plan
