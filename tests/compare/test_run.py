@@ -7,7 +7,8 @@ import prunus
 from helpers.models import MODELS
 from prunus.base.errors import InputError
 from prunus.compare import Grid, compare
-from prunus.compare import run as module
+from prunus.compare import checkpoints as module
+from prunus.compare import run as loop
 from prunus.compare.cost import token_bytes
 from prunus.compare.log import FILE, Log
 from prunus.maths.grids import Grid as Integers
@@ -60,10 +61,14 @@ def test_another_protocol_is_another_run(compared, monkeypatch, changed):
     judge = changed.pop("judge", JUDGE)
     other = Grid.of(rows=["wanda"], recipe={**RECIPE, **changed}, judge=judge)
     made = []
-    monkeypatch.setattr(module.Comparison, "_made", lambda self, cell, *rest: made.append(cell))
-    with pytest.raises(AttributeError):  # the log cannot take the None that was made
+    monkeypatch.setattr(loop.Comparison, "_made", lambda self, cell, *rest: made.append(cell))
+    with pytest.raises(TypeError):  # nothing was made
         compare(MODEL, other, folder)
     assert len(made) == 1
+
+
+def kept(folder):
+    return {path.name for path in (folder / module.FOLDER).glob("*")}
 
 
 class Kill(Silent):
@@ -91,19 +96,19 @@ def test_killed_twice_and_resumed_is_the_same_table(compared, tmp_path):
     assert [line for line in said if line.endswith("going on")] == [
         "[3/4] wanda, 50 %, seed 0: going on"
     ]
-    assert not list((tmp_path / module.MODELS).iterdir())
+    assert not kept(tmp_path)
 
 
 def test_which_checkpoints_stay(tmp_path):
     table = compare(MODEL, grid(), tmp_path, keep="best")
     best = {min((r for r in table.runs if r.column == c), key=lambda r: r.quality[TEXT]).key
             for c in ("50 %", "2:4")}  # fmt: skip
-    assert {path.name for path in module.places(tmp_path)} == best
-    shutil.rmtree(tmp_path / module.MODELS)
+    assert kept(tmp_path) == best
+    shutil.rmtree(tmp_path / module.FOLDER)
     compare(MODEL, grid(), tmp_path, keep="best")  # the runs are known, their checkpoints are gone
-    assert {path.name for path in module.places(tmp_path)} == best
+    assert kept(tmp_path) == best
     compare(MODEL, grid(), tmp_path, keep="all")
-    assert len(list(module.places(tmp_path))) == 4
+    assert kept(tmp_path) == {run.key for run in table.runs}
     assert len(Log(tmp_path)._runs) == 5
 
 
@@ -135,3 +140,20 @@ def test_bytes_of_a_token_by_hand():
     assert token_bytes(model, None) == weights // 8 + 4 * weights // 2 + rest
     inputs = sum(m.weight.numel() // 8 for m in linears)  # a group of 8 has 16 bits
     assert token_bytes(model, Integers(4, 8)) == (weights + 4 * weights // 2) // 8 + 2 * inputs + rest
+
+
+def test_runs_on_one_walk_are_the_runs_alone(tmp_path):
+    asked = {**RECIPE, "statistics": "dense"}
+    rows = ["wanda", "ria", "sparsegpt"]
+    tables = [
+        compare(
+            MODEL, Grid.of(rows=rows, recipe=asked, judge=JUDGE), tmp_path / str(together),
+            together=together, say=(said := []).append,
+        )
+        for together in (1, 2)
+    ]  # fmt: skip
+    assert facts(tables[0]) == facts(tables[1])
+    assert [line for line in said if line.startswith("one walk")] == [
+        "one walk for 2 runs: wanda, 50 %, seed 0; ria, 50 %, seed 0"
+    ]
+    assert not kept(tmp_path / "2")

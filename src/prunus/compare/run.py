@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import torch
-import transformers
-from transformers import PreTrainedModel
-
-from .._version import __version__
-from ..api import prune
-from ..base.atomic import unfinished
 from ..base.errors import InputError, PrunusError
-from ..judge.resident import forget_peak, peak_bytes
-from ..run.fingerprint import choices, files_of
 from ..run.observer import Observer, Silent
-from ..run.together import grouped, prune_together
+from .checkpoints import FOLDER, Checkpoints, Keep
 from .cost import token_bytes
+from .facts import VERSIONS, of_all, of_cell
 from .grid import Cell, Grid
 from .judge import Judge
 from .log import Log, Run, key
 from .table import Table, better
-
-Keep = Literal["none", "best", "all"]
-MODELS = "checkpoints"
-VERSIONS = {
-    "prunus": __version__,
-    "torch": torch.__version__,
-    "transformers": transformers.__version__,
-}
 
 
 @dataclass(frozen=True)
@@ -74,119 +58,87 @@ class Comparison:
             CheckpointError: the log is damaged.
         """
         cells, failed = self.grid.cells()
-        log, files = Log(self.folder), files_of(self.model)
-        facts = {**files, **VERSIONS, "judge": self.grid.judge.model_dump(exclude={"data_dir"})}
-        judge = Judge(self.model, self.grid, self.trust_remote_code, self.say)
-        dense = log.get(key(facts))
-        if dense is None:
-            self.say("dense: judging")
-            dense = self._dense(judge, key(facts))
-            log.add(dense)
-        keys = [key({**facts, **choices(x.recipe), "text": x.recipe.calibration}) for x in cells]
-        missing = [number for number, own in enumerate(keys) if self._missing(own, log)]
-        groups = grouped([cells[number].recipe for number in missing], self.together)
-        shared = {missing[i]: [missing[j] for j in group] for group in groups for i in group}
+        dense = self._dense()
+        keyed = [(key(of_cell(self._facts, cell)), cell) for cell in cells]
+        missing = [pair for pair in keyed if self._log.get(pair[0]) is None]
+        self._checkpoints.plan(missing, self.together)
         done: list[Run] = []
-        seconds: dict[str, float] = {}
-        for number, (cell, own) in enumerate(zip(cells, keys, strict=True)):
-            title = f"[{number + 1}/{len(cells)}] {cell}"
-            found = log.get(own)
-            if found is None or self._missing(own, log):
-                try:
-                    if number in shared and own not in seconds:
-                        group = {keys[i]: cells[i] for i in shared[number]}
-                        seconds |= self._together(group)
-                    found = self._made(cell, own, judge, title)
-                except PrunusError as error:
-                    failed[cell.row, cell.column] = str(error)
-                    self.say(f"{title}: {error}")
-                    continue
-                if own in seconds:
-                    found = replace(found, seconds=seconds[own])
-                log.add(found)
-            done.append(replace(found, row=cell.row, column=cell.column))
+        for number, (own, cell) in enumerate(keyed, 1):
+            title = f"[{number}/{len(keyed)}] {cell}"
+            try:
+                found = self._log.get(own) or self._made(cell, own, title)
+                done.append(replace(found, row=cell.row, column=cell.column))
+                if self.keep == "all":
+                    self._checkpoints.make(own, cell, title)
+            except PrunusError as error:
+                failed[cell.row, cell.column] = str(error)
+                self.say(f"{title}: {error}")
             self._tidy(done)
-        self._again(done, cells, judge)
+        for own in self._best(done) if self.keep == "best" else ():
+            self._checkpoints.make(own, dict(keyed)[own], "best")
         return Table(self.grid, dense, done, failed, str(self.model))
 
-    def _missing(self, key: str, log: Log) -> bool:
-        """Whether a run has to be made: it never was, or its checkpoint is wanted and gone."""
-        gone = self.keep == "all" and not self.checkpoint(key).exists()
-        return log.get(key) is None or gone
+    @cached_property
+    def _log(self) -> Log:
+        return Log(self.folder)
 
-    def _together(self, cells: Mapping[str, Cell]) -> dict[str, float]:
-        """Prune the runs that share a walk, up to their last step; return the seconds of each."""
-        todo = {self.checkpoint(key): cell.recipe for key, cell in cells.items()}
-        todo = {output: recipe for output, recipe in todo.items() if not output.exists()}
-        if not todo:
-            return {}
-        self.say(f"one walk for {len(todo)} runs: {', '.join(str(x) for x in cells.values())}")
-        spent = prune_together(
-            self.model,
-            todo,
-            trust_remote_code=self.trust_remote_code,
-            observer=self.observer(f"{len(todo)} runs"),
-        )
-        return {output.name: seconds for output, seconds in spent.items()}
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        return of_all(self.model, self.grid.judge)
 
-    def checkpoint(self, key: str) -> Path:
-        """Return where the checkpoint of a run lies while it is kept."""
-        return self.folder / MODELS / key
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self.model, self.grid, self.trust_remote_code, self.say)
 
-    def _dense(self, judge: Judge, key: str) -> Run:
-        begun = time.perf_counter()
-        model = judge.dense
-        quality = judge.quality(model)
-        seconds = time.perf_counter() - begun
-        size = token_bytes(model, None)
-        return Run(key, "dense", "", None, {}, quality, 0.0, size, 0.0, seconds, 0, None, VERSIONS)
+    @cached_property
+    def _checkpoints(self) -> Checkpoints:
+        where = self.folder / FOLDER
+        return Checkpoints(self.model, where, self.trust_remote_code, self.say, self.observer)
 
-    def _made(self, cell: Cell, key: str, judge: Judge, title: str) -> Run:
-        """Prune, judge, and forget the checkpoint unless it may stay."""
-        folder = self._pruned(cell, key, title)
-        peak = peak_bytes()
-        begun = time.perf_counter()
-        report, model = judge.load(folder)
+    def _dense(self) -> Run:
+        """Return the dense model's run, judged now unless the log has it."""
+        own = key(self._facts)
+        found = self._log.get(own)
+        if found is None:
+            self.say("dense: judging")
+            begun = time.perf_counter()
+            model = self._judge.dense
+            quality, seconds = self._judge.quality(model), time.perf_counter() - begun
+            size = token_bytes(model, None)
+            found = Run(
+                own, "dense", "", None, {}, quality, 0.0, size, 0.0, seconds, 0, None, VERSIONS
+            )
+            self._log.add(found)
+        return found
+
+    def _made(self, cell: Cell, own: str, title: str) -> Run:
+        """Prune, judge, write down, and remove the checkpoint unless it may stay."""
+        folder = self._checkpoints.make(own, cell, title)
         self.say(f"{title}: judging")
-        quality = judge.quality(model)
-        size = token_bytes(model, report.grid)
-        removed = report.structured.share_of_blocks if report.structured else report.sparsity
-        if self.keep == "none":
-            shutil.rmtree(folder)
-        return Run(
-            key=key,
+        begun = time.perf_counter()
+        report, model = self._judge.load(folder)
+        quality = self._judge.quality(model)
+        run = Run(
+            key=own,
             row=cell.row,
             column=cell.column,
             seed=cell.seed,
             recipe=cell.recipe.model_dump(exclude_unset=True),
             quality=quality,
-            sparsity=removed,
-            token_bytes=size,
-            seconds=report.seconds,
+            sparsity=report.structured.share_of_blocks if report.structured else report.sparsity,
+            token_bytes=token_bytes(model, report.grid),
+            seconds=self._checkpoints.seconds.get(own, report.seconds),
             judged_seconds=time.perf_counter() - begun,
-            peak_bytes=peak,
+            peak_bytes=self._checkpoints.peak,
             calibration=report.protocol.sha256 if report.protocol else None,
             versions=VERSIONS,
         )
+        self._log.add(run)
+        if self.keep == "none":
+            self._checkpoints.remove(own)
+        return run
 
-    def _pruned(self, cell: Cell, key: str, title: str) -> Path:
-        """Return the checkpoint of a cell, made now unless an earlier run made it."""
-        folder = self.checkpoint(key)
-        if not folder.exists():
-            forget_peak()
-            going_on = unfinished(folder).exists()
-            self.say(f"{title}: {'going on' if going_on else 'pruning'}")
-            prune(
-                self.model,
-                cell.recipe,
-                output=folder,
-                resume=going_on,
-                trust_remote_code=self.trust_remote_code,
-                observer=self.observer(str(cell)),
-            )
-        return folder
-
-    def _best(self, done: list[Run]) -> set[str]:
+    def _best(self, done: Sequence[Run]) -> set[str]:
         """Return the keys of the best run of each column."""
         name = self.grid.judge.first
         found: dict[str, Run] = {}
@@ -196,28 +148,12 @@ class Comparison:
                 found[run.column] = run
         return {run.key for run in found.values()}
 
-    def _tidy(self, done: list[Run]) -> None:
+    def _tidy(self, done: Sequence[Run]) -> None:
         """Remove checkpoints that no longer are the best of their column."""
-        if self.keep != "best":
-            return
         best = self._best(done)
-        for run in done:
-            if run.key not in best and self.checkpoint(run.key).exists():
-                shutil.rmtree(self.checkpoint(run.key))
-
-    def _again(self, done: list[Run], cells: list[Cell], judge: Judge) -> None:
-        """Make checkpoints that are to be kept and were not when their run was made."""
-        if self.keep != "best":
-            return
-        best = self._best(done)
-        for run in done:
-            if run.key in best:
-                cell = next(x for x in cells if (x.row, x.column, x.seed) == _place(run))
-                self._pruned(cell, run.key, str(cell))
-
-
-def _place(run: Run) -> tuple[str, str, int | None]:
-    return run.row, run.column, run.seed
+        for run in done if self.keep == "best" else ():
+            if run.key not in best:
+                self._checkpoints.remove(run.key)
 
 
 def compare(
@@ -235,7 +171,7 @@ def compare(
 
     >>> grid = Grid.of(rows=["magnitude", "wanda"], columns=[0.5, "2:4"])
     >>> table = compare("path/to/model", grid, "comparison")
-    >>> print(table.markdown())
+    >>> table.value("wanda", "2:4", "perplexity builtin").mean
     """
     if keep not in ("none", "best", "all"):
         raise InputError(f"keep is none, best or all; got {keep!r}.")
@@ -245,8 +181,3 @@ def compare(
     return Comparison(
         model, grid, folder, keep, together, trust_remote_code, say, observer
     ).run()
-
-
-def places(folder: Path) -> Iterator[Path]:
-    """Yield the checkpoints that a comparison has kept."""
-    yield from sorted(path for path in (folder / MODELS).glob("*") if path.is_dir())
