@@ -133,19 +133,16 @@ def run(
     asked = asked_grid(dict(locals()))
     from ..compare.run import compare
     from ..compare.write import write
-    from ..run.progress import PruningBar
 
-    with PruningBar() as bar:
-        table = compare(
-            model,
-            asked,
-            output,
-            keep=keep,  # type: ignore[arg-type]
-            together=together,
-            trust_remote_code=trust_remote_code,
-            say=lambda message: console.print(escape(message), soft_wrap=True),
-            observer=lambda title: bar,
-        )
+    table = compare(
+        model,
+        asked,
+        output,
+        keep=keep,  # type: ignore[arg-type]
+        together=together,
+        trust_remote_code=trust_remote_code,
+        say=lambda message: console.print(escape(message), soft_wrap=True),
+    )
     files = write(table, output)
     if json:
         print_json(table.to_dict())

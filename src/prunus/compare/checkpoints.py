@@ -13,6 +13,7 @@ from ..base.atomic import unfinished
 from ..base.errors import PrunusError
 from ..judge.resident import forget_peak, peak_bytes
 from ..run.observer import Observer
+from ..run.progress import watching
 from ..run.together import grouped, prune_together
 from .grid import Cell
 
@@ -29,7 +30,7 @@ class Checkpoints:
         folder: where they lie, each under the key of its run.
         trust: whether code that the checkpoint brings may run.
         say: told what happens, in sentences.
-        observer: told of every step of a run.
+        observer: who is told of every step of a run, by its title; None: as for ``prune``.
         seconds: of the runs that shared a walk: their own, and their share of it.
         peak: highest resident memory while the last one was made.
     """
@@ -38,7 +39,7 @@ class Checkpoints:
     folder: Path
     trust: bool
     say: Callable[[str], None]
-    observer: Callable[[str], Observer]
+    observer: Callable[[str], Observer | None]
     seconds: dict[str, float] = field(default_factory=dict)
     peak: int = 0
     _walks: dict[str, dict[str, Cell]] = field(default_factory=dict)
@@ -90,12 +91,10 @@ class Checkpoints:
         todo = {output: recipe for output, recipe in todo.items() if not output.exists()}
         self.say(f"one walk for {len(todo)} runs: {'; '.join(map(str, walk.values()))}")
         try:
-            spent = prune_together(
-                self.model,
-                todo,
-                trust_remote_code=self.trust,
-                observer=self.observer(f"{len(todo)} runs"),
-            )
+            with watching(self.observer(f"{len(todo)} runs")) as observer:
+                spent = prune_together(
+                    self.model, todo, trust_remote_code=self.trust, observer=observer
+                )
         except PrunusError as error:
             self.say(f"each run takes a walk of its own: {error}")
             return

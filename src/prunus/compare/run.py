@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import InputError, PrunusError
-from ..run.observer import Observer, Silent
+from ..run.observer import Observer
 from .checkpoints import FOLDER, Checkpoints, Keep
 from .cost import token_bytes
 from .facts import VERSIONS, of_all, of_cell
@@ -36,7 +36,7 @@ class Comparison:
             disk: each has its checkpoint there.
         trust_remote_code: run code that the checkpoint brings.
         say: told what happens, in sentences.
-        observer: told of every step of a pruning run.
+        observer: who is told of every step of a run, by its title; None: as for ``prune``.
     """
 
     model: str | Path
@@ -46,7 +46,7 @@ class Comparison:
     together: int = 8
     trust_remote_code: bool = False
     say: Callable[[str], None] = lambda message: None
-    observer: Callable[[str], Observer] = field(default=lambda title: Silent())
+    observer: Callable[[str], Observer | None] = lambda title: None
 
     def run(self) -> Table:
         """Make every run that is missing, and return the table of all.
@@ -165,7 +165,7 @@ def compare(
     together: int = 8,
     trust_remote_code: bool = False,
     say: Callable[[str], None] = lambda message: None,
-    observer: Callable[[str], Observer] = lambda title: Silent(),
+    observer: Callable[[str], Observer | None] = lambda title: None,
 ) -> Table:
     """Compare methods on one model by one protocol; see ``Comparison``.
 
