@@ -102,8 +102,9 @@ class Comparison:
         if found is None:
             self.say("dense: judging")
             begun = time.perf_counter()
-            model = self._judge.dense
-            quality, seconds = self._judge.quality(model), time.perf_counter() - begun
+            model = self._judge.dense()
+            quality = self._judge.quality(model, dense=True)
+            seconds = time.perf_counter() - begun
             size = token_bytes(model, None)
             found = Run(
                 own, "dense", "", None, {}, quality, 0.0, size, 0.0, seconds, 0, None, VERSIONS

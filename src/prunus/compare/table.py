@@ -54,9 +54,9 @@ class Value:
 
 
 def _digits(measure: str, value: float) -> int:
-    if not measure.startswith(PERPLEXITY):
-        return 3
-    return 2 if value < 100 else 1
+    if measure.startswith(PERPLEXITY):
+        return 2 if value < 100 else 1
+    return 1 if measure.startswith("greedy") else 3
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Table:
     @property
     def measures(self) -> list[str]:
         """Everything that was measured, in its order."""
-        return list(self.dense.quality)
+        return list(dict.fromkeys(name for x in [self.dense, *self.runs] for name in x.quality))
 
     def value(self, row: str, column: str, measure: str) -> Value | None:
         """Return a measure over all seeds of a cell; None where there is no run."""
@@ -134,7 +134,8 @@ class Table:
 
     def _sheet(self, measure: str) -> Sheet:
         marks = self.marks(measure)
-        dense = Value.of([self.dense.quality[measure]]).shown(measure)
+        known = self.dense.quality.get(measure)
+        dense = "" if known is None else Value.of([known]).shown(measure)
         rows = [[Cell("dense"), *(Cell(dense) for _ in self.grid.columns)]]
         for row in self.grid.rows:
             cells = [Cell(row)]
