@@ -35,7 +35,9 @@ def test_a_row_stands_over_its_column_and_over_what_all_share():
 
 
 def test_a_row_with_a_seed_has_that_one_alone_and_random_has_all():
-    grid = Grid.of(rows={"a": {"method": "wanda", "seed": 5}, "b": {"method": "random"}}, seeds=[1, 2])
+    grid = Grid.of(
+        rows={"a": {"method": "wanda", "seed": 5}, "b": {"method": "random"}}, seeds=[1, 2]
+    )
     assert names(grid) == ["a, 50 %, seed 5", "b, 50 %, seed 1", "b, 50 %, seed 2"]
 
 
@@ -47,14 +49,19 @@ def test_methods_without_data_read_no_text():
 def test_a_cell_that_cannot_be_has_its_reason():
     grid = Grid.of(rows=["wanda", "goa"], columns=[0.3, "2:4"])
     cells, impossible = grid.cells()
-    assert {(c.row, c.column) for c in cells} == {("wanda", "30 %"), ("wanda", "2:4"), ("goa", "30 %")}
+    assert {(c.row, c.column) for c in cells} == {
+        ("wanda", "30 %"),
+        ("wanda", "2:4"),
+        ("goa", "30 %"),
+    }
     assert list(impossible) == [("goa", "2:4")]
     assert "--pattern does not apply" in impossible["goa", "2:4"]
 
 
 def test_only():
     grid = Grid.of(rows=["wanda", "ria"], columns=[0.5, "2:4"], only={"ria": ["2:4"]})
-    assert names(grid)[-1] == "ria, 2:4, seed 0" and len(names(grid)) == 3
+    assert names(grid)[-1] == "ria, 2:4, seed 0"
+    assert len(names(grid)) == 3
 
 
 def test_a_file(tmp_path):
@@ -83,7 +90,7 @@ def test_a_grid_that_is_none(fields, said):
 
 
 def test_a_grid_without_a_cell_that_can_be():
-    with pytest.raises(InputError, match="No cell of this grid.*wandaa.*wanda"):
+    with pytest.raises(InputError, match=r"No cell of this grid.*wandaa.*wanda"):
         Grid.of(rows=["wandaa"]).cells()
 
 

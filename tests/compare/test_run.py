@@ -50,7 +50,8 @@ def test_nothing_is_made_twice(compared, monkeypatch):
     lines = (folder / FILE).read_text()
     monkeypatch.setattr(module, "prune", lambda *args, **kwargs: pytest.fail("made again"))
     again = compare(MODEL, grid(), folder)
-    assert facts(again) == facts(table) and (folder / FILE).read_text() == lines
+    assert facts(again) == facts(table)
+    assert (folder / FILE).read_text() == lines
     fewer = compare(MODEL, grid(rows=["wanda"]), folder)
     assert set(facts(fewer)) == {("wanda", "50 %", 0), ("wanda", "2:4", 0)}
 
@@ -88,7 +89,9 @@ def test_killed_twice_and_resumed_is_the_same_table(compared, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             compare(
                 MODEL, grid(), tmp_path,
-                observer=lambda cell: Kill(index) if cell.startswith(title) else Silent(),
+                observer=lambda cell, at=index, title=title: (
+                    Kill(at) if cell.startswith(title) else Silent()
+                ),
             )  # fmt: skip
     said = []
     resumed = compare(MODEL, grid(), tmp_path, say=said.append)
@@ -139,7 +142,9 @@ def test_bytes_of_a_token_by_hand():
             module.weight.view(-1)[::2] = 0
     assert token_bytes(model, None) == weights // 8 + 4 * weights // 2 + rest
     inputs = sum(m.weight.numel() // 8 for m in linears)  # a group of 8 has 16 bits
-    assert token_bytes(model, Integers(4, 8)) == (weights + 4 * weights // 2) // 8 + 2 * inputs + rest
+    assert (
+        token_bytes(model, Integers(4, 8)) == (weights + 4 * weights // 2) // 8 + 2 * inputs + rest
+    )
 
 
 def test_runs_on_one_walk_are_the_runs_alone(tmp_path):

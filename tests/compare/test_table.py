@@ -29,8 +29,11 @@ def table(*runs, rows="abcd", columns=("0.5",), failed=None):
 
 
 def test_less_perplexity_and_more_accuracy_are_better():
-    assert better(P, 1, 2) and better("KL t", 1, 2) and better(A, 2, 1)
-    assert not better(P, float("nan"), 2) and not better(A, float("nan"), 2)
+    assert better(P, 1, 2)
+    assert better("KL t", 1, 2)
+    assert better(A, 2, 1)
+    assert not better(P, float("nan"), 2)
+    assert not better(A, float("nan"), 2)
 
 
 def test_best_second_and_ties_over_seeds():
@@ -67,17 +70,22 @@ def test_markdown_and_latex_mark_and_escape():
     found = table(run("a_%|", perplexity=12.0), run("b", perplexity=13.0), rows=["a_%|", "b", "c"])
     text = markdown(found)
     assert "| dense | 10.00 |" in text
-    assert r"| a_%\| | **12.00** |" in text and "| b | *13.00* |" in text and "| c | — |" in text
+    assert r"| a_%\| | **12.00** |" in text
+    assert "| b | *13.00* |" in text
+    assert "| c | — |" in text
     tex = latex(found)
-    assert r"a\_\%| & \textbf{12.00} \\" in tex and r"b & \underline{13.00}" in tex
+    assert r"a\_\%| & \textbf{12.00} \\" in tex
+    assert r"b & \underline{13.00}" in tex
     assert "c & -- " in tex
 
 
 def test_csv_and_json_have_every_run():
-    found = table(run("a, b", perplexity=12.5), failed={("c", "50 %"): "because"})
+    failed = {("c", "50 %"): "because"}
+    found = table(run("a, b", perplexity=12.5), rows=["a, b", "c"], failed=failed)
     lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](found))))
     assert [line["row"] for line in lines] == ["dense", "a, b"]
-    assert float(lines[1][P]) == 12.5 and lines[1]["seed"] == "0"
+    assert float(lines[1][P]) == 12.5
+    assert lines[1]["seed"] == "0"
     content = json.loads(FORMATS["json"](found))
     assert content["failed"] == [{"row": "c", "column": "50 %", "why": "because"}]
     assert content["values"][0] == {
@@ -97,7 +105,8 @@ def test_a_log_is_read_again_and_a_half_written_line_goes(tmp_path):
     with log.path.open("a") as file:
         file.write('{"key": "hal')
     again = Log(tmp_path / "new")
-    assert again.get("a50 %0") == run("a") and again.get("hal") is None
+    assert again.get("a50 %0") == run("a")
+    assert again.get("hal") is None
     again.add(run("c"))
     assert Log(tmp_path / "new").get("c50 %0") == run("c")
 
@@ -106,7 +115,7 @@ def test_a_damaged_line_is_named(tmp_path):
     log = Log(tmp_path)
     log.add(run("a"))
     log.path.write_text("{}\n" + log.path.read_text())
-    with pytest.raises(CheckpointError, match="Line 1 of .*runs.jsonl is damaged"):
+    with pytest.raises(CheckpointError, match=r"Line 1 of .*runs.jsonl is damaged"):
         Log(tmp_path)
 
 

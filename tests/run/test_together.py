@@ -36,10 +36,13 @@ def finish(output, recipe):
 def test_each_run_is_the_run_alone(tmp_path):
     todo = {tmp_path / name: recipe(**fields) for name, fields in RECIPES.items()}
     spent = prune_together(MODEL, todo, trust_remote_code=False, observer=Silent())
-    assert set(spent) == set(todo) and all(seconds > 0 for seconds in spent.values())
+    assert set(spent) == set(todo)
+    assert all(seconds > 0 for seconds in spent.values())
     for output, own in todo.items():
         found = finish(output, own)
-        alone = prunus.prune(MODEL, own, output=tmp_path / f"{output.name}-alone", observer=Silent())
+        alone = prunus.prune(
+            MODEL, own, output=tmp_path / f"{output.name}-alone", observer=Silent()
+        )
         same(output, alone.output)
         assert found.orders.free.keys() == alone.orders.free.keys()
 
@@ -52,7 +55,9 @@ def test_dense_statistics_are_those_of_the_dense_model(tmp_path):
     ids_ST = calibration(model)
     for name in ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"):
         module, seen = model.get_submodule(name), []
-        handle = module.register_forward_hook(lambda _, args, out: seen.append(args[0].detach()))
+        handle = module.register_forward_hook(
+            lambda _, args, out, seen=seen: seen.append(args[0].detach())
+        )
         for ids_T in ids_ST:
             model(ids_T[None])
         handle.remove()
@@ -101,7 +106,9 @@ def test_a_walk_that_was_ended_goes_on(tmp_path):
     prune_together(MODEL, todo, trust_remote_code=False, observer=Silent())
     for output, own in todo.items():
         finish(output, own)
-        alone = prunus.prune(MODEL, own, output=tmp_path / f"{output.name}-alone", observer=Silent())
+        alone = prunus.prune(
+            MODEL, own, output=tmp_path / f"{output.name}-alone", observer=Silent()
+        )
         same(output, alone.output)
 
 
@@ -121,9 +128,9 @@ def test_which_runs_go_together():
 
 
 def test_what_reads_pruned_blocks_has_no_dense_statistics():
-    with pytest.raises(InputError, match="learns .*Give --statistics pruned"):
+    with pytest.raises(InputError, match=r"learns .*Give --statistics pruned"):
         recipe(method="besa").build()
-    with pytest.raises(InputError, match="--true-sequential .*Give --statistics pruned"):
+    with pytest.raises(InputError, match=r"--true-sequential .*Give --statistics pruned"):
         recipe(method="wanda", true_sequential=True).build()
     with pytest.raises(InputError, match="--statistics does not apply"):
         recipe(method="goa").build()

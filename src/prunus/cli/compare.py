@@ -25,7 +25,7 @@ EXAMPLES = """
 
 `prunus compare org/model --methods wanda,mrp-sm --patterns 0.5,0.6,4:8 --seeds 0,1,2 --keep best`
 
-`prunus compare ./model --grid grid.yaml --output comparison` (the same command goes on after a kill)
+`prunus compare ./model --grid grid.yaml --output comparison` (again: it goes on after a kill)
 
 A grid: `rows: {Wanda: {method: wanda}}`, `columns: [0.5, 2:4]`, `seeds: [0, 1]`,
 `recipe: {calibration: c4, samples: 16}`, `judge: {text: [wikitext2], windows: 8}`
@@ -46,9 +46,9 @@ def run(
     grid: Annotated[
         Path | None, typer.Option(help="A YAML file of recipes; options replace its fields.")
     ] = None,
-    output: Annotated[
-        Path, typer.Option(help="Folder for runs, tables and checkpoints.")
-    ] = Path("prunus-compare"),
+    output: Annotated[Path, typer.Option(help="Folder for runs, tables and checkpoints.")] = Path(
+        "prunus-compare"
+    ),
     keep: Annotated[
         str, typer.Option(help="Checkpoints that stay: none, best (of each pattern), all.")
     ] = "none",

@@ -8,7 +8,20 @@ import typer
 from typer.core import TyperGroup
 
 from .._version import __version__
-from . import bench, compare, demo, evaluate, export, methods, plan, plot, prune, quantize, simulate, verify
+from . import (
+    bench,
+    compare,
+    demo,
+    evaluate,
+    export,
+    methods,
+    plan,
+    plot,
+    prune,
+    quantize,
+    simulate,
+    verify,
+)
 from .console import print_error
 
 # Of options and arguments. typer brings a click of its own or not, by version: no place to import

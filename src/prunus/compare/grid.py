@@ -89,7 +89,9 @@ class Grid(BaseModel):
     only: dict[str, list[str]] = Field({}, description="columns of a row, by row")
     seeds: list[int] = Field([0], min_length=1, description="a list of seeds")
     recipe: Fields = Field({}, description="recipe fields of every cell")
-    judge: Protocol = Field(default_factory=Protocol, description="how models are judged")
+    judge: Protocol = Field(
+        default_factory=lambda: Protocol.model_validate({}), description="how models are judged"
+    )
 
     @field_validator("rows", mode="before")
     @classmethod

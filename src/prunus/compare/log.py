@@ -1,4 +1,4 @@
-"""The runs of a comparison that are done: one JSON object a line, on disk as soon as it is known."""
+"""The runs of a comparison that are done: a JSON object a line, written as soon as it is known."""
 
 from __future__ import annotations
 

@@ -179,6 +179,4 @@ def compare(
     if together < 1:
         raise InputError(f"At least one run goes on a walk; got together {together}.")
     folder = Path(output).expanduser().absolute()
-    return Comparison(
-        model, grid, folder, keep, together, trust_remote_code, say, observer
-    ).run()
+    return Comparison(model, grid, folder, keep, together, trust_remote_code, say, observer).run()

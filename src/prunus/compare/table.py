@@ -105,7 +105,7 @@ class Table:
     @property
     def measures(self) -> list[str]:
         """Everything that was measured, in its order."""
-        return list(dict.fromkeys(name for x in [self.dense, *self.runs] for name in x.quality))
+        return list(dict.fromkeys(name for x in [*self.runs, self.dense] for name in x.quality))
 
     def value(self, row: str, column: str, measure: str) -> Value | None:
         """Return a measure over all seeds of a cell; None where there is no run."""
@@ -124,7 +124,7 @@ class Table:
             left = {row: value for row, value in values.items() if value is not None}
             for mark in ("best", "second"):
                 tied = _first(measure, left)
-                found.update({(row, column): mark for row in tied})  # type: ignore[misc]
+                found.update({(row, column): mark for row in tied})
                 left = {row: value for row, value in left.items() if row not in tied}
         return found
 
