@@ -186,7 +186,7 @@ def test_heads_and_neurons_that_went(tmp_path):
     assert rows[2][:6] == ["1", "4 → 2", "2 → 1", "96 → 48", "1,000 → 500", "50.0\u202f%"]
     assert table(html, "Recovery")[1] == ["o_proj", "0.4", "0.1", "75.0\u202f%"]
     assert 'aria-label="removed: 0"' in html
-    assert 'aria-label="block 1: 1 pairs of heads attend alike; removed: 0, 1"' in html
+    assert 'aria-label="block 1: 1 pair of heads alike; removed: 0, 1"' in html
     assert html.count('class="gone"') == html.count('class="kept"') == 2
     said = text_of(html)
     assert "of all parameters were removed 16.7\u202f%" in said.replace(" %", "\u202f%")
@@ -237,9 +237,9 @@ def test_evaluations_become_a_table_and_numbers_at_the_top(tmp_path):
     ("content", "message"),
     [
         ("{", "cannot be read"),
-        ("{}", "holds no perplexity"),
-        ('{"perplexity": "high"}', "cannot be read|holds no evaluation"),
-        ('{"error": {"type": "CheckpointError"}}', "holds no perplexity"),
+        ("{}", "holds no perplexity and no task"),
+        ('{"perplexity": "high"}', "holds no perplexity"),
+        ('{"error": {"type": "CheckpointError"}}', "holds no perplexity and no task"),
     ],
 )
 def test_what_is_no_evaluation_is_named(content, message, tmp_path):

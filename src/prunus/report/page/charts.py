@@ -63,7 +63,9 @@ def line_chart(
         return Markup()
     left, right = min(p[0] for p in points), max(p[0] for p in points)
     low, high = y_ends or (0.0, max([p[1] for p in points] + [reference or 0.0]))
-    across, up = ticks(left, right, 4 if small else 8), ticks(low, high, 3 if small else 5)
+    whole = all(float(p[0]).is_integer() for p in points)
+    across = ticks(left, right, 4 if small else 8, least=1.0 if whole else 0.0)
+    up = ticks(low, high, 3 if small else 5)
     high = max(high, up[-1])
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
@@ -83,17 +85,17 @@ def line_chart(
     )
 
 
-def ticks(low: float, high: float, most: int) -> list[float]:
-    """Return round numbers from low to high, about as many as asked for, the ends included.
+def ticks(low: float, high: float, most: int, least: float = 0.0) -> list[float]:
+    """Return about ``most`` round numbers from low to high, with steps of ``least`` or more.
 
-    The last may lie above ``high`` so that the highest point is within the axis.
+    The last may lie above ``high``, so that the highest point is within the axis.
 
     >>> ticks(0, 0.31, 5)
     [0.0, 0.1, 0.2, 0.3, 0.4]
     """
     if high <= low:
         return [low]
-    rough = (high - low) / most
+    rough = max((high - low) / most, least)
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * n for n in (1, 2, 5, 10) if unit * n >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.ceil(high / step - 1e-9)

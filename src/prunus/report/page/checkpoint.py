@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..report import PruningReport, read_report
-from .evaluations import Measured, read_evaluation
+from .evaluations import Evaluations
 
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 
@@ -28,7 +28,7 @@ class Checkpoint:
         recipe: ``recipe.yaml`` as text; empty likewise.
         auto: the Auto class that the model card names.
         bytes: size of the files of weights.
-        measured: evaluations, in the order in which they were given.
+        measured: evaluations that were given beside it.
     """
 
     folder: Path
@@ -37,7 +37,7 @@ class Checkpoint:
     recipe: str
     auto: str
     bytes: int
-    measured: Sequence[Measured] = ()
+    measured: Evaluations = Evaluations()
 
     @classmethod
     def read(cls, folder: Path, evaluations: Sequence[Path] = ()) -> Checkpoint:
@@ -48,7 +48,6 @@ class Checkpoint:
             InputError: a file holds no evaluation.
         """
         report = read_report(folder)
-        measured = [found for path in evaluations for found in read_evaluation(path)]
         place = folder.parent if folder.suffix == ".json" else folder
         card = re.search(r"from transformers import (Auto\w+)", _text(place / "README.md"))
         return cls(
@@ -58,7 +57,7 @@ class Checkpoint:
             recipe=_text(place / "recipe.yaml"),
             auto=card[1] if card else "AutoModelForCausalLM",
             bytes=sum(p.stat().st_size for p in place.iterdir() if p.suffix in WEIGHTS),
-            measured=measured,
+            measured=Evaluations.read(evaluations),
         )
 
     def has(self, file: str) -> bool:

@@ -79,13 +79,12 @@ def _degrees(layers: Sequence[LayerReport], folder: Path) -> Markup:
 
 def _read(layers: Sequence[LayerReport], folder: Path) -> Iterator[tuple[LayerReport, Tensor]]:
     """Yield the share of non-zero weights of every input channel (I,), of layers in the files."""
-    wanted = {layer.parameter: layer for layer in layers}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in wanted.keys() & set(file.keys()):
-                    layer = wanted[name]
-                    weight = file.get_tensor(name)
+                names = set(file.keys())
+                for layer in (x for x in layers if x.parameter in names):
+                    weight = file.get_tensor(layer.parameter)
                     weight_OI = weight.T if layer.transposed else weight
                     if tuple(weight_OI.shape) == tuple(layer.shape):
                         yield layer, (weight_OI != 0).float().mean(0)

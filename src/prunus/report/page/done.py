@@ -59,7 +59,7 @@ def numbers(checkpoint: Checkpoint) -> list[Number]:
         found.append(Number(f"{error:.3f}", "mean error of a layer's output", note))
     found[1:1] = [
         Number(f"{x.value:,.2f}", f"{x.quantity} of {x.name}", x.text)
-        for x in checkpoint.measured[: 2 if len(checkpoint.measured) == 2 else 1]
+        for x in checkpoint.measured.texts[:2]
     ]
     found.append(Number(words.duration(report.seconds), "to prune", "without loading and saving"))
     return found[:MOST]
@@ -121,7 +121,8 @@ def what_was_done(checkpoint: Checkpoint) -> Section:
 
 def _model(checkpoint: Checkpoint) -> str:
     config, report = checkpoint.config, checkpoint.report
-    kind = (config.get("architectures") or [config.get("model_type")])[0]
+    named = config.get("architectures")
+    kind = named[0] if isinstance(named, list) and named else config.get("model_type")
     blocks = len({layer.block for layer in report.layers})
     parts = [title(report.model), *([f"`{kind}`"] if kind else [])]
     parts.append(f"{words.millions(report.coverage.parameters)} parameters")
@@ -183,7 +184,8 @@ def protocol(checkpoint: Checkpoint) -> Section:
         pairs += _text(report.protocol)
     if report.recovery_protocol is not None:
         pairs.append(("Recovery text", words.without_folders(str(report.recovery_protocol))))
-    dtype = str(checkpoint.config.get("dtype") or recipe.get("dtype") or "")
+    dtype = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    dtype = str(dtype or recipe.get("dtype") or "")
     if dtype:
         pairs.append(("Number format", f"`{dtype}`"))
     if recipe.get("device") not in (None, "auto"):

@@ -1,15 +1,17 @@
-"""What ``prunus eval --json`` wrote, as rows of a table."""
+"""What ``prunus eval --json`` wrote, as rows of tables."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...base.errors import InputError, first_line
 from .words import count, percent, without_folders
+
+CURE = "Give what `prunus eval … --json > FILE` writes."
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Measured:
         value: the perplexity.
         accuracy: of last words, as it is shown; "": windows were scored.
         how: windows, their length, how the text lies.
+        against: what ``--against`` adds, as it is shown: the dense model's perplexity, divergence,
+            agreement, prefix; empty without it.
     """
 
     name: str
@@ -31,40 +35,65 @@ class Measured:
     value: float
     accuracy: str
     how: str
+    against: Sequence[str] = ()
 
 
-def read_evaluation(path: Path) -> list[Measured]:
-    """Read a file with what ``prunus eval --json`` printed.
+@dataclass(frozen=True)
+class Task:
+    """One task of lm-eval: a metric and its standard error, as they are shown."""
 
-    Raises:
-        InputError: it cannot be read, or is no such object.
-    """
+    name: str
+    task: str
+    metric: str
+    value: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """All that was measured, in the order in which the files were given."""
+
+    texts: Sequence[Measured] = ()
+    tasks: Sequence[Task] = ()
+
+    @classmethod
+    def read(cls, paths: Sequence[Path]) -> Evaluations:
+        """Read files with what ``prunus eval --json`` printed.
+
+        Raises:
+            InputError: one cannot be read, or holds no evaluation.
+        """
+        texts: list[Measured] = []
+        tasks: list[Task] = []
+        for path in paths:
+            objects = list(_objects(_content(path)))
+            if not objects:
+                raise InputError(f"{path} holds no perplexity and no task. {CURE}")
+            try:
+                texts += [_measured(path.stem, x) for x in objects if "source" in x]
+                tasks += [t for x in objects if "task" in x for t in _tasks(path.stem, x)]
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise InputError(f"{path} holds no evaluation. {CURE}") from None
+        return cls(texts, tasks)
+
+    def __bool__(self) -> bool:
+        return bool(self.texts or self.tasks)
+
+
+def _content(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = [_measured(path.stem, x) for x in _texts(content)]
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}. {CURE}") from None
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{path} holds no evaluation. {CURE}") from None
-    if not found:
-        raise InputError(f"{path} holds no perplexity. {CURE}")
-    return found
 
 
-CURE = "Give what `prunus eval … --json > FILE` writes."
-
-
-def _texts(content: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield every object with a perplexity: the object itself, or those in its lists."""
-    if isinstance(content, list):
-        for part in content:
-            yield from _texts(part)
-    elif isinstance(content, dict):
-        if "perplexity" in content:
-            yield content
-        else:
-            for part in content.values():
-                yield from _texts(part)
+def _objects(content: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield every object of a text or a task: the content itself, or what it holds."""
+    if isinstance(content, dict) and ("source" in content or "task" in content):
+        yield content
+    if isinstance(content, list | dict):
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from _objects(part)
 
 
 def _measured(name: str, found: Mapping[str, Any]) -> Measured:
@@ -79,4 +108,31 @@ def _measured(name: str, found: Mapping[str, Any]) -> Measured:
         value=float(found["perplexity"]),
         accuracy=percent(float(found["accuracy"])) if words else "",
         how=f"{thing} of {upto}{found['length']:,} tokens{reading}",
+        against=_against(found["against"]) if found.get("against") else (),
     )
+
+
+def _against(found: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        f"{found['perplexity']:,.2f}",
+        f"{found['kl']:.4f}",
+        percent(found["top_token"]),
+        percent(found["best_five"]),
+        f"{found['prefix_mean']:.1f} of {found['prefix_most']}",
+    )
+
+
+def _tasks(name: str, found: Mapping[str, Any]) -> Iterator[Task]:
+    """Yield the metrics of a task; lm-eval's ``acc_stderr,none`` goes with ``acc,none``."""
+    values = found["values"]
+    samples = "" if found.get("samples") is None else count(found["samples"], "question")
+    shots = "" if found.get("shots") is None else f"{found['shots']} shots"
+    for metric, value in values.items():
+        key, _, kind = metric.partition(",")
+        if value is None or key.endswith("_stderr"):
+            continue
+        error = values.get(f"{key}_stderr,{kind}", values.get(f"{key}_stderr"))
+        spread = "" if error is None else f" ± {error:.3f}"
+        shown = metric.removesuffix(",none")
+        how = ", ".join(x for x in (samples, shots) if x)
+        yield Task(name, str(found["task"]), shown, f"{value:.3f}{spread}", how)

@@ -23,7 +23,7 @@ def experts(blocks: Sequence[ExpertTokens]) -> Section:
         f"it. {total - alone:,} of {total:,} experts ({percent(1 - alone / total)}) saw enough of "
         f"them; the others were pruned by their weights alone. Routers stay dense."
     )
-    most = max(max(block.tokens) for block in blocks)
+    most = max(1, *(max(block.tokens) for block in blocks))
     rows = [_row(block, most) for block in blocks]
     columns = ("experts", "count", "fewest", "median", "most", "by weights alone", "each expert")
     return Section(

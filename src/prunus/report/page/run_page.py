@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...base.arguments import typed
 from ...base.atomic import new_file
 from ...base.errors import InputError
 from ..naming import title
@@ -49,7 +48,6 @@ def report_page(checkpoint: Checkpoint) -> str:
     )
 
 
-@typed
 def write_page(
     folder: str | Path, output: str | Path, *, evaluations: Sequence[str | Path] = ()
 ) -> Path:
@@ -67,7 +65,8 @@ def write_page(
     """
     if Path(output).suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{output} is to be a page of HTML; give a name that ends with .html.")
-    found = Checkpoint.read(Path(folder).expanduser(), [Path(x).expanduser() for x in evaluations])
+    place = Path(folder).expanduser().absolute()
+    found = Checkpoint.read(place, [Path(x).expanduser() for x in evaluations])
     with new_file(Path(output).expanduser()) as path:
         path.write_text(report_page(found), encoding="utf-8")
     return Path(output)

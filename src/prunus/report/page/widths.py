@@ -111,7 +111,7 @@ def _graph(units: UnitsReport) -> Markup:
     ]
     if not panels:
         return Markup()
-    return render("heads.html", panels=panels, threshold=f"{threshold:.3g}", count=count)
+    return render("heads.html", panels=panels, threshold=f"{threshold:.3g}")
 
 
 def _panel(block: BlockChange, threshold: float) -> Markup:
@@ -126,12 +126,12 @@ def _panel(block: BlockChange, threshold: float) -> Markup:
         )
 
     gone = [head for head in range(len(divergence)) if head not in stay]
+    pairs = alike(divergence, threshold)
     return render(
         "heads_panel.html",
         block=block.block,
-        edges=[
-            (at(places[i], RADIUS), at(places[j], RADIUS)) for i, j in alike(divergence, threshold)
-        ],
+        joined=count(len(pairs), "pair"),
+        edges=[(at(places[i], RADIUS), at(places[j], RADIUS)) for i, j in pairs],
         heads=[
             (i, at(angle, RADIUS), at(angle, OUTSIDE), i in stay) for i, angle in enumerate(places)
         ],
