@@ -8,7 +8,20 @@ import typer
 from typer.core import TyperGroup
 
 from .._version import __version__
-from . import bench, demo, evaluate, export, methods, plan, plot, prune, quantize, simulate, verify
+from . import (
+    bench,
+    demo,
+    evaluate,
+    export,
+    methods,
+    plan,
+    plot,
+    prune,
+    quantize,
+    report,
+    simulate,
+    verify,
+)
 from .console import print_error
 
 # Of options and arguments. typer brings a click of its own or not, by version: no place to import
@@ -49,6 +62,7 @@ app.command("verify", epilog=verify.EXAMPLES)(verify.run)
 app.command("bench", epilog=bench.EXAMPLES)(bench.run)
 app.command("export", epilog=export.EXAMPLES)(export.run)
 app.command("plot", epilog=plot.EXAMPLES)(plot.run)
+app.command("report", epilog=report.EXAMPLES)(report.run)
 app.command("simulate", epilog=simulate.EXAMPLES)(simulate.run)
 app.command("methods")(methods.run)
 app.command("demo")(demo.run)
