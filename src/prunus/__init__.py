@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # as type checkers know it; typing itself would take half
 if TYPE_CHECKING:
     from typing import Any
 
-    from .api import evaluate, plan, prune, quantize
+    from .api import evaluate, evaluate_all, plan, prune, quantize
     from .base.errors import PrunusError
     from .judge.bench import bench
     from .judge.cycles import simulate
@@ -37,6 +37,7 @@ __all__ = [
     "__version__",
     "bench",
     "evaluate",
+    "evaluate_all",
     "load",
     "plan",
     "plot",
@@ -58,6 +59,7 @@ _HOME = {
     "Silent": "run.observer",
     "bench": "judge.bench",
     "evaluate": "api",
+    "evaluate_all": "api",
     "load": "runtime.load",
     "plan": "api",
     "plot": "report.picture",

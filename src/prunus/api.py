@@ -1,7 +1,8 @@
-"""The calls of the library: prune, quantize, evaluate, load."""
+"""The calls of the library: prune, plan, quantize, evaluate, evaluate_all."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,24 +13,22 @@ from transformers import PreTrainedModel
 
 from .base.arguments import typed
 from .base.atomic import check_output
-from .base.device import Dtype, pick_device
-from .base.errors import InputError
+from .base.device import Dtype
+from .base.errors import InputError, UnknownNameError
 from .base.team import ALONE, Team
 from .judge.perplexity import Evaluation
-from .judge.text import read_text
+from .judge.tasks import Tasks
 from .methods.table import QUANTIZE
 from .model.samples import Sample, either
 from .recipe import Recipe
+from .run import evaluation
+from .run.evaluation import Evaluations, Wanted
 from .run.finish import Result, carry_out
 from .run.forecast import Plan, forecast
-from .run.inputs import in_memory
 from .run.need import make_room
 from .run.observer import Observer
 from .run.prepare import Request, check_pack, prepare
-from .run.progress import Scored, hearing, scoring, watching
-from .runtime.packed_model import load_packed
-from .storage.checkpoint import folder_of, load_model, load_tokenizer
-from .storage.packed import is_packed
+from .run.progress import Scored, watching
 from .storage.resuming import threads_of
 from .storage.scratch import check_spill
 from .text.given import collect, is_source
@@ -212,6 +211,7 @@ def evaluate(
     model: str | Path | PreTrainedModel,
     text: Any = "builtin",
     *,
+    against: str | Path | PreTrainedModel | None = None,
     length: int | None = None,
     windows: int | None = None,
     tokenizer: Any = None,
@@ -229,6 +229,7 @@ def evaluate(
 
     >>> prunus.evaluate("pruned", "wiki.test.raw", length=2048, windows=8).perplexity
     >>> prunus.evaluate("pruned", "lambada", data_dir="texts").accuracy
+    >>> prunus.evaluate("pruned", "builtin", windows=2, against="path/to/model").against.kl
 
     Args:
         model: a folder, hub id or GGUF, or a model in memory.
@@ -236,6 +237,9 @@ def evaluate(
             A known name is the text that papers score; a file is scored as it lies. Or the text
             itself, as ``prune`` takes it; token ids of several rows are one window each, those of
             one dimension, or of one row, are one text.
+        against: the dense model, to compare with token by token: KL, likeliest tokens, greedy text
+            (``prunus.judge.perplexity.Agreement``). A folder that does not fit beside the other
+            model is read block by block.
         length: tokens per window; None: 2048, or the model's context where that is shorter.
         windows: how many to score, windows or passages; None: all.
         tokenizer: of a model in memory; a path brings its own.
@@ -252,29 +256,49 @@ def evaluate(
             terminal or in a notebook.
         observer: told what is read; None: as for ``prune``.
     """
-    say = hearing(observer).say
-    given = text if is_source(text) else collect(text, "text", windows, flat=True)
-    if isinstance(model, str | Path):
-        if tokenizer is None and not isinstance(given, Tensor):
-            tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-        asked = read_text(given, tokenizer, field, bos, data_dir, say, last_word)
-        model = _to_run(model, dtype, trust_remote_code)
-    else:
-        in_memory(model, dtype)
-        asked = read_text(given, tokenizer, field, bos, data_dir, say, last_word)
-    score = asked.scorer(model, tokenizer, length, windows, say)
-    model.eval()
-    model.to(pick_device(device))  # type: ignore[arg-type]
-    with scoring(scored) as told:
-        return asked.described(score(scored=told))
+    wanted = Wanted(
+        [text], None, against, length, windows, tokenizer, data_dir, field, bos, last_word, dtype,
+        device, trust_remote_code, scored, observer,
+    )  # fmt: skip
+    return evaluation.carry_out(model, wanted).texts[0]
 
 
-def _to_run(model: str | Path, dtype: Dtype, trust: bool) -> PreTrainedModel:
-    """Load a model that is only run: packed, or any other."""
-    folder = folder_of(model)
-    if is_packed(folder):
-        return load_packed(folder, dtype, trust)
-    return load_model(model, dtype=dtype, trust_remote_code=trust)
+@typed
+def evaluate_all(
+    model: str | Path | PreTrainedModel,
+    texts: Sequence[Any] = (),
+    *,
+    tasks: str | Sequence[str] = (),
+    shots: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 1,
+    **others: Any,
+) -> Evaluations:
+    """Evaluate on several texts and on lm-eval's tasks. The model is loaded once.
+
+    >>> prunus.evaluate_all("pruned", ["wiki.test.raw", "builtin"], windows=2).texts[1].perplexity
+    >>> prunus.evaluate_all("pruned", tasks="lambada_openai", data_dir="texts").tasks[0].values
+
+    Args:
+        model: as for ``evaluate``.
+        texts: any number of what ``evaluate`` takes as its text.
+        tasks: names of lm-eval's tasks, groups and tags; also in words with commas between them.
+            With ``data_dir`` they are read from local files (``prunus.judge.task_files``).
+        shots: examples before each question; None: as the task defines it, usually none.
+        limit: questions of each task; None: all.
+        batch_size: questions at once.
+        **others: as for ``evaluate``: against, length, data_dir, device, tokenizer …
+    """
+    known = set(inspect.signature(evaluate).parameters) - {"model", "text"}
+    for name in others:
+        if name not in known:
+            raise UnknownNameError("argument", name, known)
+    if is_source(texts):
+        raise InputError(f"texts is a list of texts; got {texts!r}. Use evaluate for one.")
+    asked = Tasks.of(tasks, shots, limit, batch_size)
+    if not texts and not asked.names:
+        raise InputError("Nothing is to be evaluated; give texts, tasks or both.")
+    return evaluation.carry_out(model, Wanted(texts, asked if asked.names else None, **others))
 
 
 def _asked(

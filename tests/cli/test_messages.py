@@ -48,6 +48,7 @@ WRONG = {  # by command: arguments that are refused by it, the error's type, a p
     "bench": (["{tmp}/none"], "CheckpointError", "{tmp}/none does not exist"),
     "export": ([LLAMA, "--to", "onnx", "--output", "{tmp}/o"], "UnknownNameError", "'onnx'"),
     "plot": (["{tmp}/none", "--output", "{tmp}/x.png"], "CheckpointError", "does not exist"),
+    "report": (["{tmp}/none", "--output", "{tmp}/x.html"], "CheckpointError", "does not exist"),
     "simulate": (["{tmp}/none"], "CheckpointError", "{tmp}/none does not exist"),
     "demo": (["--output", LLAMA], "CheckpointError", "nothing is overwritten"),
     "methods": (["--nonsense"], "NoSuchOption", "--nonsense"),

@@ -24,9 +24,9 @@ import prunus
 
 SOURCE = Path(prunus.__file__).parent
 LIBRARIES = {
-    *("accelerate", "compressed_tensors", "datasets", "gguf", "huggingface_hub", "matplotlib"),
-    *("numpy", "psutil", "pyarrow", "pydantic", "rich", "safetensors", "scipy", "tokenizers"),
-    *("torch", "transformers", "typer"),
+    *("accelerate", "compressed_tensors", "datasets", "gguf", "huggingface_hub", "lm_eval"),
+    *("matplotlib", "numpy", "psutil", "pyarrow", "pydantic", "rich", "safetensors", "scipy"),
+    *("tokenizers", "torch", "transformers", "typer"),
 }
 
 

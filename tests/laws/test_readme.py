@@ -202,7 +202,8 @@ def test_every_python_block_runs(block, desk):
 def docstrings() -> list[str]:
     """The calls that the docstrings of the public functions show, in an order that works."""
     functions = [prunus.plan, prunus.prune, prunus.quantize, prunus.evaluate, prunus.load]
-    functions += [prunus.plot, prunus.write_gguf, prunus.write_packed_checkpoint]
+    functions += [prunus.evaluate_all, prunus.plot, prunus.write_gguf]
+    functions += [prunus.write_packed_checkpoint]
     return [
         line for f in functions for line in re.findall(r"^\s*>>> (.*)$", f.__doc__, re.MULTILINE)
     ]

@@ -125,11 +125,16 @@ def _stop(number: int, frame: object) -> NoReturn:
 
 def print_json(content: dict[str, Any]) -> None:
     """One JSON object to stdout; NaN and infinities, which JSON lacks, as null."""
-    clean = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in content.items()
-    }
-    sys.stdout.write(json.dumps(clean, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(_finite(content), allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Return the same content with None for every number that JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_line(text: str = "") -> None:

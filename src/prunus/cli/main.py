@@ -19,6 +19,7 @@ from . import (
     plot,
     prune,
     quantize,
+    report,
     simulate,
     verify,
 )
@@ -63,6 +64,7 @@ app.command("verify", epilog=verify.EXAMPLES)(verify.run)
 app.command("bench", epilog=bench.EXAMPLES)(bench.run)
 app.command("export", epilog=export.EXAMPLES)(export.run)
 app.command("plot", epilog=plot.EXAMPLES)(plot.run)
+app.command("report", epilog=report.EXAMPLES)(report.run)
 app.command("simulate", epilog=simulate.EXAMPLES)(simulate.run)
 app.command("methods")(methods.run)
 app.command("demo")(demo.run)

@@ -17,6 +17,35 @@ CHUNK = 256  # tokens whose log-softmax is held at once: a vocabulary of 128k is
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How near a pruned model is to its dense one, at the tokens that the perplexity scores.
+
+    Attributes:
+        model: the dense one.
+        perplexity: of the dense model, on the same windows.
+        kl: mean KL(dense ‖ pruned) per token, in nats.
+        top_token: share of tokens at which both have the same likeliest next token.
+        best_five: mean of |A ∩ B| / 5 over tokens, A and B the five likeliest of either.
+        prefix_mean: greedy tokens behind a prompt that are the same in both, mean over prompts.
+        prefix_median: the same, median.
+        prefix_most: tokens that were written behind each prompt.
+        prompts: how many, each the beginning of a window, evenly spread.
+        prompt_tokens: of each.
+    """
+
+    model: str
+    perplexity: float
+    kl: float
+    top_token: float
+    best_five: float
+    prefix_mean: float
+    prefix_median: float
+    prefix_most: int
+    prompts: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A perplexity and how it was measured.
 
@@ -34,6 +63,8 @@ class Evaluation:
             the first does, if the tokenizer puts it there (auto). It is one of the window's tokens.
         reading: how the text lies: "as it lies", or its rows and what joins them; None: token ids.
         accuracy: share of passages whose last word the model finds; None: windows were scored.
+        against: how near the model is to its dense one; None: there was none to compare with.
+        warning: why the perplexity of a dense model cannot be trusted; None: nothing is wrong.
     """
 
     perplexity: float
@@ -47,6 +78,8 @@ class Evaluation:
     bos: str = "auto"
     reading: str | None = None
     accuracy: float | None = None
+    against: Agreement | None = None
+    warning: str | None = None
 
 
 @torch.no_grad()
@@ -58,6 +91,7 @@ def perplexity(
     windows: int | None = None,
     source: str = "",
     scored: Callable[[int, int, float], None] = lambda done, total, perplexity: None,
+    seen: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Evaluation:
     """Score a tokenised text window by window.
 
@@ -72,6 +106,7 @@ def perplexity(
         windows: score the first n only; None scores all.
         source: named in the result.
         scored: called after every window with (done, total, perplexity so far).
+        seen: given every window's token ids (1, T) and logits (T, V).
 
     Raises:
         CalibrationError: less text than one window, or a length or number that makes no sense.
@@ -95,20 +130,22 @@ def perplexity(
         ids_BT = ids_T[None, window * length : (window + 1) * length].to(device)
         begun = time.perf_counter()
         logits_TV = model(input_ids=ids_BT, use_cache=False).logits[0]
-        loss_sum += _mean_loss(logits_TV, ids_BT[0])
+        loss_sum += mean_loss(logits_TV, ids_BT[0])
         seconds += time.perf_counter() - begun
         if not math.isfinite(loss_sum):
             raise NumericalError(
                 f"The model puts out NaN or inf in window {window} of {source or 'the text'}; "
                 "evaluate it in a wider dtype (--dtype float32), or check it with prunus verify."
             )
+        if seen is not None:
+            seen(ids_BT, logits_TV)
         scored(window + 1, total, exp(loss_sum / (window + 1)))
     return Evaluation(
         exp(loss_sum / total), total, length, len(ids_T), total * length / seconds, source
     )
 
 
-def _mean_loss(logits_TV: Tensor, ids_T: Tensor) -> float:
+def mean_loss(logits_TV: Tensor, ids_T: Tensor) -> float:
     """Mean cross-entropy of predicting each next token, in float32."""
     total = 0.0
     for chunk_TV, next_T in zip(logits_TV[:-1].split(CHUNK), ids_T[1:].split(CHUNK), strict=True):

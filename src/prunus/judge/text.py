@@ -20,8 +20,9 @@ from ..text.files import is_plain
 from ..text.given import Given, Texts
 from ..text.known import stripped
 from ..text.tokens import checked, needed, tokenize, window_length
+from .against import score_windows
 from .last_word import Passage, check_fit, last_words, passages_of
-from .perplexity import Evaluation, perplexity
+from .perplexity import Evaluation
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Asked:
     ) -> Callable[..., Evaluation]:
         """Return what scores the text, by ``scorer(scored=…)``; the text is checked now.
 
+        Windows can be compared with a dense model: see ``score_windows``.
+
         Raises:
             CalibrationError: a passage of a single word; no window or passage is asked for.
             InputError: a length of windows where there are none, or one above the context.
@@ -94,7 +97,7 @@ class Asked:
             return partial(last_words, model, passages, longest=longest, source=self.name)
         ids_T, length = self.tokens(model, tokenizer, length, say)
         most = self.most(windows)
-        return partial(perplexity, model, ids_T, length=length, windows=most, source=self.name)
+        return partial(score_windows, model, ids_T, length=length, windows=most, source=self.name)
 
     def _passages(self, tokenizer: Any, length: int | None, most: int | None) -> list[Passage]:
         assert isinstance(self.content, Documents)

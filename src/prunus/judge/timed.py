@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .greedy import cache_of
 from .resident import forget_peak, peak_bytes, rest_bytes
 
 
@@ -100,7 +101,7 @@ class InTorch:
         next_B1 = _next(out.logits)
         prefilled = _now(model)
         for _ in range(new - 1):
-            out = model(input_ids=next_B1, use_cache=True, **_cache(out))
+            out = model(input_ids=next_B1, use_cache=True, **cache_of(out))
             next_B1 = _next(out.logits)
         done = _now(model)
         peak = peak_bytes(model.device)
@@ -148,14 +149,6 @@ def _pruned(folder: str) -> list[str]:
     if not (Path(folder) / FILE).exists():
         return []
     return [layer.name for layer in read_report(Path(folder)).layers]
-
-
-def _cache(out: Any) -> dict[str, Any]:
-    """Return the cache that a step hands to the next one, under the name that its family uses."""
-    for name in ("past_key_values", "cache_params", "state"):
-        if getattr(out, name, None) is not None:
-            return {name: out[name]}
-    raise TypeError(f"{type(out).__name__} has no cache that decoding could go on from.")
 
 
 def _next(logits_BTV: Tensor) -> Tensor:

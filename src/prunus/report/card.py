@@ -76,7 +76,7 @@ def model_card(
         f"# {title(report.model)}, {_verb(report)}",
         _lead(report) if units is None else _lead_of_units(report, units),
         _table(("", ""), list(_facts(report) if units is None else _facts_of_units(report, units))),
-        *_stored(report),
+        *stored(report),
         *source_section(report.source),
         LOADS.format(auto=auto) if stock else LOADS_BY_WIDTHS,
         *(_layers(report) if units is None else ["## Blocks", _table(BLOCKS, units.rows())]),
@@ -157,7 +157,7 @@ def _facts_of_units(report: PruningReport, units: UnitsReport) -> Iterator[tuple
         yield "recovery", str(report.recovery_protocol)
 
 
-def _stored(report: PruningReport) -> Iterator[str]:
+def stored(report: PruningReport) -> Iterator[str]:
     """Yield how the weights are stored, where that is not as anybody would expect."""
     if report.structured is not None:
         return

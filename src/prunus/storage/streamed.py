@@ -133,13 +133,15 @@ class Streamed:
                     _put(module, key, like if like.shape == now.shape else now.detach().to("meta"))
 
     @contextmanager
-    def passing(self, blocks: Sequence[str]) -> Iterator[None]:
-        """Load each block while it runs."""
+    def passing(self, blocks: Sequence[str], device: torch.device | None = None) -> Iterator[None]:
+        """Load each block while it runs, on the device; None: where it is read to."""
         own = {name: self.model.get_submodule(name).forward for name in blocks}
 
         def coming(name: str) -> Any:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                with self.at_hand(name):
+                with self.at_hand(name) as module:
+                    if device is not None:
+                        module.to(device)
                     return own[name](*args, **kwargs)
 
             return forward

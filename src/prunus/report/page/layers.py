@@ -1,0 +1,218 @@
+"""Layer by layer: what was removed, what that did to outputs, and the time it took."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from ..layer import LayerReport
+from ..report import PruningReport
+from ..shown import mean_error
+from .charts import Line, line_chart
+from .checkpoint import Checkpoint
+from .rendering import beside, prose
+from .skeleton import Section
+from .tables import Cell, Hue, facts, heat_map, table
+from .words import count, duration, percent, size
+
+NARROWEST = 0.05  # range of a scale of sparsity, so that 50.0 and 50.1 look alike
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Layers by block and kind.
+
+    Attributes:
+        blocks: indices of the blocks with pruned layers.
+        names: kinds of layers, in the order of the report.
+        layers: of each block and kind; several where there are experts.
+    """
+
+    blocks: list[int]
+    names: list[str]
+    layers: dict[tuple[int, str], list[LayerReport]]
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerReport]) -> Kinds:
+        """Sort them; two kinds whose last words are the same get the word before it too."""
+        paths = {layer.name: _within_block(layer) for layer in layers}
+        short: dict[str, set[str]] = {}
+        for path in paths.values():
+            short.setdefault(path.rpartition(".")[2], set()).add(path)
+        found: dict[tuple[int, str], list[LayerReport]] = {}
+        for layer in layers:
+            path = paths[layer.name]
+            last = path.rpartition(".")[2]
+            name = last if len(short[last]) == 1 else ".".join(path.split(".")[-2:])
+            found.setdefault((layer.block, name), []).append(layer)
+        return cls(sorted({b for b, _ in found}), list(dict.fromkeys(n for _, n in found)), found)
+
+    def heat_map(
+        self,
+        value: Callable[[Sequence[LayerReport]], float | None],
+        *,
+        caption: str,
+        said: Callable[[float], str],
+        hue: Hue = "plum",
+        scale: str = "",
+        narrowest: float = 0.0,
+    ) -> Markup:
+        """Return a heat map of a value of the layers, without kinds that have it nowhere."""
+        grid = {key: value(layers) for key, layers in self.layers.items()}
+        names = [n for n in self.names if any(grid.get((b, n)) is not None for b in self.blocks)]
+        known = [x for x in grid.values() if x is not None]
+        if not known:
+            return Markup()
+        low, high = min(known), max(known)
+        return heat_map(
+            [str(block) for block in self.blocks],
+            names,
+            [[grid.get((block, name)) for name in names] for block in self.blocks],
+            caption=caption,
+            said=said,
+            hue=hue,
+            scale=scale,
+            ends=(min(low, high - narrowest), high),
+            corner="block",
+        )
+
+    def of_kind(self, name: str) -> list[LayerReport]:
+        """Return the layers of a kind, of all blocks."""
+        return [x for block in self.blocks for x in self.layers.get((block, name), [])]
+
+
+def _within_block(layer: LayerReport) -> str:
+    """Return the layer's path below its block, without numbers of experts."""
+    path = re.sub(r"^.*?\.\d+\.", "", layer.parameter.removesuffix(".weight"))
+    return re.sub(r"\.\d+(?=\.|$)", "", path)
+
+
+def sparsity_of(layers: Sequence[LayerReport]) -> float:
+    """Return zeros over weights."""
+    weights = [layer.shape[0] * layer.shape[1] for layer in layers]
+    zeros = sum(layer.sparsity * n for layer, n in zip(layers, weights, strict=True))
+    return zeros / sum(weights)
+
+
+def sparsity(report: PruningReport) -> Section:
+    """Return the section on zeros, by block and kind."""
+    kinds = Kinds.of(report.layers)
+    shares = {percent(layer.sparsity) for layer in report.layers}
+    if len(shares) == 1:
+        said = f"Every one of the {count(len(report.layers), 'layer')} is {shares.pop()} zeros."
+        return Section("Sparsity", [prose(said), by_kind(kinds)])
+    drawn = kinds.heat_map(
+        sparsity_of,
+        caption="Per cent of zeros in every layer. Dark cells lost the most.",
+        said=lambda x: f"{100 * x:.1f}",
+        scale="per cent of zeros",
+        narrowest=NARROWEST,
+    )
+    return Section("Sparsity", [beside(drawn, by_kind(kinds))])
+
+
+def by_kind(kinds: Kinds) -> Markup:
+    """Return a table with a row for each kind of layer."""
+    rows: list[list[str | Cell]] = []
+    for name in kinds.names:
+        layers = kinds.of_kind(name)
+        patterns = list(dict.fromkeys(layer.pattern for layer in layers))
+        shape = "{:,} × {:,}".format(*layers[0].shape)
+        said = ", ".join(patterns[:3]) + (" …" if len(patterns) > 3 else "")
+        rows.append([f"`{name}`", f"{len(layers):,}", shape, said, percent(sparsity_of(layers))])
+    columns = ("kind", "layers", "outputs × inputs", "pattern", "zeros")
+    return table(columns, rows, caption="The same by kind of layer, over all blocks.")
+
+
+def errors(report: PruningReport) -> Section:
+    """Return the section on the error of outputs, before and after the update."""
+    kinds = Kinds.of(report.layers)
+    mean = mean_error(report.layers)
+    if mean is None:
+        return Section("Error of each layer", [])
+    said = prose(
+        "How far a layer's output moved on a sample of the calibration tokens, as a share of its "
+        "size: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖. It belongs to one layer alone; it is not the error of the model."
+    )
+    drawn = kinds.heat_map(
+        mean_error,
+        caption="Relative error of the output of every layer. Dark cells moved the most.",
+        said=lambda x: f"{x:.3f}",
+        hue="ochre",
+        scale="relative error",
+    )
+    return Section("Error of each layer", [said, beside(drawn, _update(report, kinds))])
+
+
+def _update(report: PruningReport, kinds: Kinds) -> Markup:
+    """Return what the update changed: a chart over depth, and a table by kind."""
+    updated = [x for x in report.layers if x.updated and x.error_before_update is not None]
+    if not updated:
+        return Markup()
+    depth: dict[int, list[LayerReport]] = {}
+    for layer in updated:
+        depth.setdefault(layer.block, []).append(layer)
+    pairs = {block: (_before(same), mean_error(same)) for block, same in sorted(depth.items())}
+    lines = [
+        Line([(b, x[i]) for b, x in pairs.items() if x[i] is not None], label, tone, dots=True)
+        for i, label, tone in ((0, "before", "grey"), (1, "after", "ochre"))
+    ]
+    chart = line_chart(
+        lines,
+        caption="Before and after the weights that stay got new values: means over a block's "
+        "layers. The gap between the curves is what the update gained.",
+        x="block",
+        y="relative error",
+    )
+    return Markup("<div>{}{}</div>").format(chart, _gains(kinds))
+
+
+def _gains(kinds: Kinds) -> Markup:
+    rows: list[list[str | Cell]] = []
+    for name in kinds.names:
+        layers = [x for x in kinds.of_kind(name) if x.updated]
+        before, after = _before(layers), mean_error(layers)
+        if before and after is not None:
+            gain = percent(1 - after / before)
+            rows.append([f"`{name}`", f"{before:.3f}", f"{after:.3f}", gain])
+    columns = ("kind", "before", "after", "less")
+    return table(columns, rows, caption="The same by kind of layer.", legend=_certificate(kinds))
+
+
+def _before(layers: Sequence[LayerReport]) -> float | None:
+    found = [x.error_before_update for x in layers if x.error_before_update is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _certificate(kinds: Kinds) -> str:
+    """Say how far the least squares are from their optimum, where that was certified."""
+    gaps = [
+        layer.notes["gap"]
+        for layers in kinds.layers.values()
+        for layer in layers
+        if isinstance(layer.notes.get("gap"), float)
+    ]
+    if not gaps:
+        return ""
+    return (
+        f"Least squares: the loss is certified to be within {max(gaps):.1e} of its optimum, "
+        f"relatively, in each of {count(len(gaps), 'layer')}."
+    )
+
+
+def time_and_size(checkpoint: Checkpoint) -> Section:
+    """Return the section on time, and on the size of what was written."""
+    report = checkpoint.report
+    spent = sum(layer.seconds for layer in report.layers)
+    pairs = [("Whole run", f"{duration(report.seconds)}, without loading and saving")]
+    if report.learning:
+        learned = sum(float(curve.get("seconds", 0)) for curve in report.learning)
+        pairs.append(("Learning the shares", duration(learned)))
+    pairs.append(("Scores, masks, values", duration(spent)))
+    pairs.append(("All else", "running the blocks, gathering statistics, measuring"))
+    if checkpoint.bytes:
+        pairs.append(("Files of weights", size(checkpoint.bytes)))
+    return Section("Time and size", [facts(pairs)])

@@ -1,0 +1,51 @@
+"""Shares that were learned: how the loss fell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .charts import Line, line_chart
+from .rendering import beside, prose
+from .skeleton import Section
+from .words import count
+
+
+def learning(curves: Sequence[Mapping[str, Any]]) -> Section:
+    """Return the section on BESA's learning; without curves it is empty."""
+    curves = [curve for curve in curves if curve["loss"]]
+    if not curves:
+        return Section("Learned shares", [])
+    last = [(curve["blocks"][0], curve["loss"][-1]) for curve in curves]
+    best, mean = min(last, key=lambda x: x[1]), sum(loss for _, loss in last) / len(last)
+    said = prose(
+        f"How much of each layer is removed was learned, {count(len(curves), 'unit')} one after "
+        f"the other, by the error at the unit's output. The loss is in terms of that of the uniform "
+        f"mask, which is 1. It ended at {mean:.2f} in the mean, and at {best[1]:.2f} in block "
+        f"{best[0]}, the lowest."
+    )
+    over_steps = line_chart(
+        [_line(curve, i / max(len(curves) - 1, 1), len(curves)) for i, curve in enumerate(curves)],
+        caption="The loss of every unit while it learned, means over 16 steps. Curves that are "
+        "still falling at the end could have learned longer.",
+        x="step",
+        y="loss, of the uniform mask's",
+        reference=1,
+    )
+    over_depth = line_chart(
+        [Line(last, dots=True)],
+        caption="The loss at the end, over depth. Low blocks gained the most from shares of their "
+        "own.",
+        x="block",
+        y="loss, of the uniform mask's",
+        reference=1,
+    )
+    return Section("Learned shares", [said, beside(over_steps, over_depth)])
+
+
+def _line(curve: Mapping[str, Any], depth: float, curves: int) -> Line:
+    """Return a curve; the first and the last of all are named."""
+    losses, steps = curve["loss"], curve["steps"]
+    ends = [min((i + 1) * steps / len(losses), steps) for i in range(len(losses))]
+    label = f"block {curve['blocks'][0]}" if depth in (0, 1) else ""
+    return Line(list(zip(ends, losses, strict=True)), label, depth if curves > 1 else "plum")

@@ -1,0 +1,58 @@
+"""Experts: the calibration tokens that each of them saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from ..experts import ExpertTokens
+from .rendering import prose, render
+from .skeleton import Section
+from .tables import Cell, strength, table
+from .words import percent
+
+
+def experts(blocks: Sequence[ExpertTokens]) -> Section:
+    """Return the section on experts; without any it is empty."""
+    if not blocks:
+        return Section("Experts", [])
+    total = sum(len(block.tokens) for block in blocks)
+    alone = sum(len(block.by_weights_alone) for block in blocks)
+    said = prose(
+        f"Each expert was pruned with the statistics of the calibration tokens that were routed to "
+        f"it. {total - alone:,} of {total:,} experts ({percent(1 - alone / total)}) saw enough of "
+        f"them; the others were pruned by their weights alone. Routers stay dense."
+    )
+    most = max(1, *(max(block.tokens) for block in blocks))
+    rows = [_row(block, most) for block in blocks]
+    columns = ("experts", "count", "fewest", "median", "most", "by weights alone", "each expert")
+    return Section(
+        "Experts",
+        [
+            said,
+            table(
+                columns,
+                rows,
+                caption="Calibration tokens of the experts of each block.",
+                legend=f"A square is an expert, and the darker it is the more of up to {most:,} "
+                "tokens it saw. Squares with an edge: pruned by their weights alone.",
+            ),
+        ],
+    )
+
+
+def _row(block: ExpertTokens, most: int) -> list[str | Cell]:
+    squares = [
+        (strength(tokens, 0, most), i in block.by_weights_alone, f"expert {i}: {tokens:,} tokens")
+        for i, tokens in enumerate(block.tokens)
+    ]
+    said = ", ".join(f"{tokens:,}" for tokens in block.tokens)
+    return [
+        f"`{block.name}`",
+        f"{len(block.tokens):,}",
+        f"{min(block.tokens):,}",
+        f"{median(block.tokens):,.0f}",
+        f"{max(block.tokens):,}",
+        f"{len(block.by_weights_alone):,}",
+        render("squares.html", squares=squares, hue="leaf", said=said),
+    ]
