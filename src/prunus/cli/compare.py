@@ -200,8 +200,7 @@ def _print(table: Table, files: list[Path]) -> None:
             for row in sheet.rows
         ]
         print_table(sheet.head, rows)
-        print_line(sheet.note)
-        print_line()
+        print_line(f"{sheet.note}\n" if sheet.note else "")
     for (row, column), why in table.failed.items():
         print_line(f"not run: {row}, {column}: {why}")
     print_line(f"written: {', '.join(map(str, files))}")

@@ -29,7 +29,8 @@ def _markdown(sheet: Sheet) -> str:
     ]
     rule = ["---", *("---:" for _ in sheet.head[1:])]
     lines = [f"| {' | '.join(row)} |" for row in [sheet.head, rule, *rows]]
-    return f"**{sheet.title}**\n\n" + "\n".join(lines) + f"\n\n{sheet.note}\n"
+    note = f"\n{sheet.note}\n" if sheet.note else ""
+    return f"**{sheet.title}**\n\n" + "\n".join(lines) + f"\n{note}"
 
 
 def _escaped(text: str) -> str:

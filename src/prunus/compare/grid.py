@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..base.errors import InputError
 from ..base.yaml import read_mapping
@@ -36,7 +36,7 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    text: list[str] = Field(["builtin"], min_length=1, description="sources of text")
+    text: list[str] = Field(["builtin"], description="sources of text")
     length: int | None = Field(None, ge=2, description="tokens per window")
     windows: int | None = Field(None, ge=1, description="how many are scored")
     tasks: list[str] = Field([], description="tasks of lm-eval")
@@ -50,6 +50,12 @@ class Protocol(BaseModel):
     def _listed(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _asks(self) -> Protocol:
+        if not self.text and not self.tasks:
+            raise ValueError("text and tasks are both empty")
+        return self
+
     @property
     def texts(self) -> dict[str, str]:
         """Each source of text by its short name: of a path the last part, where that is clear."""
@@ -61,8 +67,8 @@ class Protocol(BaseModel):
 
     @property
     def first(self) -> str:
-        """The measure by which the best run is chosen: perplexity of the first text."""
-        return f"{PERPLEXITY} {next(iter(self.texts))}"
+        """The measure by which the best run is chosen: of the first text, else the first task."""
+        return f"{PERPLEXITY} {next(iter(self.texts))}" if self.text else f"acc {self.tasks[0]}"
 
 
 class Grid(BaseModel):

@@ -68,7 +68,7 @@ class Judge:
         """Return what is measured, by its name; the dense model is not compared with itself."""
         asked = self._asked
         beside: dict[str, Any] = {}
-        if asked.against and not dense:
+        if asked.against and asked.text and not dense:
             beside["against"] = self._path
         found = evaluate_all(
             model,

@@ -129,10 +129,19 @@ class Table:
         return found
 
     def sheets(self) -> list[Sheet]:
-        """Return a table for each measure, and one of costs."""
-        return [*map(self._sheet, self.measures), self._costs()]
+        """Return a table for each measure, the first with a note, and one of costs."""
+        notes = [self._note(), *("" for _ in self.measures[1:])]
+        sheets = [self._sheet(x, note) for x, note in zip(self.measures, notes, strict=True)]
+        return [*sheets, self._costs()]
 
-    def _sheet(self, measure: str) -> Sheet:
+    def _note(self) -> str:
+        several = any(len(self._runs(*place)) > 1 for place in self._places())
+        note = "Best and second best of each column are marked."
+        if several:
+            note += " ± is half the range over seeds; where ranges meet, cells are tied."
+        return note
+
+    def _sheet(self, measure: str, note: str) -> Sheet:
         marks = self.marks(measure)
         known = self.dense.quality.get(measure)
         dense = "" if known is None else Value.of([known]).shown(measure)
@@ -144,10 +153,6 @@ class Table:
                 text = "—" if value is None else value.shown(measure)
                 cells.append(Cell(text, marks.get((row, column), "")))
             rows.append(cells)
-        several = any(len(self._runs(*place)) > 1 for place in self._places())
-        note = "Best and second best of each column are marked."
-        if several:
-            note += " ± is half the range over seeds; where ranges meet, cells are tied."
         return Sheet(measure, ["", *self.grid.columns], rows, note)
 
     def _costs(self) -> Sheet:
