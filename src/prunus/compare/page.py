@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..report.page import Cell as Marked
-from ..report.page import Line, Number, Section, bullets, facts, line_chart, page, table
+from ..report.page import Number, Section, bullets, facts, page, table
 from .table import Cell, Sheet, Table
 
 LEGEND = {"best": "best of its column", "second": "second best"}
@@ -20,9 +20,7 @@ def html(found: Table) -> str:
     return page(
         "Pruning methods by one protocol",
         [
-            *sections[:-1],
-            Section("Quality and bytes", _curves(found)),
-            *sections[-1:],
+            *sections,
             Section("Protocol", [_protocol(found)]),
             Section("Not run", _failures(found)),
             Section("Every run", [_runs(found)]),
@@ -63,29 +61,6 @@ def _said(quality: Mapping[str, float], measure: str) -> str:
     return f"{quality[measure]:.2f}"
 
 
-def _curves(found: Table) -> list[Markup]:
-    """Return quality against the bytes that a token reads, a line for each row."""
-    measure = found.grid.judge.first
-    lines = []
-    for number, row in enumerate(found.grid.rows):
-        points = sorted(
-            (run.token_bytes / 2**20, run.quality[measure])
-            for run in found.runs
-            if run.row == row and run.token_bytes is not None
-        )
-        tone = number / max(len(found.grid.rows) - 1, 1)
-        lines.append(Line(points, row, tone, dots=True))
-    chart = line_chart(
-        lines,
-        caption=f"{measure} against the bytes of weights that a token reads: lower and further "
-        "left is better.",
-        x="MiB a token reads",
-        y=measure,
-        reference=found.dense.quality[measure],
-    )
-    return [chart] if chart else []
-
-
 def _protocol(found: Table) -> Markup:
     recipe, judge = found.grid.recipe, found.grid.judge.model_dump(exclude_none=True)
     pairs = {
@@ -114,7 +89,7 @@ def _runs(found: Table) -> Markup:
     rows = [
         [
             run.row,
-            run.column,
+            run.column.replace(" ", "\u00a0"),
             "" if run.seed is None else str(run.seed),
             *(f"{run.quality[x]:.4f}" if x in run.quality else "" for x in found.measures),
             (run.calibration or "none")[:12],

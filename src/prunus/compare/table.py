@@ -144,8 +144,10 @@ class Table:
     def _sheet(self, measure: str, note: str) -> Sheet:
         marks = self.marks(measure)
         known = self.dense.quality.get(measure)
-        dense = "" if known is None else Value.of([known]).shown(measure)
-        rows = [[Cell("dense"), *(Cell(dense) for _ in self.grid.columns)]]
+        rows = []
+        if known is not None:
+            dense = Cell(Value.of([known]).shown(measure))
+            rows = [[Cell("dense"), *(dense for _ in self.grid.columns)]]
         for row in self.grid.rows:
             cells = [Cell(row)]
             for column in self.grid.columns:
