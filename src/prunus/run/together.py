@@ -27,6 +27,7 @@ from .fingerprint import defaults
 from .gather import gather
 from .job import Job
 from .loop import Beside, prune_block
+from .need import make_room
 from .observer import Observer
 from .prepare import Request, filled, prepare
 from .walk import walk
@@ -39,10 +40,10 @@ ALIKE = (*TEXT, "dtype", "device", "mlp_only", "skip_blocks", "statistics")
 def reads_alike(recipe: Recipe) -> tuple[object, ...] | None:
     """Return what all runs on one walk have in common; None for a recipe that needs its own.
 
-    Its own walk has whatever reads statistics of pruned blocks, puts channels in order, or reads no
-    text at all.
+    Its own walk has whatever reads statistics of pruned blocks, puts channels in order, packs
+    integers, or reads no text at all.
     """
-    if recipe.statistics != "dense" or recipe.structured:
+    if recipe.statistics != "dense" or recipe.structured or recipe.pack:
         return None
     built = recipe.build()
     if built.weights.ordering is not None or not built.reads_text:
@@ -94,6 +95,7 @@ def prune_together(
     )
     base, _ = prepare(request)
     assert isinstance(base, WeightsRun)
+    make_room(base, request)
     with ExitStack() as stack:
         runs = {
             output: _own(base.job, model, output, recipe, stack)
