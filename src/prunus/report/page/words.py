@@ -19,9 +19,9 @@ def percent(share: float, digits: int = 1) -> str:
     """Format a share.
 
     >>> percent(0.5)
-    '50.0\\u202f%'
+    '50.0%'
     """
-    return f"{100 * share:.{digits}f}\u202f%"
+    return f"{share:.{digits}%}"
 
 
 def duration(seconds: float) -> str:
@@ -67,7 +67,9 @@ def without_folders(text: str) -> str:
     >>> without_folders("model: /home/me/models/llama")
     'model: llama'
     """
-    return re.sub(r"(?<![\w./:])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\,;:]+[/\\])+(?=[^\s/\\,;:])", "", text)
+    return re.sub(
+        r"(?<![\w./:])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\,;:]+[/\\])+(?=[^\s/\\,;:])", "", text
+    )
 
 
 def pattern(name: str) -> str:
