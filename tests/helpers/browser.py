@@ -14,17 +14,18 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--allow-file-access-from-files", "--enable-logging=stderr", "--virtual-time-budget=5000"),
     *("--host-resolver-rules=MAP * ~NOTFOUND", "--disable-dev-shm-usage"),
+    "--hide-scrollbars",
 )
 FRAMES = """<!doctype html><body>
 {frames}
 <pre id="found"></pre>
 <script>
 addEventListener("load", () => {{
-  const found = {{}};
+  const found = [];
   for (const frame of document.querySelectorAll("iframe")) {{
     const inside = frame.contentDocument, root = inside.documentElement;
     const wide = [...inside.querySelectorAll("body *")].filter(
-      x => x.getBoundingClientRect().right > frame.clientWidth + 1 && !x.closest(".scroll, pre"));
+      x => x.getBoundingClientRect().right > root.clientWidth + 1 && !x.closest(".scroll, pre"));
     const style = frame.contentWindow.getComputedStyle(root);
     const themes = {{}};
     for (const theme of ["light", "dark"]) {{
@@ -32,13 +33,13 @@ addEventListener("load", () => {{
       themes[theme] = [style.backgroundColor, style.color];
     }}
     delete root.dataset.theme;
-    found[frame.clientWidth] = {{
-      overflow: root.scrollWidth - frame.clientWidth,
+    found.push([frame.name, frame.clientWidth, {{
+      overflow: root.scrollWidth - root.clientWidth,
       wide: wide.map(x => x.outerHTML.slice(0, 120)),
       requests: frame.contentWindow.performance.getEntriesByType("resource").map(x => x.name),
       colours: [style.backgroundColor, style.color],
       themes, headings: [...inside.querySelectorAll("h2")].map(x => x.textContent),
-    }};
+    }}]);
   }}
   document.getElementById("found").textContent = JSON.stringify(found);
 }});
@@ -46,17 +47,19 @@ addEventListener("load", () => {{
 """
 
 
-def look(page, folder, widths=(360, 1280), dark=False):
-    """Open a page in frames of these widths, in a new profile and without a network.
+def look(pages, folder, widths=(360, 1280), dark=False):
+    """Open pages in frames of these widths, in a new profile and without a network.
 
-    Returns what each frame holds (``overflow`` in pixels, elements that are too ``wide``,
-    ``requests``, ``colours`` of paper and ink, and both by ``themes``), and what Chromium said on
-    its console.
+    Returns by the page's name and width what a frame holds (``overflow`` in pixels, elements that
+    are too ``wide``, ``requests``, ``colours`` of paper and ink, and both by ``themes``); and what
+    Chromium said on its console.
     """
     if CHROMIUM is None:
         pytest.skip("Debian's chromium is not installed")
     frames = "".join(
-        f'<iframe src="{page.as_uri()}" width="{width}" height="900" style="border: 0"></iframe>'
+        f'<iframe src="{page.as_uri()}" name="{page.stem}" width="{width}" height="900" '
+        'style="border: 0"></iframe>'
+        for page in pages
         for width in widths
     )
     around = folder / "frames.html"
@@ -67,10 +70,10 @@ def look(page, folder, widths=(360, 1280), dark=False):
         [CHROMIUM, *FLAGS, scheme, profile, "--dump-dom", around.as_uri()],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     said = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
     found = json.loads(html.unescape(said))
-    return {int(width): inside for width, inside in found.items()}, console
+    return {(name, width): inside for name, width, inside in found}, console

@@ -6,7 +6,7 @@ import prunus
 from helpers.browser import look
 from helpers.models import load_tiny
 from helpers.random_models import IDS, MIXTURES, build
-from prunus.report.page import write_page
+from prunus.report.page import Cell, Number, Section, code, facts, page, prose, table, write_page
 
 FEW = {"samples": 4, "length": 32}
 
@@ -41,21 +41,19 @@ OWN = {"besa": "Learned shares", "goa": "Heads and neurons", "orders": "Order of
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_page_loads_nothing_and_fits(dark, pages, tmp_path):
-    for page in pages if not dark else pages[:1]:
-        (tmp_path / page.stem).mkdir()
-        found, console = look(page, tmp_path / page.stem, dark=dark)
-        assert console == []
-        assert set(found) == {360, 1280}
-        for inside in found.values():
-            assert inside["requests"] == []
-            assert inside["overflow"] <= 0
-            assert inside["wide"] == []
-            assert OWN[page.stem] in inside["headings"]
-            assert inside["themes"]["light"] != inside["themes"]["dark"]
-            assert inside["colours"] == inside["themes"]["dark" if dark else "light"]
-            paper, ink = (sum(map(float, x[4:-1].split(","))) for x in inside["colours"])
-            assert (paper < ink) == dark
+def test_pages_load_nothing_and_fit(dark, pages, tmp_path):
+    found, console = look(pages, tmp_path, dark=dark)
+    assert console == []
+    assert set(found) == {(name, width) for name in OWN for width in (360, 1280)}
+    for (name, _), inside in found.items():
+        assert inside["requests"] == []
+        assert inside["overflow"] == 0
+        assert inside["wide"] == []
+        assert OWN[name] in inside["headings"]
+        assert inside["themes"]["light"] != inside["themes"]["dark"]
+        assert inside["colours"] == inside["themes"]["dark" if dark else "light"]
+        paper, ink = (sum(map(float, x[4:-1].split(","))) for x in inside["colours"])
+        assert (paper < ink) == dark
 
 
 def test_a_page_that_asks_for_something_or_is_too_wide_is_found(tmp_path):
@@ -64,22 +62,23 @@ def test_a_page_that_asks_for_something_or_is_too_wide_is_found(tmp_path):
         '<!doctype html><img src="http://prunus.invalid/x.png"><p style="width: 900px">wide</p>'
         "<script>undefined.x</script>"
     )
-    found, console = look(page, tmp_path)
-    assert found[360]["requests"] == ["http://prunus.invalid/x.png"]
-    assert found[360]["overflow"] > 500
-    assert len(found[360]["wide"]) == 1
-    assert found[1280]["overflow"] <= 0
+    found, console = look([page], tmp_path)
+    assert found["bad", 360]["requests"] == ["http://prunus.invalid/x.png"]
+    assert found["bad", 360]["overflow"] > 500
+    assert len(found["bad", 360]["wide"]) == 1
+    assert found["bad", 1280]["overflow"] == 0
     assert any("TypeError" in line for line in console)
 
 
-def test_a_page_of_every_part_holds_at_any_width(tmp_path):
-    from prunus.report.page import Cell, Section, code, page, prose, table
-
+def test_long_words_and_wide_tables_hold_at_any_width(tmp_path):
     wide = table([f"a rather long heading {i}" for i in range(12)], [[Cell("1,234.5")] * 12])
+    parts = [wide, code("y" * 400), prose("`" + "z" * 200 + "`"), facts([("a" * 90, "b" * 90)])]
     path = tmp_path / "x.html"
-    html = page("x" * 90, [Section("s", [wide, code("y" * 400), prose("`" + "z" * 200 + "`")])])
+    html = page(
+        "x" * 90, [Section("s", parts)], numbers=[Number("1" * 30, "c" * 90)], lead="l" * 90
+    )
     path.write_text(html, encoding="utf-8")
-    found, console = look(path, tmp_path, widths=(320, 360, 768))
+    found, console = look([path], tmp_path, widths=(320, 360, 768))
     assert [inside["overflow"] for inside in found.values()] == [0, 0, 0]
     assert all(inside["wide"] == [] for inside in found.values())
     assert console == []

@@ -53,7 +53,8 @@ def line_chart(
     Args:
         lines: the curves, those on top last.
         caption: what to see, above it.
-        x: what the x-axis shows; y: what the y-axis shows.
+        x: what the x-axis shows.
+        y: what the y-axis shows.
         y_ends: ends of the y-axis; None: 0 to the highest value.
         reference: height of a dotted line across, such as 1.
         small: for charts of which several are side by side.

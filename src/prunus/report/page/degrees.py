@@ -36,9 +36,9 @@ def orders(report: PruningReport, folder: Path) -> Section:
     )
     drawn = Kinds.of(report.layers).heat_map(
         _closed,
-        caption="Per cent of that way that the order found goes, for every layer. Dark cells gain "
-        "the most.",
-        said=lambda x: f"{100 * x:.0f}",
+        caption="Per cent of that way that the order goes, for every layer: the stronger the "
+        "colour, the more it gains.",
+        said=lambda x: f"{100 * x:.0f}".replace("-", "−"),
         hue="leaf",
         scale="per cent of the way",
     )

@@ -21,8 +21,8 @@ from .skeleton import Number, Section
 from .tables import facts
 
 UPDATES = {
-    "LeastSquares(": "the weights that stay have the values with the least error on the calibration "
-    "text",
+    "LeastSquares(": "the weights that stay have the values with the least error on the "
+    "calibration text",
     "SparseGPT": "the weights that stay were changed by SparseGPT's sweep",
 }
 MOST = 5  # numbers at the top
@@ -141,13 +141,13 @@ def _choices(checkpoint: Checkpoint) -> Iterator[tuple[str, str | Markup]]:
     for name, layers in kinds.items():
         where = "" if len(kinds) == 1 else f", in {words.count(layers, 'layer')}"
         yield "Pattern", inline(f"`{name}`{where}: {words.pattern(name)}")
-    yield "Share of each layer", _allocation(report)
+    yield ("Share of each layer" if report.structured is None else "Removed"), _removed(report)
     if recipe.get("refine") not in (None, "none"):
         yield "Refinement", f"`{recipe['refine']}`: masks were improved after they were chosen"
     if report.structured is None:
         yield "Values", _values(report)
-    elif recipe.get("recovery") not in (None, "none"):
-        yield "Recovery", f"`{recipe['recovery']}`: the layers behind what went were solved anew"
+    elif any({"repair", "recovery"} & layer.notes.keys() for layer in report.layers):
+        yield "Recovery", "the layers behind what went were solved anew, on text"
     orders = {layer.notes.get("order") for layer in report.layers}
     yield from (("Order of channels", text) for kind, text in ORDERS.items() if kind in orders)
     if report.grid:
@@ -161,7 +161,7 @@ def _choices(checkpoint: Checkpoint) -> Iterator[tuple[str, str | Markup]]:
         yield "Left dense", f"blocks {recipe['skip_blocks']}, as asked for"
 
 
-def _allocation(report: PruningReport) -> str:
+def _removed(report: PruningReport) -> str:
     if report.structured is not None:
         return report.structured.shares
     if report.allocation == "Uniform()":
@@ -199,14 +199,13 @@ def protocol(checkpoint: Checkpoint) -> Section:
 
 
 def _text(text: Protocol) -> Iterator[tuple[str, str]]:
-    yield "Calibration text", words.without_folders(text.source)
+    own = ": the model wrote the text itself" if text.source == "self" else ""
+    yield "Calibration text", words.without_folders(text.source) + own
     windows = words.count(text.samples, "window")
     yield "Length", f"{windows} of {text.length:,} tokens, {text.samples * text.length:,} in all"
     if text.documents:
         joined = ", run together since none is longer than a window" if text.concatenated else ""
         yield "Documents", f"{text.documents_used:,} of {text.documents:,}{joined}"
-    else:
-        yield "Documents", "none: the model wrote the text"
     if text.split or text.field:
         names = {"split": text.split, "field": text.field}
         yield "Part", ", ".join(f"{name} `{value}`" for name, value in names.items() if value)

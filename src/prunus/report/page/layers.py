@@ -106,7 +106,7 @@ def sparsity(report: PruningReport) -> Section:
         return Section("Sparsity", [prose(said), by_kind(kinds)])
     drawn = kinds.heat_map(
         sparsity_of,
-        caption="Per cent of zeros in every layer. Dark cells lost the most.",
+        caption="Per cent of zeros in every layer: the stronger the colour, the more was removed.",
         said=lambda x: f"{100 * x:.1f}",
         scale="per cent of zeros",
         narrowest=NARROWEST,
@@ -124,7 +124,7 @@ def by_kind(kinds: Kinds) -> Markup:
         said = ", ".join(patterns[:3]) + (" …" if len(patterns) > 3 else "")
         rows.append([f"`{name}`", f"{len(layers):,}", shape, said, percent(sparsity_of(layers))])
     columns = ("kind", "layers", "outputs × inputs", "pattern", "zeros")
-    return table(columns, rows, caption="The same by kind of layer, over all blocks.")
+    return table(columns, rows, caption="By kind of layer, over all blocks.")
 
 
 def errors(report: PruningReport) -> Section:
@@ -135,51 +135,66 @@ def errors(report: PruningReport) -> Section:
         return Section("Error of each layer", [])
     said = prose(
         "How far a layer's output moved on a sample of the calibration tokens, as a share of its "
-        "size: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖. It belongs to one layer alone; it is not the error of the model."
+        "size: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖. It belongs to one layer alone, and is not the model's error."
     )
     drawn = kinds.heat_map(
         mean_error,
-        caption="Relative error of the output of every layer. Dark cells moved the most.",
+        caption="Relative error of the output of every layer: the stronger the colour, the further "
+        "it moved.",
         said=lambda x: f"{x:.3f}",
         hue="ochre",
         scale="relative error",
     )
-    return Section("Error of each layer", [said, beside(drawn, _update(report, kinds))])
+    right = Markup("<div>{}{}</div>").format(_update(report), _errors_by_kind(kinds))
+    return Section("Error of each layer", [said, beside(drawn, right)])
 
 
-def _update(report: PruningReport, kinds: Kinds) -> Markup:
-    """Return what the update changed: a chart over depth, and a table by kind."""
+def _update(report: PruningReport) -> Markup:
+    """Return what the update changed, over depth; without an update it is empty."""
     updated = [x for x in report.layers if x.updated and x.error_before_update is not None]
-    if not updated:
-        return Markup()
     depth: dict[int, list[LayerReport]] = {}
     for layer in updated:
         depth.setdefault(layer.block, []).append(layer)
     pairs = {block: (_before(same), mean_error(same)) for block, same in sorted(depth.items())}
-    lines = [
-        Line([(b, x[i]) for b, x in pairs.items() if x[i] is not None], label, tone, dots=True)
-        for i, label, tone in ((0, "before", "grey"), (1, "after", "ochre"))
-    ]
-    chart = line_chart(
-        lines,
+    return line_chart(
+        [
+            Line([(b, x[i] or 0.0) for b, x in pairs.items()], label, tone, dots=True)
+            for i, label, tone in ((0, "before", "grey"), (1, "after", "ochre"))
+        ],
         caption="Before and after the weights that stay got new values: means over a block's "
         "layers. The gap between the curves is what the update gained.",
         x="block",
         y="relative error",
     )
-    return Markup("<div>{}{}</div>").format(chart, _gains(kinds))
 
 
-def _gains(kinds: Kinds) -> Markup:
+def _errors_by_kind(kinds: Kinds) -> Markup:
+    """Return a table with a row for each kind: means, what an update gained, the highest."""
     rows: list[list[str | Cell]] = []
+    updated = any(
+        x.updated and x.error_before_update for same in kinds.layers.values() for x in same
+    )
     for name in kinds.names:
-        layers = [x for x in kinds.of_kind(name) if x.updated]
-        before, after = _before(layers), mean_error(layers)
-        if before and after is not None:
-            gain = percent(1 - after / before)
-            rows.append([f"`{name}`", f"{before:.3f}", f"{after:.3f}", gain])
-    columns = ("kind", "before", "after", "less")
-    return table(columns, rows, caption="The same by kind of layer.", legend=_certificate(kinds))
+        layers = kinds.of_kind(name)
+        known = [x for x in layers if x.relative_output_error is not None]
+        if not known:
+            continue
+        worst = max(known, key=lambda x: x.relative_output_error or 0.0)
+        mean, before = mean_error(known) or 0.0, _before(known)
+        row: list[str | Cell] = [f"`{name}`"]
+        if updated:
+            gain = percent(1 - mean / before) if before else "–"
+            row += ["–" if before is None else f"{before:.3f}", f"{mean:.3f}", gain]
+        else:
+            row += [f"{mean:.3f}"]
+        rows.append([*row, f"{worst.relative_output_error:.3f}", str(worst.block)])
+    columns = ("before", "after", "less") if updated else ("error",)
+    return table(
+        ("kind", *columns, "highest", "in block"),
+        rows,
+        caption="Means by kind of layer, and the highest.",
+        legend=_certificate(kinds),
+    )
 
 
 def _before(layers: Sequence[LayerReport]) -> float | None:
@@ -212,7 +227,7 @@ def time_and_size(checkpoint: Checkpoint) -> Section:
         learned = sum(float(curve.get("seconds", 0)) for curve in report.learning)
         pairs.append(("Learning the shares", duration(learned)))
     pairs.append(("Scores, masks, values", duration(spent)))
-    pairs.append(("All else", "running the blocks, gathering statistics, measuring"))
+    pairs.append(("Memory", "not measured; `prunus plan` states what such a run needs"))
     if checkpoint.bytes:
         pairs.append(("Files of weights", size(checkpoint.bytes)))
     return Section("Time and size", [facts(pairs)])

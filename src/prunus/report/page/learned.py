@@ -20,9 +20,9 @@ def learning(curves: Sequence[Mapping[str, Any]]) -> Section:
     best, mean = min(last, key=lambda x: x[1]), sum(loss for _, loss in last) / len(last)
     said = prose(
         f"How much of each layer is removed was learned, {count(len(curves), 'unit')} one after "
-        f"the other, by the error at the unit's output. The loss is in terms of that of the uniform "
-        f"mask, which is 1. It ended at {mean:.2f} in the mean, and at {best[1]:.2f} in block "
-        f"{best[0]}, the lowest."
+        f"the other, by the error at the unit's output. The loss is in terms of that of the "
+        f"uniform mask, which is 1. It ended at {mean:.2f} in the mean, and at {best[1]:.2f} in "
+        f"block {best[0]}, the lowest."
     )
     over_steps = line_chart(
         [_line(curve, i / max(len(curves) - 1, 1), len(curves)) for i, curve in enumerate(curves)],

@@ -43,9 +43,9 @@ def _against(measured: Sequence[Measured]) -> Markup:
     return table(
         ("model", "text", "dense perplexity", "KL", "top token", "best five", "greedy prefix"),
         rows,
-        caption="How near it is to its dense model: mean KL divergence per token in nats, how often "
-        "both have the same likeliest token, how many of the five likeliest they share, and after "
-        "how many tokens greedy texts part.",
+        caption="How near it is to its dense model: mean KL divergence per token in nats, how "
+        "often both have the same likeliest token, how many of the five likeliest they share, "
+        "and after how many tokens greedy texts part.",
     )
 
 

@@ -31,6 +31,11 @@ def inline(text: str) -> Markup:
     return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe))
 
 
+def breakable(name: str) -> Markup:
+    """Return a name that may go on in the next line after every ``_`` and ``.``."""
+    return Markup(re.sub(r"([_.])", r"\1<wbr>", str(escape(name))))
+
+
 def prose(*paragraphs: str) -> Markup:
     """Return paragraphs; see ``inline`` for what their text may have."""
     return Markup("\n").join(Markup("<p>{}</p>").format(inline(x)) for x in paragraphs)
@@ -68,4 +73,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["inline"] = inline
+    environment.filters["breakable"] = breakable
     return environment

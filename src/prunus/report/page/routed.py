@@ -34,8 +34,8 @@ def experts(blocks: Sequence[ExpertTokens]) -> Section:
                 columns,
                 rows,
                 caption="Calibration tokens of the experts of each block.",
-                legend=f"A square is an expert, and the darker it is the more of up to {most:,} "
-                "tokens it saw. Squares with an edge: pruned by their weights alone.",
+                legend=f"A square is an expert: the stronger its colour, the more of up to "
+                f"{most:,} tokens it saw. Squares with an edge: pruned by their weights alone.",
             ),
         ],
     )

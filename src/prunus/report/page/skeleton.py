@@ -56,9 +56,9 @@ def page(
 ) -> str:
     """Return a whole HTML page that needs no other file and makes no request.
 
-    It has styles for light and dark, narrow and wide screens, and paper. It holds no script, and its
-    Content-Security-Policy forbids every request. Strings are escaped; ``Markup`` (what the other
-    functions of this folder return) goes in as it is.
+    It has styles for light and dark, narrow and wide screens, and paper. It holds no script, and
+    its Content-Security-Policy forbids every request. Strings are escaped; ``Markup`` (what the
+    other functions of this folder return) goes in as it is.
 
     Args:
         title: the largest heading, and the title of the window.

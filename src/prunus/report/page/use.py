@@ -62,15 +62,15 @@ def _limits(checkpoint: Checkpoint) -> Iterator[str]:
     )
     if not checkpoint.measured:
         yield (
-            "Nobody has put its quality on this page. The errors of layers are no measure of it: run "
-            f"`prunus eval {checkpoint.folder.name} --text wikitext2 --json`."
+            "Nobody has put its quality on this page. The errors of layers are no measure of it: "
+            f"run `prunus eval {checkpoint.folder.name} --text wikitext2 --json`."
         )
     covered = report.coverage
     if covered.pruned_weights < covered.parameters:
         left = covered.parameters - covered.pruned_weights
         yield (
-            f"{left:,} parameters are dense: embeddings, norms, biases, and what else no method was "
-            "given."
+            f"{left:,} parameters are dense: embeddings, norms, biases, and what else no method "
+            "was given."
         )
 
 

@@ -15,6 +15,7 @@ from .skeleton import Section
 from .tables import Cell, table
 from .words import count, millions, percent
 
+OUTPUTS = {"heads": "attention", "neurons": "MLP"}
 MIDDLE, RADIUS, OUTSIDE = 60, 38, 50  # of a panel of 120 × 120
 
 
@@ -59,8 +60,9 @@ def _squares(block: BlockChange) -> Markup:
     """Draw which groups of heads were kept."""
     if block.kept_heads is None or block.heads is None or block.kv_heads is None:
         return Markup()
-    alone = block.kv_heads[0] == block.kv_heads[1]
-    total = block.heads[0] if alone else block.kv_heads[0]
+    groups, left = block.kv_heads
+    alone = groups == left and len(block.kept_heads) == block.heads[1]  # query heads went
+    total = block.heads[0] if alone else groups
     kept = set(block.kept_heads)
     squares = [
         (100 if i in kept else 0, i not in kept, f"{i}: {'kept' if i in kept else 'removed'}")
@@ -73,21 +75,22 @@ def _squares(block: BlockChange) -> Markup:
 def _recovery(report: PruningReport) -> Markup:
     """Return errors on text that was held out, before and after layers were solved anew."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for layer in report.layers:
+    modules = {(layer.block, layer.pattern): layer for layer in report.layers}  # notes are alike
+    for layer in modules.values():
         for stage in ("recovery", "repair"):
-            for facts in _solved(layer.notes.get(stage)):
-                found.setdefault(layer.kind, []).append(facts)
+            for pair in _solved(layer.notes.get(stage)):
+                found.setdefault(layer.pattern, []).append(pair)
     rows: list[list[str | Cell]] = []
-    for kind, pairs in found.items():
+    for unit, pairs in found.items():
         before, after = (sum(pair[i] for pair in pairs) / len(pairs) for i in (0, 1))
         less = percent(1 - after / before) if before else "–"
-        rows.append([f"`{kind}`", f"{before:.3g}", f"{after:.3g}", less])
+        rows.append([OUTPUTS.get(unit, unit), f"{before:.3f}", f"{after:.3f}", less])
     if not rows:
         return Markup()
     return table(
-        ("layer", "before", "after", "less"),
+        ("output of", "before", "after", "less"),
         rows,
-        caption="Recovery: the error on calibration text that was held out, in the mean over blocks.",
+        caption="Recovery: the error on calibration text that was held out, the mean over blocks.",
     )
 
 

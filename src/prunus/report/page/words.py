@@ -19,9 +19,9 @@ def percent(share: float, digits: int = 1) -> str:
     """Format a share.
 
     >>> percent(0.5)
-    '50.0\\u202f%'
+    '50.0%'
     """
-    return f"{100 * share:.{digits}f}\u202f%"
+    return f"{share:.{digits}%}"
 
 
 def duration(seconds: float) -> str:
