@@ -8,7 +8,20 @@ import typer
 from typer.core import TyperGroup
 
 from .._version import __version__
-from . import bench, demo, evaluate, export, methods, plan, plot, prune, quantize, simulate, verify
+from . import (
+    bench,
+    demo,
+    diff,
+    evaluate,
+    export,
+    methods,
+    plan,
+    plot,
+    prune,
+    quantize,
+    simulate,
+    verify,
+)
 from .console import print_error
 
 # Of options and arguments. typer brings a click of its own or not, by version: no place to import
@@ -46,6 +59,7 @@ app.command("quantize", epilog=quantize.EXAMPLES)(quantize.run)
 app.command("plan", epilog=plan.EXAMPLES)(plan.run)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.run)
 app.command("verify", epilog=verify.EXAMPLES)(verify.run)
+app.command("diff", epilog=diff.EXAMPLES)(diff.run)
 app.command("bench", epilog=bench.EXAMPLES)(bench.run)
 app.command("export", epilog=export.EXAMPLES)(export.run)
 app.command("plot", epilog=plot.EXAMPLES)(plot.run)
