@@ -21,18 +21,8 @@ EXAMPLES = """
 
 `prunus diff model.gguf pruned --tensors --json`
 """
-FEW = 4  # names in a line
-COLUMNS = [
-    "",
-    "tensors",
-    "zeros A",
-    "zeros B",
-    "new zeros",
-    "came back",
-    "changed",
-    "by",
-    "pattern",
-]
+FEW = 8  # names in a line
+COLUMNS = ["", "", "zeros A", "zeros B", "new", "back", "changed", "by", "pattern"]
 
 
 @command
@@ -84,6 +74,8 @@ def _print(found: Difference, blocks: bool, tensors: bool) -> None:
     shown = [group for group in groups if group.differing or any(group.zeros)]
     if shown:
         print_table(COLUMNS, map(_row, shown))
+        for line in _notes(shown):
+            print_line(line)
     quiet = [f"{group.label} × {group.tensors}" for group in groups if group not in shown]
     if quiet:
         print_line(f"  as they were, without zeros: {', '.join(quiet)}")
@@ -140,22 +132,36 @@ def _few(names: Collection[str]) -> str:
 def _row(group: Group) -> list[str]:
     counts = group.counts
     was, now = (", ".join(_patterns(x)) for x in group.patterns)
-    notes = [note if group.tensors == 1 else f"{n} × {note}" for note, n in group.notes.items()]
     return [
         group.label,
         str(group.tensors),
         *(f"{share:.2%}" for share in group.shares),
-        f"{counts.new_zeros:,}" if counts.new_zeros else "",
-        f"{counts.returned:,}" if counts.returned else "",
-        f"{counts.changed / counts.kept:.2%}" if counts.changed else "",
-        f"{counts.relative:.2e}" if counts.changed else "",
-        "; ".join([now if was in (now, "dense") else f"{was} → {now}", *notes]).strip("; "),
+        _short(counts.new_zeros),
+        _short(counts.returned),
+        f"{counts.changed / counts.kept:.1%}" if counts.changed else "",
+        f"{counts.relative:.1e}" if counts.changed else "",
+        now if was in (now, "dense") else f"{was} → {now}",
     ]
+
+
+def _short(count: int) -> str:
+    """Return a number in at most five letters; "" for 0."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count or "")
 
 
 def _patterns(found: dict[str, int]) -> list[str]:
     """Return patterns, with their numbers where there are several."""
     return list(found) if len(found) == 1 else [f"{n} × {name}" for name, n in found.items()]
+
+
+def _notes(groups: Sequence[Group]) -> Iterator[str]:
+    """Yield what is to be said of tensors beside numbers, each with the kinds that have it."""
+    for note in dict.fromkeys(note for group in groups for note in group.notes):
+        own = [f"{x.label} × {x.notes[note]}" for x in groups if note in x.notes]
+        yield f"  {note}: {_few(own)}"
 
 
 def _verdict(found: Difference) -> Iterator[str]:
@@ -174,10 +180,9 @@ def _verdict(found: Difference) -> Iterator[str]:
     if counts.new_zeros or counts.returned:
         yield f"{counts.new_zeros:,} zeros are new, {counts.returned:,} came back as values."
     if counts.changed:
-        yield (
-            f"{counts.changed:,} of {counts.kept:,} kept values changed: by "
-            f"{counts.relative:.2e} of their norm, by {counts.largest:.3g} at most."
-        )
+        by = f"by {counts.relative:.2e} of their norm, by {counts.largest:.3g} at most"
+        how = "are rounded" if found.only_rounded else "changed"
+        yield f"{counts.changed:,} of {counts.kept:,} kept values {how}: {by}."
     elif not found.same_weights and counts.kept:
         same = "the same numbers" if found.other_dtypes else "bit-identical"
         yield f"All {counts.kept:,} values that were kept are {same}."

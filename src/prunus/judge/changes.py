@@ -86,13 +86,13 @@ class Look:
     def at(cls, tensor: Tensor, dtype: str, transposed: bool) -> Look:
         """Count, and find the pattern of each matrix."""
         parts = list(_chunks(tensor))
-        zeros = sum(int((part == 0).sum()) for part in parts)
-        finite = sum(int(part.isfinite().sum()) for part in parts)
+        zeros = sum(int((part == 0).count_nonzero()) for part in parts)
+        nonfinite = sum(map(_nonfinite, parts))
         patterns: Counter[str] = Counter()
         if tensor.ndim > 1 and tensor.numel():
             for matrix in tensor.reshape(-1, *tensor.shape[-2:]):
                 patterns[found_pattern(matrix.T if transposed else matrix)] += 1
-        return cls(dtype, tuple(tensor.shape), zeros, tensor.numel() - finite, dict(patterns))
+        return cls(dtype, tuple(tensor.shape), zeros, nonfinite, dict(patterns))
 
     @property
     def weights(self) -> int:
@@ -186,40 +186,45 @@ def count(new: Tensor, old: Tensor) -> Counts:
     """Count what changed between two tensors of one shape, place by place."""
     found, rounded = Counts(), new.dtype != old.dtype
     for ours, theirs in zip(_chunks(new), _chunks(old), strict=True):
-        _count_chunk(ours, theirs, found)
-        rounded = rounded and _is_rounded(ours, theirs)
+        both = _count_chunk(*_alike(ours, theirs), found)
+        rounded = rounded and _is_rounded(ours, theirs, both)
     found.rounded = rounded and found.changed > 0
     return found
 
 
-def _count_chunk(new: Tensor, old: Tensor, found: Counts) -> None:
-    b, a = _alike(new, old)
-    there, was = b != 0, a != 0
+def _count_chunk(new: Tensor, old: Tensor, found: Counts) -> Tensor:
+    """Add the counts of a part of two tensors; return where both have a value."""
+    there, was = new != 0, old != 0
     both = there & was
-    kept = int(both.sum())
+    kept = int(both.count_nonzero())  # of bools it takes a twentieth of the time of a sum
     found.kept += kept
-    found.new_zeros += int(was.sum()) - kept
-    found.returned += int(there.sum()) - kept
-    differ = both & (b != a)
-    if b.is_floating_point():
-        finite = both & b.isfinite() & a.isfinite()
-        differ &= ~(b.isnan() & a.isnan())
-    else:
-        finite = both
-    found.squares += float(torch.where(finite, a, 0).double().square().sum())
-    changed = int(differ.sum())
+    found.new_zeros += int(was.count_nonzero()) - kept
+    found.returned += int(there.count_nonzero()) - kept
+    differ, finite = both & (new != old), both
+    if _nonfinite(new) or _nonfinite(old):
+        finite = both & new.isfinite() & old.isfinite()
+        differ &= ~(new.isnan() & old.isnan())
+    was_N = torch.where(finite, old, 0).double()
+    found.squares += float(was_N.dot(was_N))
+    changed = int(differ.count_nonzero())
     if changed:
         found.changed += changed
-        change = torch.where(finite, b.double() - a.double(), 0.0)
-        found.change_squares += float(change.square().sum())
-        found.largest = max(found.largest, float(change.abs().max()))
+        change_N = torch.where(finite, new, 0).double() - was_N
+        found.change_squares += float(change_N.dot(change_N))
+        found.largest = max(found.largest, float(change_N.abs().max()))
+    return both
 
 
-def _is_rounded(new: Tensor, old: Tensor) -> bool:
+def _is_rounded(new: Tensor, old: Tensor, both: Tensor) -> bool:
     """Whether either is the other in its own dtype, wherever neither is zero."""
-    both = (new != 0) & (old != 0)
-    ours, theirs = new[both], old[both]
-    return torch.equal(ours, theirs.to(ours.dtype)) or torch.equal(ours.to(theirs.dtype), theirs)
+    return any(bool(((x == y.to(x.dtype)) | ~both).all()) for x, y in ((new, old), (old, new)))
+
+
+def _nonfinite(part: Tensor) -> int:
+    """Count NaN and inf, which a sum shows in a tenth of the time if there are none."""
+    if not part.is_floating_point() or bool(part.sum().isfinite()):
+        return 0
+    return part.numel() - int(part.isfinite().count_nonzero())
 
 
 def _alike(new: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:

@@ -183,6 +183,12 @@ class Difference:
         return dict(Counter((a, b) for a, b in pairs if a != b))
 
     @property
+    def only_rounded(self) -> bool:
+        """Whether all values that changed and are no zeros were rounded to a narrower dtype."""
+        counts = [x.counts for x in self.tensors if x.counts is not None and x.counts.changed]
+        return bool(counts) and all(x.rounded for x in counts)
+
+    @property
     def same(self) -> bool:
         """Whether both are the same model: weights, dtypes, names, config, tokenizer, other files.
 
@@ -221,6 +227,7 @@ class Difference:
         found = {
             "same": self.same,
             "same_weights": self.same_weights,
+            "only_rounded": self.only_rounded,
             "old": asdict(self.old),
             "new": asdict(self.new),
             "config": [x.to_dict() for x in self.fields],

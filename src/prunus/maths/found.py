@@ -39,7 +39,7 @@ def found_pattern(weight_OI: Tensor) -> str:
     'whole columns'
     """
     zero_OI = weight_OI == 0
-    zeros, total = int(zero_OI.sum()), zero_OI.numel()
+    zeros, total = int(zero_OI.count_nonzero()), zero_OI.numel()
     if zeros == total:
         return "zero"
     if zeros < SOME * total:
@@ -80,7 +80,7 @@ def _tight(zero_OI: Tensor, along: Literal["input", "output"]) -> Iterator[NM]:
     """Yield each N:M that holds, has few zeros besides, and is no accident."""
     side_RC = zero_OI if along == "input" else zero_OI.T
     kept_RC = ~side_RC[~side_RC.all(1)]  # rows without a weight have any pattern
-    share = 1 - int(kept_RC.sum()) / kept_RC.numel()
+    share = 1 - int(kept_RC.count_nonzero()) / kept_RC.numel()
     glance_RC = kept_RC[:: max(1, len(kept_RC) // GLANCE)]
     length = kept_RC.shape[1]
     for of in LENGTHS:
@@ -96,7 +96,8 @@ def _tight(zero_OI: Tensor, along: Literal["input", "output"]) -> Iterator[NM]:
 
 def _most(kept_RC: Tensor, of: int) -> int:
     """Return the most weights that any group has."""
-    return int(kept_RC.reshape(-1, of).sum(1).max())
+    columns = kept_RC.reshape(-1, of).byte().unbind(1)  # a tenth of the time of a sum over rows
+    return int(sum(columns[1:], columns[0]).max())
 
 
 def _by_chance(pattern: NM, share: float, groups: int) -> bool:
