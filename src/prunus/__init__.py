@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .base.errors import PrunusError
     from .judge.bench import bench
     from .judge.cycles import simulate
+    from .judge.diff import diff
     from .judge.verify import verify
     from .methods.registry import register
     from .recipe import Recipe
@@ -36,6 +37,7 @@ __all__ = [
     "Silent",
     "__version__",
     "bench",
+    "diff",
     "evaluate",
     "evaluate_all",
     "load",
@@ -58,6 +60,7 @@ _HOME = {
     "Result": "run.finish",
     "Silent": "run.observer",
     "bench": "judge.bench",
+    "diff": "judge.diff",
     "evaluate": "api",
     "evaluate_all": "api",
     "load": "runtime.load",

@@ -540,26 +540,6 @@ def test_verify_finds_the_pattern_of_what_others_pruned(source, tmp_path):
     assert "tensors that were not to be pruned differ" in problems
 
 
-@pytest.mark.parametrize("pattern", ["row", "layer", "column", "1:4", "4:8", "2:4:output"])
-def test_each_pattern_is_found_as_what_it_is(pattern):
-    from prunus.judge.unreported import found_pattern
-    from prunus.maths.patterns import NM, parse_pattern
-
-    score = torch.rand(48, 64, generator=torch.Generator().manual_seed(0))
-    score[:7] *= 3
-    score[:, :5] *= 3
-    made = parse_pattern(pattern)
-    mask = made.mask(score, made.sparsity if isinstance(made, NM) else 0.5)
-    assert found_pattern(score * mask) == pattern
-
-
-def test_what_is_no_pattern_is_dense_or_all_zeros():
-    from prunus.judge.unreported import found_pattern
-
-    assert found_pattern(torch.ones(8, 8)) == "dense"
-    assert found_pattern(torch.zeros(8, 8)) == "zero"
-
-
 def test_decoding_wants_room(source, monkeypatch):
     from collections import namedtuple
 

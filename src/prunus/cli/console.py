@@ -27,6 +27,7 @@ __all__ = ["command", "console", "escape", "print_json", "print_line", "print_ta
 P = ParamSpec("P")
 
 TERMINATED = 128 + SIGTERM  # exit code
+WIDE = 1000  # columns of a file, in which no name is cut off
 UNREAD = 128 + 13  # SIGPIPE, which some systems do not have
 
 
@@ -147,4 +148,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(*columns, box=None)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    out = Console()
+    if not out.is_terminal:
+        out.width = WIDE
+    out.print(table)

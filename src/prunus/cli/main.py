@@ -12,6 +12,7 @@ from . import (
     bench,
     compare,
     demo,
+    diff,
     evaluate,
     export,
     methods,
@@ -61,6 +62,7 @@ app.command("plan", epilog=plan.EXAMPLES)(plan.run)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.run)
 app.command("compare", epilog=compare.EXAMPLES)(compare.run)
 app.command("verify", epilog=verify.EXAMPLES)(verify.run)
+app.command("diff", epilog=diff.EXAMPLES)(diff.run)
 app.command("bench", epilog=bench.EXAMPLES)(bench.run)
 app.command("export", epilog=export.EXAMPLES)(export.run)
 app.command("plot", epilog=plot.EXAMPLES)(plot.run)

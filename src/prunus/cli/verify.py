@@ -15,12 +15,16 @@ EXAMPLES = """
 `prunus verify pruned` — exit 0 when all holds, 1 when not
 
 `prunus verify pruned --source ./model --pattern 2:4 --json`
+
+`prunus verify others-model` (no report: finds the patterns itself)
 """
 
 
 @command
 def run(
-    folder: Annotated[Path, typer.Argument(help="What `prunus prune --output` wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(help="What `prunus prune --output` wrote, or any other tool.")
+    ],
     source: Annotated[
         str | None, typer.Option(help="The checkpoint it was made from: compare the other tensors.")
     ] = None,
@@ -44,6 +48,7 @@ def run(
                 "sparsity": found.sparsity,
                 "pattern": found.pattern,
                 "patterns": found.patterns,
+                "kinds": {kind: zeros.to_dict() for kind, zeros in found.kinds.items()},
                 "checks": found.checks,
             }
         )
@@ -54,6 +59,9 @@ def run(
             print_line(f"PROBLEM: {problem}")
         layers = ", ".join(f"{count} × {name}" for name, count in found.patterns.items())
         print_line(f"sparsity {found.sparsity:.4%} in {layers}")
+        for kind, zeros in found.kinds.items():
+            shown = ", ".join(f"{count} × {name}" for name, count in zeros.patterns.items())
+            print_line(f"  {kind}: {zeros.sparsity:.4%} in {shown}")
         if any(name.endswith(":output") for name in found.patterns):
             print_line(
                 "  N:M along outputs is no pattern of hardware: it multiplies these as dense"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -318,21 +319,25 @@ def _fields(new: Origin, old: Origin, changes: Changes, source: object) -> list[
         free.add("architectures")
     if _separate_head(old):
         free |= {"tie_word_embeddings", "text_config"}
-    return _told(sorted(_differing(now, was, free)), "fields of config.json differ from", source)
+    names = sorted(name for name, _, _ in differing(now, was, free))
+    return _told(names, "fields of config.json differ from", source)
 
 
-def _differing(
-    now: Mapping[str, object], was: Mapping[str, object], free: Collection[str]
-) -> Iterator[str]:
-    """Yield the fields that differ, also those of the configs of parts such as a text model."""
+def differing(
+    now: Mapping[str, Any], was: Mapping[str, Any], free: Collection[str] = ()
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the fields that differ: name, what it is and was; None where it is not there.
+
+    Also those of the configs of parts, such as a text model. ``free`` may differ.
+    """
     for key in {**was, **now}:
         new, old = now.get(key), was.get(key)
         if key in free or new == old:
             continue
         if isinstance(new, dict) and isinstance(old, dict):
-            yield from (f"{key}.{part}" for part in _differing(new, old, free))
+            yield from ((f"{key}.{part}", n, o) for part, n, o in differing(new, old, free))
         else:
-            yield key
+            yield key, new, old
 
 
 def _separate_head(origin: Origin) -> bool:

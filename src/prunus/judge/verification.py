@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +15,36 @@ from ..maths.orders.orders import Orders
 from ..maths.patterns import OneOf, parse_pattern
 from ..report.report import FILE as REPORT
 from ..report.report import PruningReport, read_report
-from ..storage.shards import check_shards
+from ..storage.checkpoint import find
+
+
+@dataclass
+class ZerosOfKind:
+    """What was found in the layers of one kind, such as ``q_proj``.
+
+    Attributes:
+        patterns: patterns that were found, each with the number of layers that have it.
+        zeros: in all of these layers.
+        weights: in all of these layers, zero or not.
+    """
+
+    patterns: dict[str, int] = field(default_factory=dict)
+    zeros: int = 0
+    weights: int = 0
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros over weights; 0 where there are none."""
+        return self.zeros / max(self.weights, 1)
+
+    def add(self, pattern: str, zeros: int, weights: int) -> None:
+        """Add a layer."""
+        self.patterns[pattern] = self.patterns.get(pattern, 0) + 1
+        self.zeros, self.weights = self.zeros + zeros, self.weights + weights
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for ``--json``."""
+        return {"patterns": self.patterns, "sparsity": self.sparsity}
 
 
 @dataclass
@@ -26,6 +56,7 @@ class Verification:
         sparsity: zeros over weights in the pruned layers, counted in the files; of a model that
             lost heads and neurons the share of their parameters that was removed.
         patterns: patterns that were checked, each with the number of layers that have it.
+        kinds: what was found in each kind of layer, where there is no report that says so.
         checks: what was checked.
         in_files: whether something is wrong in the files themselves, not only with the reload.
     """
@@ -33,6 +64,7 @@ class Verification:
     problems: list[str] = field(default_factory=list)
     sparsity: float = 0.0
     patterns: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, ZerosOfKind] = field(default_factory=dict)
     checks: list[str] = field(default_factory=list)
     in_files: bool = False
 
@@ -83,13 +115,16 @@ class Subject:
 
         Raises:
             CheckpointError: the folder holds no checkpoint, or files are missing or damaged.
+            UnsupportedModelError: an adapter, a pipeline, no causal language model.
             PatternError: no such pattern, or one that leaves a choice.
         """
         if not folder.exists():
             raise CheckpointError(f"{folder} does not exist. Give the folder of a checkpoint.")
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder} holds no checkpoint: it has no config.json.")
-        check_shards(folder)
+        if not find(folder).is_folder:
+            raise CheckpointError(
+                f"{folder} is a GGUF, and verify looks into safetensors. prunus diff compares a "
+                "GGUF with the checkpoint that it was made from."
+            )
         report = read_report(folder) if (folder / REPORT).exists() else None
         return cls(folder, report, source, _one(pattern), trust_remote_code)
 
