@@ -16,9 +16,7 @@ EXAMPLES = """
 
 `prunus report pruned --output page.html --open` (and shows it in a browser)
 
-`prunus eval pruned --text wikitext2 --json > pruned.json`
-
-`prunus report pruned --evaluation dense.json --evaluation pruned.json` (with their quality)
+`prunus report pruned --evaluation dense.json --evaluation pruned.json` (of eval --json)
 """
 
 
