@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,15 @@ import prunus
 from helpers.models import MODELS, load_tiny
 from prunus.base.errors import InputError
 from prunus.cli.main import app
+from prunus.compare import Table
+from prunus.compare.log import Run
 from prunus.judge.cycles import simulate
 from prunus.reproduce import Asked, find, measure
 from prunus.reproduce.activations import watched
 from prunus.reproduce.depth import stream_errors
 from prunus.reproduce.desk import Desk
 from prunus.reproduce.made import connected
+from prunus.reproduce.run import grid_of
 
 LLAMA = str(MODELS / "llama")
 SMALL = {"samples": 3, "length": 48, "windows": 2, "calibration": "builtin", "dtype": "float32"}
@@ -212,3 +216,55 @@ def test_the_command_prints_published_beside_measured():
     assert found["id"] == "ria/table-a3"
     assert list(found["measured"]["Greedy"]) == ["8"]
     assert found["published"]["the paper's machine"]["Greedy"][0] == 252.1
+
+
+def test_a_table_of_runs_is_that_of_prune_and_evaluate(tmp_path):
+    entry = part("dass/table-11", "α = 0.5")
+    entry = entry.model_copy(update={"only": {"α = 0.5": ["2:4"]}})
+    found = measure(entry, LLAMA, asked(seeds=2, output=tmp_path / "kept"))
+    fields = {"samples": 3, "length": 48, "calibration": "builtin"}
+    score = {"length": 48, "windows": 2}
+    expected = []
+    for seed in (0, 1):
+        model, fields["tokenizer"] = load_tiny("llama")
+        prunus.prune(model, method="dass", pattern="2:4", mlp_only=True, seed=seed, **fields)
+        expected.append(prunus.evaluate(model, "builtin", tokenizer=fields["tokenizer"], **score))
+    mean = sum(x.perplexity for x in expected) / 2
+    assert found.rows["α = 0.5"] == {"50 %": None, "2:4": pytest.approx(mean)}
+    assert found.rows["Dense"]["50 %"] == found.rows["Dense"]["2:4"] < mean
+    assert found.failed == []
+    again = measure(entry, LLAMA, asked(seeds=2, output=tmp_path / "kept"))
+    assert again.rows == found.rows
+
+
+def test_an_entry_becomes_a_grid_in_terms_of_the_model():
+    wanted = asked(tasks=False, seeds=3, texts=("wikitext2",))
+    grid = grid_of(Desk(LLAMA, wanted.of(find("goa/table-1")), wanted))
+    assert grid.columns == {"20 %": {"sparsity": 0.25, "blocks": "0:3"}}
+    assert grid.seeds == [0, 1, 2]
+    assert (grid.judge.text, grid.judge.tasks, grid.judge.length) == (["wikitext2"], [], 48)
+    assert grid.recipe["samples"] == 3
+    wanted = asked(texts=(), limit=5)
+    judge = grid_of(Desk(LLAMA, wanted.of(find("dass/table-9")), wanted)).judge
+    assert (judge.text, judge.tasks, judge.shots, judge.limit) == ([], ["mmlu"], 5, 5)
+
+
+def test_tasks_are_per_cent_by_the_papers_metric(monkeypatch):
+    quality = {"acc piqa": 0.5, "acc boolq": 0.6, "acc_norm piqa": 0.9, "acc hellaswag": 0.1}
+    wanted = asked(texts=())
+    entry = part("besa/table-2", "Wanda")
+    desk = Desk(LLAMA, wanted.of(entry), wanted)
+    run = Run("k", "dense", "", None, {}, quality, 0.0, None, 7.0, 0.0, 0)
+    found = Table(grid_of(desk), run, [replace(run, row="Wanda", column="50 %", seed=0)])
+    monkeypatch.setattr("prunus.reproduce.run.compare", lambda *args, **others: found)
+    rows = measure(entry, LLAMA, wanted).rows
+    assert rows["Wanda"] == rows["Dense"]
+    assert rows["Wanda"]["piqa"] == pytest.approx(50)
+    assert rows["Wanda"]["boolq"] == pytest.approx(60)
+    assert rows["Wanda"]["winogrande"] is None
+    assert rows["Wanda"]["average"] is None  # not of fewer tasks than the paper's
+    entry = part("dass/table-5", "Wanda")
+    assert measure(entry, LLAMA, wanted).rows == {
+        "Dense": {"seconds": None},
+        "Wanda": {"seconds": 7},
+    }

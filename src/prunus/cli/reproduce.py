@@ -49,6 +49,9 @@ def run(
         int | None, typer.Option(min=1, help="Score the first N of each text.  [default: all]")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each cell.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Questions of each task.  [default: all]")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for pictures, checkpoints, unfinished tables.")
     ] = None,
@@ -75,7 +78,7 @@ def run(
         _show(found, json)
         return
     asked = Asked(
-        calibration, tuple(text or ()), tasks, samples, length, windows, seeds, output,
+        calibration, tuple(text or ()), tasks, samples, length, windows, seeds, limit, output,
         None if data_dir is None else str(data_dir), _options(settings or []),
         checked_dtype(dtype), device,
     )  # fmt: skip
@@ -93,12 +96,13 @@ def _options(settings: list[str]) -> dict[str, Any]:
     import yaml
 
     from ..base.errors import InputError
+    from ..base.yaml import Loader
 
     found = {}
     for item in settings:
         name, equals, value = item.partition("=")
         try:
-            found[name] = yaml.safe_load(value)
+            found[name] = yaml.load(value, Loader)
         except yaml.YAMLError:
             equals = ""
         if not equals:
@@ -152,6 +156,7 @@ def _print(entry: Entry, measured: Measured | None = None) -> None:
         parts["Order of the rows"] = agreement(entry, measured)
         parts["This run and the paper's"] = measured.unlike
         parts["Written"] = measured.files
+        parts["Not measured"] = measured.failed
     parts["The paper says"] = entry.said
     parts["Missing"] = [entry.missing] if entry.missing else []
     parts["What differs"] = entry.differs

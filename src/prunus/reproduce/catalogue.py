@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ..base.errors import InputError, UnknownNameError
+from ..base.yaml import Loader
 from .entry import Entry
 
 
@@ -46,7 +47,7 @@ def papers() -> dict[str, Paper]:
     found: list[Paper] = []
     for file in sorted(files(__package__).joinpath("entries").iterdir(), key=lambda x: x.name):
         if file.name.endswith(".yaml"):
-            content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+            content: Any = yaml.load(file.read_text(encoding="utf-8"), Loader)
             found.append(Paper.model_validate(content))
     return {paper.paper: paper for paper in found}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,6 +41,7 @@ class Asked:
         length: tokens per window, of calibration and evaluation.
         windows: how many windows of each text are scored; None: all that papers score.
         seeds: runs per cell, seeds 0, 1 …
+        limit: questions of each task; None: all.
         output: folder for pictures, checkpoints and unfinished tables; None: nothing is kept.
         data_dir: where named texts lie as files.
         options: of the entry's kind.
@@ -53,6 +56,7 @@ class Asked:
     length: int | None = None
     windows: int | None = None
     seeds: int | None = None
+    limit: int | None = None
     output: Path | None = None
     data_dir: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -105,6 +109,7 @@ class Desk:
         asked: by the user.
         say: told what goes on.
         files: what was written, for the result to name.
+        failed: cells without a number, and why.
         read: token ids of evaluation texts, and how many windows of them are scored.
     """
 
@@ -113,6 +118,7 @@ class Desk:
     asked: Asked
     say: Callable[[str], None] = lambda message: None
     files: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     read: dict[str, tuple[Tensor, int | None]] = field(default_factory=dict)
 
     @cached_property
@@ -147,11 +153,15 @@ class Desk:
         protocol = self.entry.protocol
         shared: dict[str, Any] = {"samples": protocol.samples, "length": self.length}
         shared |= {"data_dir": self.asked.data_dir, "calibration": protocol.calibration}
-        found = {**{k: v for k, v in shared.items() if v is not None}, **recipe}
-        for name in RANGES:
-            if name in found and protocol.blocks is not None:
-                found[name] = scaled(found[name], protocol.blocks, self.shape[0])
-        return found
+        return {**{k: v for k, v in shared.items() if v is not None}, **self.scaled(recipe)}
+
+    def scaled(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """Return recipe fields with ranges of blocks in terms of this model's depth."""
+        paper = self.entry.protocol.blocks
+        if paper is None:
+            return dict(recipe)
+        blocks = self.shape[0] if {*RANGES} & {*recipe} else 0
+        return {k: scaled(v, paper, blocks) if k in RANGES else v for k, v in recipe.items()}
 
     def prune(self, recipe: Mapping[str, Any], output: Path | None = None) -> Result:
         """Prune a copy of the model; or the model itself into a folder."""
@@ -218,6 +228,8 @@ class Desk:
         ]
         if self.asked.windows is not None and now.texts:
             found.append(f"windows scored: the first {self.asked.windows} (paper: all)")
+        if self.asked.limit is not None and now.tasks:
+            found.append(f"questions of each task: the first {self.asked.limit} (paper: all)")
         models = ", ".join(paper.protocol.models)
         return [f"model: {self.model}" + (f" (paper: {models})" if models else ""), *found]
 
@@ -228,6 +240,12 @@ class Desk:
         self.asked.output.mkdir(parents=True, exist_ok=True)
         self.files.append(str(self.asked.output / name))
         return self.asked.output / name
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """Yield the folder for checkpoints and tables: the run's own, or one that goes after it."""
+        with TemporaryDirectory(prefix="prunus-") as temporary:
+            yield Path(temporary) if self.asked.output is None else self.asked.output
 
     def pictures(self) -> bool:
         """Whether pictures can be drawn; without matplotlib the numbers are all there is."""

@@ -180,12 +180,14 @@ class Measured:
         rows: numbers by row and label.
         unlike: where the run differs from the paper's protocol, as sentences.
         files: pictures and checkpoints that were written.
+        failed: cells that have no number, and why.
     """
 
     model: str
     rows: Rows
     unlike: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
     def labels(self) -> list[str]:
         """Return the names of the numbers, in order."""

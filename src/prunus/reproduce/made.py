@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from .. import api
 from ..judge.bench import bench
@@ -35,7 +31,7 @@ def quantised(desk: Desk, *, bits: int = 4, group: int = 128) -> Rows:
 def cycles(desk: Desk, *, as_published: bool = False) -> Rows:
     """Simulate each pruned model on ViTCoD: cycles of each kind of layer (BESA's table 4)."""
     rows: Rows = {}
-    with _folder(desk) as place:
+    with desk.folder() as place:
         for row, _, fields in desk.entry.cells():
             folder = place / _slug(row)
             desk.prune(fields, folder)
@@ -58,7 +54,7 @@ def speed(desk: Desk, *, way: str = "pruned", new: int = 64, repeats: int = 5) -
         repeats: turns.
     """
     rows: Rows = {}
-    with _folder(desk) as place:
+    with desk.folder() as place:
         for row, column, fields in desk.entry.cells():
             folder = place / _slug(f"{row} {column}")
             desk.prune(fields, folder)
@@ -114,13 +110,6 @@ def connected(count: int, pairs: list[tuple[int, int]]) -> list[set[int]]:
         touched = [group for group in groups if group & {*pair}]
         groups = [group for group in groups if group not in touched] + [set().union(*touched)]
     return groups
-
-
-@contextmanager
-def _folder(desk: Desk) -> Iterator[Path]:
-    """Yield the folder for checkpoints: the run's own, or one that goes afterwards."""
-    with TemporaryDirectory(prefix="prunus-") as temporary:
-        yield Path(temporary) if desk.asked.output is None else desk.asked.output
 
 
 def _slug(name: str) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from importlib import import_module
+from functools import partial
+from statistics import mean
 from typing import Any
 
 from ..base.errors import InputError
+from ..compare import Grid, Table, compare
+from ..compare.grid import PERPLEXITY
 from .activations import activation_ranks, activation_sizes
 from .depth import block_error, one_layer
 from .desk import Asked, Desk
-from .entry import Entry, Kind, Measured, Rows
+from .entry import AVERAGE, DENSE, SECONDS, Entry, Kind, Measured, Rows
 from .made import cycles, heads, quantised, speed
 from .orders import retained_degree, search_times
 
@@ -25,15 +28,60 @@ SORTS: tuple[tuple[Any, str], ...] = (
 
 
 def grid(desk: Desk) -> Rows:
-    """Measure rows and columns of recipes through ``prunus.compare``."""
-    try:
-        compare: Any = import_module("prunus.compare")
-    except ModuleNotFoundError:
-        raise InputError(
-            f"{desk.entry.id} is a table of runs, for `prunus compare`, which this version does "
-            "not have. --show prints its recipes and the published numbers."
-        ) from None
-    raise NotImplementedError(compare)
+    """Measure rows and columns of recipes through ``prunus.compare``, in the mean over seeds."""
+    entry = desk.entry
+    asked = grid_of(desk)
+    with desk.folder() as folder:
+        table = compare(desk.model, asked, folder, say=desk.say)
+    desk.failed.extend(f"{row}, {column}: {why}" for (row, column), why in table.failed.items())
+    sources = {source: name for name, source in asked.judge.texts.items()}
+
+    def number(quality: Callable[[str], float | None], measure: str) -> float | None:
+        if measure in sources:
+            return quality(f"{PERPLEXITY} {sources[measure]}")
+        metrics = entry.protocol.tasks
+        names = [measure] if measure in metrics else [*metrics] if measure == AVERAGE else []
+        found = [quality(f"{metrics[name]} {name}") for name in names]
+        known = [x for x in found if x is not None]
+        return 100 * mean(known) if known and len(known) == len(found) else None
+
+    rows: Rows = {DENSE: {}}
+    for column in entry.columns:
+        for measure in entry.measures:
+            label = entry.label(column, measure)
+            rows[DENSE][label] = number(table.dense.quality.get, measure)
+            for row in entry.rows:
+                of_cell = partial(_mean, table, row, column)
+                runs = [x.seconds for x in table.runs if (x.row, x.column) == (row, column)]
+                seconds = mean(runs) if runs and measure == SECONDS else None
+                found = number(of_cell, measure) if seconds is None else seconds
+                rows.setdefault(row, {})[label] = found
+    return rows
+
+
+def _mean(table: Table, row: str, column: str, measure: str) -> float | None:
+    value = table.value(row, column, measure)
+    return None if value is None else value.mean
+
+
+def grid_of(desk: Desk) -> Grid:
+    """Return the entry as a grid: its rows and columns, one recipe and one judge for all."""
+    entry, asked, protocol = desk.entry, desk.asked, desk.entry.protocol
+    texts = [text for text in protocol.texts if text in entry.measures]
+    tasks = [*protocol.tasks]
+    return Grid.of(
+        rows={name: desk.scaled(fields) for name, fields in entry.rows.items()},
+        columns={name: desk.scaled(fields) for name, fields in entry.columns.items()},
+        only=entry.only,
+        seeds=[*range(protocol.seeds)],
+        recipe={**desk.fields({}), "dtype": asked.dtype, "device": asked.device},
+        judge={
+            "text": texts if texts or tasks else protocol.texts,
+            "length": desk.length, "windows": asked.windows, "tasks": tasks,
+            "shots": protocol.shots or None, "limit": asked.limit, "data_dir": asked.data_dir,
+            "against": False,
+        },
+    )  # fmt: skip
 
 
 KINDS: Mapping[Kind, Callable[..., Rows]] = {
@@ -76,7 +124,7 @@ def measure(
     desk = Desk(model, asked.of(entry), asked, say)
     rows = KINDS[entry.kind](desk, **desk.entry.options)
     unlike = desk.unlike(entry) if entry.kind not in MODEL_FREE else []
-    return Measured(model or "this machine", rows, unlike, list(desk.files))
+    return Measured(model or "this machine", rows, unlike, list(desk.files), list(desk.failed))
 
 
 def options_of(kind: Kind) -> list[str]:

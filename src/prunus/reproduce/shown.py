@@ -124,6 +124,7 @@ def to_dict(entry: Entry, measured: Measured) -> dict[str, Any]:
         "id": entry.id, "model": measured.model, "measured": rows, "published": entry.published,
         "labels": entry.labels(), "unlike": measured.unlike, "differs": entry.differs,
         "agreement": agreement(entry, measured), "files": measured.files,
+        "failed": measured.failed,
     }  # fmt: skip
 
 
