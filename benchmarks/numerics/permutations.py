@@ -19,16 +19,15 @@ import time
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
 from benchmarks.common import windows_of
 from prunus.maths.orders import Assignment, Greedy, Heuristic, Retained
 from prunus.maths.patterns import NM, parse_pattern
 from prunus.maths.scores import RIA
 from prunus.methods.table import SEARCHES as NAMED
+from prunus.reproduce.activations import watched
+from prunus.reproduce.orders import made_up_scores
 from prunus.storage.checkpoint import load_model, load_tokenizer
-
-from .retained_degree import watched
 
 LAYERS = ["self_attn." + x for x in ("q_proj", "k_proj", "v_proj", "o_proj")]
 LAYERS += ["mlp." + x for x in ("gate_proj", "up_proj", "down_proj")]
@@ -41,13 +40,6 @@ SEARCHES = {
     "assignment and exchanges": Assignment(),
     "greedy, 100 escapes": Greedy(escapes=100),
 }
-
-
-def scores(outputs: int, inputs: int) -> Tensor:
-    """Of normal weights, with channels that differ in scale as activations do."""
-    generator = torch.Generator().manual_seed(0)
-    channel_I = (0.35 * torch.randn(inputs, generator=generator)).exp()
-    return torch.randn(outputs, inputs, generator=generator).abs() * channel_I
 
 
 def main() -> None:
@@ -64,7 +56,7 @@ def main() -> None:
 
     print("| channels | search | gap closed | s |\n|---|---|---|---|")
     for inputs in (512, 1024):
-        score_OI = scores(inputs, inputs)
+        score_OI = made_up_scores(inputs, inputs)
         for name, search in SEARCHES.items():
             begun = time.perf_counter()
             order_I = search(score_OI, TWO_FOUR, 0.5)
@@ -74,7 +66,7 @@ def main() -> None:
 
     print("\n| square | one sweep s | one cdist and one assignment s | ratio |\n|---|---|---|---|")
     for size in given.sizes:
-        score_OI = scores(size, size)
+        score_OI = made_up_scores(size, size)
         begun = time.perf_counter()
         Assignment(sweeps=1, exchanges=0)(score_OI, TWO_FOUR, 0.5)
         sweep = time.perf_counter() - begun
@@ -93,7 +85,7 @@ def of_a_block(given: argparse.Namespace) -> None:
     model = load_model(given.model, dtype="float32")
     ids_ST = windows_of(model, load_tokenizer(given.model), given.calibration, 8)
     names = [f"model.layers.{given.block}.{layer}" for layer in LAYERS]
-    stats = watched(model, names, ids_ST)
+    stats = watched(model, {name: model.get_submodule(name) for name in names}, ids_ST, RIA.needs)
     scores = [RIA()(model.get_submodule(name).weight.detach(), stats[name]) for name in names]
     total = sum(float(score_OI.sum(dtype=torch.float64)) for score_OI in scores)
     print("| search | score kept | gap closed, mean over layers | s |\n|---|---|---|---|")

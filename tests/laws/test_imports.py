@@ -24,6 +24,7 @@ BELOW["judge"] = [*BELOW, "recipe"]
 BELOW["run"] = [*BELOW]
 BELOW["api"] = [*BELOW]
 BELOW["compare"] = [*BELOW]
+BELOW["reproduce"] = [*BELOW]
 BELOW["cli"] = [*BELOW]
 EVERYWHERE = {"_version"}
 EXCEPTIONS: set[tuple[str, str]] = set()

@@ -21,6 +21,7 @@ from . import (
     prune,
     quantize,
     report,
+    reproduce,
     simulate,
     verify,
 )
@@ -68,6 +69,7 @@ app.command("export", epilog=export.EXAMPLES)(export.run)
 app.command("plot", epilog=plot.EXAMPLES)(plot.run)
 app.command("report", epilog=report.EXAMPLES)(report.run)
 app.command("simulate", epilog=simulate.EXAMPLES)(simulate.run)
+app.command("reproduce", epilog=reproduce.EXAMPLES)(reproduce.run)
 app.command("methods")(methods.run)
 app.command("demo")(demo.run)
 
