@@ -26,11 +26,13 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+
+
 @pytest.fixture(autouse=True)
-def _threads(request: pytest.FixtureRequest) -> None:
-    """One thread for tiny models: sharing two among busy neighbours is up to 30 times slower."""
-    real = request.node.get_closest_marker("real") is not None
-    torch.set_num_threads((os.cpu_count() or 1) if real else 1)
+def _threads() -> None:
+    """One thread: sharing the cores with a busy neighbour is up to 30 times slower."""
+    torch.set_num_threads(1)
 
 
 RELOAD = reload.check

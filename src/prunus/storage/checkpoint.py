@@ -35,6 +35,7 @@ from ..model.blocks import find_blocks
 from ..model.weights import InMemory, Weights
 from . import kinds
 from .gguf_parts import parts, whole, wholes
+from .gguf_reading import quick
 from .hub import commit_of, snapshot
 from .origin import Origin
 from .packed import is_packed
@@ -237,7 +238,11 @@ def _loaded(
         return made
     loaded: Any  # a pair, which the stubs do not know
     auto_class = kinds.auto_class(source)
-    with whole(source.location, source.gguf_file) as location, explained(checkpoint):
+    with (
+        whole(source.location, source.gguf_file) as location,
+        quick(source.gguf_file),
+        explained(checkpoint),
+    ):
         loaded = auto_class.from_pretrained(
             location if origin is None else str(origin.plain),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -292,9 +297,10 @@ def load_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -
                 source.location, trust_remote_code=trust_remote_code, **source.arguments
             )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.location, trust_remote_code=trust_remote_code, **source.arguments
-        )
+        with quick(source.gguf_file):
+            tokenizer = AutoTokenizer.from_pretrained(
+                source.location, trust_remote_code=trust_remote_code, **source.arguments
+            )
         if not getattr(tokenizer, "vocab_size", 1):  # of some families, where there are no files
             raise ValueError("its vocabulary is empty")
         return tokenizer
