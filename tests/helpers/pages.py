@@ -37,7 +37,7 @@ class Tables(HTMLParser):
 
     def handle_data(self, data):
         if self.text is not None:
-            self.text += data
+            self.text += data.replace("\u00a0", " ")
 
 
 def tables(html):

@@ -171,7 +171,7 @@ def test_experts_count_their_tokens(tmp_path):
     block = ExpertTokens("model.layers.0.mlp.experts", [0, 30, 60, 70], [0])
     html = made(tmp_path, report([layer(0, Q)], experts=[block]))
     row = table(html, "Calibration tokens of the experts")[1]
-    assert row[:6] == ["model.layers.0.mlp.experts", "4", "0", "45", "70", "1"]
+    assert row[:6] == ["0", "4", "0", "45", "70", "1"]
     assert "3 of 4 experts (75.0%) saw enough" in html
     assert 'aria-label="0, 30, 60, 70"' in html
 

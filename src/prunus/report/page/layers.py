@@ -120,7 +120,7 @@ def by_kind(kinds: Kinds) -> Markup:
     for name in kinds.names:
         layers = kinds.of_kind(name)
         patterns = list(dict.fromkeys(layer.pattern for layer in layers))
-        shape = "{:,} × {:,}".format(*layers[0].shape)
+        shape = "{:,}\u00a0×\u00a0{:,}".format(*layers[0].shape)
         said = ", ".join(patterns[:3]) + (" …" if len(patterns) > 3 else "")
         rows.append([f"`{name}`", f"{len(layers):,}", shape, said, percent(sparsity_of(layers))])
     columns = ("kind", "layers", "outputs × inputs", "pattern", "zeros")

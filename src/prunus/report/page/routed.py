@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from statistics import median
 
@@ -24,8 +25,8 @@ def experts(blocks: Sequence[ExpertTokens]) -> Section:
         f"them; the others were pruned by their weights alone. Routers stay dense."
     )
     most = max(1, *(max(block.tokens) for block in blocks))
-    rows = [_row(block, most) for block in blocks]
-    columns = ("experts", "count", "fewest", "median", "most", "by weights alone", "each expert")
+    rows = [_row(x, block, most) for x, block in zip(_labels(blocks), blocks, strict=True)]
+    columns = ("block", "experts", "fewest", "median", "most", "by weights alone", "each expert")
     return Section(
         "Experts",
         [
@@ -41,14 +42,22 @@ def experts(blocks: Sequence[ExpertTokens]) -> Section:
     )
 
 
-def _row(block: ExpertTokens, most: int) -> list[str | Cell]:
+def _labels(blocks: Sequence[ExpertTokens]) -> list[str]:
+    """Return the number of each block; names where two modules have the same number, or none."""
+    numbers = [re.search(r"\.(\d+)\.", block.name) for block in blocks]
+    labels = [found[1] for found in numbers if found]
+    unique = len(set(labels)) == len(blocks)
+    return labels if unique else [f"`{block.name}`" for block in blocks]
+
+
+def _row(label: str, block: ExpertTokens, most: int) -> list[str | Cell]:
     squares = [
         (strength(tokens, 0, most), i in block.by_weights_alone, f"expert {i}: {tokens:,} tokens")
         for i, tokens in enumerate(block.tokens)
     ]
     said = ", ".join(f"{tokens:,}" for tokens in block.tokens)
     return [
-        f"`{block.name}`",
+        label,
         f"{len(block.tokens):,}",
         f"{min(block.tokens):,}",
         f"{median(block.tokens):,.0f}",

@@ -53,7 +53,7 @@ def _change(pair: tuple[int, int] | None) -> str:
     if pair is None:
         return "as before"
     before, after = (millions(x) for x in pair)
-    return before if pair[0] == pair[1] else f"{before} → {after}"
+    return before if pair[0] == pair[1] else f"{before}\u00a0→\u00a0{after}"
 
 
 def _squares(block: BlockChange) -> Markup:
