@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -299,8 +299,12 @@ def _tensors(new: Opened, old: Opened, pairs: Mapping[str, str], seen: Seen) -> 
         seen(number, len(by_block), name)
         ours, theirs = new.read(name), old.read(pairs[name])
         counts, order, note = looked_at(ours, theirs, orders)
-        before = Look.at(theirs, old.stored[pairs[name]].dtype, pairs[name] in old.transposed)
         after = Look.at(ours, new.stored[name].dtype, name in new.transposed)
+        dtype, transposed = old.stored[pairs[name]].dtype, pairs[name] in old.transposed
+        if counts is not None and counts.none and not (order or note):
+            before = replace(after, dtype=dtype)
+        else:
+            before = Look.at(theirs, dtype, transposed)
         found.append(
             TensorChange(
                 name, pairs[name], kinds[name], block_of(name), before, after, counts, order, note
