@@ -112,6 +112,7 @@ DOCUMENTED = {
     *("torch.distributed", "torch.func", "torch.nn.functional", "torch.overrides", "torch.sparse"),
     *("torch.utils.data", "torch.utils.flop_counter"),
     *("huggingface_hub.errors", "pydantic.dataclasses", "pyarrow.parquet"),
+    *("lm_eval.models.huggingface", "lm_eval.tasks"),
 }
 INSIDE = {
     "compressed_tensors.compressors.BaseCompressor": "--pack: its own packing, looked up by name",
