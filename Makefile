@@ -30,10 +30,11 @@ test-newest: $(VENV)-newest/.ready  ## the same with the newest transformers on 
 test-transformers-4: $(READY) $(VENV)-4/.ready  ## not in CI: written checkpoints load in 4.57 too
 	$(BIN)/python benchmarks/robustness/older_loaders.py --old $(VENV)-4/bin/python
 
-check: $(READY)  ## style and types
+check: $(READY)  ## style, types, and the site of docs/, into site/
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet it would count no warnings
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -66,4 +67,4 @@ $(VENV)-4/.ready: constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-4 $(VENV)-oldest $(VENV)-newest prunus-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-4 $(VENV)-oldest $(VENV)-newest prunus-demo site .pytest_cache .mypy_cache .ruff_cache

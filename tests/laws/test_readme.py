@@ -24,7 +24,7 @@ from prunus.base.errors import InputError
 from prunus.cli.main import app
 
 ROOT = Path(__file__).parent.parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEMPLATES = ("…", "HOST:")  # what a reader has to fill in
 HERE = ["--data-dir", "texts"]  # as files, where there is no network
 ELSEWHERE = {"c4": HERE, "wikitext2": HERE, "wikitext2-raw": HERE, "lambada": HERE}
@@ -160,11 +160,16 @@ def test_every_link_leads_to_a_file_and_a_heading(path):
 
 
 def test_every_page_is_reached_from_the_readme():
-    linked = {target.resolve() for target, _ in links(ROOT / "README.md")}
-    assert {*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"} - {
-        ROOT / "README.md"
+    readme = ROOT / "README.md"
+    linked = {target.resolve() for target, _ in links(readme)}
+    beyond = {target.resolve() for path in linked & {*DOCUMENTS} for target, _ in links(path)}
+    papers = {path for path in DOCUMENTS if path.parent.name == "papers"}
+    assert {*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"} - papers - {
+        readme
     } <= linked
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    assert len(papers) == 5
+    assert papers <= beyond
+    assert len(readme.read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def examples() -> list[list[str]]:

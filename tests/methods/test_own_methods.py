@@ -432,6 +432,7 @@ def test_a_plug_in_with_a_taken_name_is_an_error_that_names_its_package(site):
     assert "the plug-in wanda of the package clash" in ended.stderr
 
 
-def test_contributing_names_the_group_of_entry_points():
-    text = (Path(__file__).parent.parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+def test_the_documentation_names_the_group_of_entry_points():
+    root = Path(__file__).parent.parent.parent
+    text = (root / "docs" / "add_a_method.md").read_text(encoding="utf-8")
     assert f'[project.entry-points."{registry.GROUP}"]' in text
