@@ -228,7 +228,7 @@ def test_a_checkpoint_that_plain_transformers_cannot_load(damaged):
 
 
 def test_folders_that_prunus_did_not_write(tmp_path, damaged):
-    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint: no config\.json"):
         verify(tmp_path)
     dense = verify(MODELS / "llama", reload=False)
     assert (dense.problems, dense.pattern, dense.sparsity) == ([], "dense", 0)

@@ -54,6 +54,13 @@ def test_zeros_at_random_places_are_no_pattern(share):
         assert found_pattern(by_row.float()) == "row"
 
 
+def test_columns_without_weights_and_a_few_zeros_more_are_no_n_of_m():
+    drawn = torch.rand(96, 480, generator=torch.Generator().manual_seed(0))
+    weight = (drawn >= 0.05).float()
+    weight[:, torch.randperm(480, generator=torch.Generator().manual_seed(1))[:240]] = 0
+    assert found_pattern(weight) == "layer"
+
+
 def test_what_is_zero_throughout_is_said_so():
     weight = torch.ones(40, 64)
     weight[[3, 5, 20]] = 0
