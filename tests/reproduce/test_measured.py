@@ -15,7 +15,7 @@ from prunus.cli.main import app
 from prunus.compare import Table
 from prunus.compare.log import Run
 from prunus.judge.cycles import simulate
-from prunus.reproduce import Asked, find, measure
+from prunus.reproduce import Asked, find, measure, papers
 from prunus.reproduce.activations import watched
 from prunus.reproduce.depth import stream_errors
 from prunus.reproduce.desk import Desk
@@ -38,7 +38,7 @@ def part(name, *rows, **changed):
 
 def ids_of(name="ria/figure-5", **others):
     wanted = asked(**others)
-    return Desk(LLAMA, wanted.of(find(name)), wanted).calibration()
+    return Desk(LLAMA, find(name), wanted).calibration()
 
 
 def inputs_of(model, layer, ids_ST):
@@ -103,7 +103,7 @@ def test_block_errors_have_a_row_for_each_recipe():
     alone = prunus.prune(
         LLAMA, method="wanda", sparsity=0.5, samples=3, length=48, calibration="builtin"
     )
-    desk = Desk(LLAMA, asked().of(find("besa/figure-5")), asked())
+    desk = Desk(LLAMA, find("besa/figure-5"), asked())
     expected = stream_errors(desk.dense, alone.model, desk.evaluation(2))
     assert list(found.rows["Layer (Wanda)"].values()) == pytest.approx(expected)
 
@@ -130,7 +130,7 @@ def test_ranks_are_compared_between_texts(tmp_path):
     texts = ["builtin", str(tmp_path / "other.txt")]
     found = measure(find("ria/figure-2"), LLAMA, asked(options={"texts": texts}))
     model, _ = load_tiny("llama")
-    desk = Desk(LLAMA, asked().of(find("ria/figure-2")), asked())
+    desk = Desk(LLAMA, find("ria/figure-2"), asked())
     coefficients = []
     for block in model.model.layers:
         ranks = []
@@ -158,7 +158,7 @@ def test_sizes_of_activations_are_those_of_the_hidden_states():
 
 def test_heads_that_attend_alike(tmp_path):
     found = measure(find("goa/figure-3"), LLAMA, asked(output=tmp_path))
-    desk = Desk(LLAMA, asked().of(find("goa/figure-3")), asked())
+    desk = Desk(LLAMA, find("goa/figure-3"), asked())
     _, _, fields = next(desk.entry.cells())
     report = desk.prune(fields).report.structured
     for block in report.blocks:
@@ -193,7 +193,9 @@ def test_quantised_is_prune_then_quantize():
 
 
 def test_searches_are_timed_without_a_model():
-    found = measure(find("ria/table-a3"), "", Asked(options={"sizes": [8, 16]}))
+    entry, few = find("ria/table-a3"), {"name": "greedy", "escapes": 2}
+    searches = {**entry.options["searches"], "Greedy + 100 escapes": few}
+    found = measure(entry, "", Asked(options={"sizes": [8, 16], "searches": searches}))
     assert list(found.rows) == ["Greedy", "Greedy + 100 escapes", "Channel Permutation"]
     assert all(list(row) == ["8", "16"] for row in found.rows.values())
     assert all(seconds > 0 for row in found.rows.values() for seconds in row.values())
@@ -239,13 +241,13 @@ def test_a_table_of_runs_is_that_of_prune_and_evaluate(tmp_path):
 
 def test_an_entry_becomes_a_grid_in_terms_of_the_model():
     wanted = asked(tasks=False, seeds=3, texts=("wikitext2",))
-    grid = grid_of(Desk(LLAMA, wanted.of(find("goa/table-1")), wanted))
+    grid = grid_of(Desk(LLAMA, find("goa/table-1"), wanted))
     assert grid.columns == {"20 %": {"sparsity": 0.25, "blocks": "0:3"}}
     assert grid.seeds == [0, 1, 2]
     assert (grid.judge.text, grid.judge.tasks, grid.judge.length) == (["wikitext2"], [], 48)
     assert grid.recipe["samples"] == 3
     wanted = asked(texts=(), limit=5)
-    judge = grid_of(Desk(LLAMA, wanted.of(find("dass/table-9")), wanted)).judge
+    judge = grid_of(Desk(LLAMA, find("dass/table-9"), wanted)).judge
     assert (judge.text, judge.tasks, judge.shots, judge.limit) == ([], ["mmlu"], 5, 5)
 
 
@@ -253,7 +255,7 @@ def test_tasks_are_per_cent_by_the_papers_metric(monkeypatch):
     quality = {"acc piqa": 0.5, "acc boolq": 0.6, "acc_norm piqa": 0.9, "acc hellaswag": 0.1}
     wanted = asked(texts=())
     entry = part("besa/table-2", "Wanda")
-    desk = Desk(LLAMA, wanted.of(entry), wanted)
+    desk = Desk(LLAMA, entry, wanted)
     run = Run("k", "dense", "", None, {}, quality, 0.0, None, 7.0, 0.0, 0)
     found = Table(grid_of(desk), run, [replace(run, row="Wanda", column="50 %", seed=0)])
     monkeypatch.setattr("prunus.reproduce.run.compare", lambda *args, **others: found)
@@ -268,3 +270,19 @@ def test_tasks_are_per_cent_by_the_papers_metric(monkeypatch):
         "Dense": {"seconds": None},
         "Wanda": {"seconds": 7},
     }
+
+
+def test_labels_of_measured_numbers_are_those_of_the_published_ones():
+    def labels(name, column, *texts, tasks=True):
+        desk = Desk(LLAMA, find(name), asked(texts=texts, tasks=tasks))
+        return [desk.label(column, measure) for measure in desk.entry.measures]
+
+    assert labels("mrp/table-2", "70 %", "c4") == ["70 %, c4"]
+    assert labels("ria/table-4", "2:4", "my.txt") == ["2:4"]
+    assert labels("ria/table-4", "2:4", "wikitext2", "c4") == ["2:4", "2:4, c4"]
+    assert labels("ria/table-2", "50 %", "my.txt") == ["wikitext2"]
+    assert labels("besa/table-1", "50 %", "c4", "my.txt") == ["c4", "my.txt"]
+    assert labels("dass/table-3", "40 %", "my.txt", tasks=False) == ["40 %, my.txt"]
+    for entry in (x for paper in papers().values() for x in paper.entries if x.kind == "grid"):
+        desk = Desk(LLAMA, entry, Asked())
+        assert entry.labels() == [desk.label(c, m) for c in entry.columns for m in entry.measures]

@@ -105,7 +105,7 @@ class Desk:
 
     Attributes:
         model: folder, hub id or GGUF.
-        entry: with what was asked for in its protocol.
+        paper: the entry as the paper has it.
         asked: by the user.
         say: told what goes on.
         files: what was written, for the result to name.
@@ -114,12 +114,31 @@ class Desk:
     """
 
     model: str
-    entry: Entry
+    paper: Entry
     asked: Asked
     say: Callable[[str], None] = lambda message: None
     files: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     read: dict[str, tuple[Tensor, int | None]] = field(default_factory=dict)
+
+    @cached_property
+    def entry(self) -> Entry:
+        """The entry with what was asked for in its protocol."""
+        return self.asked.of(self.paper)
+
+    def label(self, column: str, measure: str) -> str:
+        """Return the name of a measured number: that of the published one where there is one.
+
+        One text in place of a paper's only text has its label, so that they stand side by side.
+        """
+        paper, now = self.paper, self.entry
+        before = paper.measures
+        swapped = len(before) == len(now.measures) == 1 and before[0] in paper.protocol.texts
+        if swapped and measure in now.protocol.texts:
+            measure = before[0]
+        if len(paper.columns) > 1 and before == [measure]:
+            return column
+        return f"{column}, {measure}" if len(paper.columns) > 1 else measure
 
     @cached_property
     def dense(self) -> PreTrainedModel:
@@ -213,9 +232,9 @@ class Desk:
             )
         return ids_T[: count * self.length].view(count, self.length)
 
-    def unlike(self, paper: Entry) -> list[str]:
+    def unlike(self) -> list[str]:
         """Say where the run differs from the paper's protocol."""
-        before, now = paper.protocol, self.entry.protocol
+        before, now = self.paper.protocol, self.entry.protocol
         named = {
             name: (getattr(before, name), getattr(now, name)) for name in type(now).model_fields
         }
@@ -230,7 +249,7 @@ class Desk:
             found.append(f"windows scored: the first {self.asked.windows} (paper: all)")
         if self.asked.limit is not None and now.tasks:
             found.append(f"questions of each task: the first {self.asked.limit} (paper: all)")
-        models = ", ".join(paper.protocol.models)
+        models = ", ".join(before.models)
         return [f"model: {self.model}" + (f" (paper: {models})" if models else ""), *found]
 
     def writes(self, name: str) -> Path | None:

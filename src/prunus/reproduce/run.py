@@ -48,7 +48,7 @@ def grid(desk: Desk) -> Rows:
     rows: Rows = {DENSE: {}}
     for column in entry.columns:
         for measure in entry.measures:
-            label = entry.label(column, measure)
+            label = desk.label(column, measure)
             rows[DENSE][label] = number(table.dense.quality.get, measure)
             for row in entry.rows:
                 of_cell = partial(_mean, table, row, column)
@@ -121,9 +121,9 @@ def measure(
     if not model and entry.kind not in MODEL_FREE:
         raise InputError(f"{entry.id} is measured on a model: prunus reproduce {entry.id} MODEL.")
     check_options(entry, asked.options)
-    desk = Desk(model, asked.of(entry), asked, say)
+    desk = Desk(model, entry, asked, say)
     rows = KINDS[entry.kind](desk, **desk.entry.options)
-    unlike = desk.unlike(entry) if entry.kind not in MODEL_FREE else []
+    unlike = desk.unlike() if entry.kind not in MODEL_FREE else []
     return Measured(model or "this machine", rows, unlike, list(desk.files), list(desk.failed))
 
 
