@@ -63,3 +63,12 @@ def test_no_markdown_is_left_as_it_was_typed(site):
         text = re.sub(r"<(pre|code|script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
         text = unescape(re.sub(r"<[^>]+>", "", text))
         assert not re.search(r"\]\(|^\s*\|.*\|\s*$|^- |\*\*|```", text, re.MULTILINE), name
+
+
+def test_the_page_of_a_paper_names_every_entry_of_reproduce_and_no_other():
+    for page in (ROOT / "docs" / "papers").glob("*.md"):
+        entries = ROOT / "src" / "prunus" / "reproduce" / "entries" / f"{page.stem}.yaml"
+        known = re.findall(r"^- id: (\S+)", entries.read_text(encoding="utf-8"), re.MULTILINE)
+        named = re.findall(rf"`({page.stem}/[^`]+)`", page.read_text(encoding="utf-8"))
+        assert sorted(named) == sorted(known)
+        assert len(known) > 7
