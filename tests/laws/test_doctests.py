@@ -16,6 +16,7 @@ ON_A_MODEL = {  # run in test_readme, or too slow; why
     "prunus.storage.packed_export": "test_readme runs them on a model",
     "prunus.run.finish": "needs pandas and a result",
     "prunus.judge.bench": "measures two models",
+    "prunus.judge.diff": "test_readme runs it on a model",
     "prunus.methods.registry": "leaves out the body of its class",
 }
 

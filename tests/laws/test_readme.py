@@ -210,7 +210,7 @@ def docstrings() -> list[str]:
     """The calls that the docstrings of the public functions show, in an order that works."""
     functions = [prunus.plan, prunus.prune, prunus.quantize, prunus.evaluate, prunus.load]
     functions += [prunus.evaluate_all, prunus.plot, prunus.write_gguf]
-    functions += [prunus.write_packed_checkpoint]
+    functions += [prunus.write_packed_checkpoint, prunus.diff]
     return [
         line for f in functions for line in re.findall(r"^\s*>>> (.*)$", f.__doc__, re.MULTILINE)
     ]
@@ -219,6 +219,7 @@ def docstrings() -> list[str]:
 def test_the_calls_in_docstrings_run(desk):
     names = {
         "prunus": prunus,
+        "diff": prunus.diff,
         "write_gguf": prunus.write_gguf,
         "write_packed_checkpoint": prunus.write_packed_checkpoint,
         "model": prunus.load("model"),
