@@ -241,6 +241,29 @@ def test_evaluations_become_a_table_and_numbers_at_the_top(tmp_path):
     assert "Nobody has put its quality" not in html
 
 
+def test_agreement_with_the_dense_model_and_tasks_have_tables_of_their_own(tmp_path):
+    near = {"perplexity": 19.234, "kl": 0.5, "top_token": 0.75, "best_five": 0.6,
+            "prefix_mean": 7.25, "prefix_most": 64}  # fmt: skip
+    text = {"perplexity": 43.28, "source": "c4", "windows": 1, "length": 32, "against": near}
+    values = {"acc,none": 0.5, "acc_stderr,none": 0.0224, "acc_norm,none": 0.25, "f1,none": None}
+    task = {"task": "arc_easy", "values": values, "samples": 500, "shots": 0}
+    (tmp_path / "x.json").write_text(json.dumps({"texts": [text], "tasks": [task]}))
+    html = made(tmp_path, report([layer(0, Q)]), evaluations=[tmp_path / "x.json"])
+    assert table(html, "How near")[1] == [
+        "x",
+        "c4",
+        "19.23",
+        "0.5000",
+        "75.0%",
+        "60.0%",
+        "7.2 of 64",
+    ]
+    assert table(html, "Tasks of lm-eval")[1:] == [
+        ["x", "arc_easy", "acc", "0.500 ± 0.022", "500 questions, 0 shots"],
+        ["x", "arc_easy", "acc_norm", "0.250", "500 questions, 0 shots"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
