@@ -17,6 +17,7 @@ ON_A_MODEL = {  # run in test_readme, or too slow; why
     "prunus.run.finish": "needs pandas and a result",
     "prunus.judge.bench": "measures two models",
     "prunus.judge.diff": "test_readme runs it on a model",
+    "prunus.compare.run": "prunes and judges four models",
     "prunus.methods.registry": "leaves out the body of its class",
 }
 
