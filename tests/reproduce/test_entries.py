@@ -56,6 +56,9 @@ def test_an_entry_says_what_it_is_and_names_texts_that_there_are(entry):
     texts |= {x.get(name) for x in fields for name in ("calibration", "recovery_text")}
     assert texts <= {*HUB, "self", None}
     assert entry.published or entry.missing, "neither numbers nor a word about them"
+    for sentence in filter(None, [*entry.said, *entry.differs, *entry.cannot, entry.missing]):
+        assert sentence.endswith("."), sentence
+        assert not sentence[0].islower(), sentence
 
 
 def test_every_kind_measures_something():
@@ -176,6 +179,12 @@ def test_published_and_measured_stand_below_each_other():
     assert agreement(entry, measured) == [  # RI < |W| in holds; |W| is the best here alone
         "LLaMA-13B: 1 of 3 pairs of rows in the same order",
         "LLaMA-30B: 1 of 3 pairs of rows in the same order",
+    ]
+    cycles = find("besa/table-4")
+    told = {name: {"q_proj": value} for name, value in (("Wanda", 3), ("BESA", 2), ("Dense", 1))}
+    told["BESA, speed-up"] = {"q_proj": 0}
+    assert agreement(cycles, Measured("m", told)) == [
+        "LLaMA-7B: 1 of 1 pairs of rows in the same order"
     ]
     other = Measured("m", {"block 0": {"error": float("inf")}})
     assert [sheet.header[2:] for sheet in sheets(entry, other)] == [["wikitext2"], ["error"]]

@@ -54,13 +54,15 @@ def _sheet(entry: Entry | None, measured: Measured | None, labels: list[str]) ->
 def agreement(entry: Entry, measured: Measured) -> list[str]:
     """Say for each model of the paper how many pairs of rows are in the order that it found.
 
-    Only labels count for which both rows have a published and a measured number, and only pairs
+    Only recipes count, not the dense model or what follows from a row (its sparsity beside its
+    cycles); only labels for which both rows have a published and a measured number; and only pairs
     that differ in the paper.
     """
     said = []
     for model, rows in entry.published.items():
         same = total = 0
-        for one, other in combinations([row for row in rows if row in measured.rows], 2):
+        named = [row for row in entry.rows or rows if row in rows and row in measured.rows]
+        for one, other in combinations(named, 2):
             theirs = entry.numbers(model, one), entry.numbers(model, other)
             ours = measured.rows[one], measured.rows[other]
             for label in theirs[0]:
