@@ -129,8 +129,8 @@ def run_statistics():
     """A list that fills with the statistics of every block that is pruned from now on."""
     found, own = [], engine.recorded
 
-    def watched(block, *args):
-        stats = own(block, *args)
+    def watched(block, *args, **kwargs):
+        stats = own(block, *args, **kwargs)
         if isinstance(stats, dict) and not isinstance(stats, gathering.Weightless):
             kinds = (ColumnNorm, Gram, TokenSample)
             found.append(

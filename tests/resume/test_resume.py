@@ -452,7 +452,7 @@ def test_folders_above_the_output_go_with_a_failed_run_if_it_made_them(tmp_path,
     (tmp_path / "there").mkdir()
     output = tmp_path / "there" / "new" / "er" / "out"
     with monkeypatch.context() as patched:
-        patched.setattr("prunus.run.loop._prune", lambda *args: 1 / 0)
+        patched.setattr("prunus.run.loop.prune_block", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prunus.prune(MODELS / "llama", method="magnitude", output=output)
     assert os.listdir(tmp_path / "there") == []
