@@ -14,7 +14,7 @@ import prunus
 from helpers.models import MODELS
 from helpers.random_models import DEEPSEEK, FAMILIES, GQA, IDS, MIXTURES, MLP, SHARED, STATE, build
 from prunus.base.errors import PatternError, UnsupportedModelError
-from prunus.judge.timed import _cache
+from prunus.judge.greedy import cache_of
 from prunus.model.replay import hidden_of, record, trace
 
 OUTSIDE = r"\d+% of its weights outside of linear layers and experts: "
@@ -139,7 +139,7 @@ def test_two_streams_do_not_share_what_blocks_leave_for_later_ones():
 def test_bench_decodes_from_what_each_family_calls_its_cache(family):
     model = build(family, FAMILIES[family])
     before = model(input_ids=IDS[:1, :-1], use_cache=True)
-    step = model(input_ids=IDS[:1, -1:], use_cache=True, **_cache(before)).logits[:, -1]
+    step = model(input_ids=IDS[:1, -1:], use_cache=True, **cache_of(before)).logits[:, -1]
     whole = model(input_ids=IDS[:1], use_cache=False).logits[:, -1]
     torch.testing.assert_close(step, whole, rtol=1e-3, atol=1e-4)
 

@@ -135,7 +135,9 @@ def test_the_documents_show_every_command_and_the_readme_the_first_ones():
     made = re.findall(r"^make (\w+)", "\n".join(blocks(ROOT / "README.md", "")), re.MULTILINE)
     assert made == ["demo", "test"]
     assert all(f"\n{target}:" in targets for target in made)
-    assert {"prune", "verify", "eval"} == {words[0] for words in commands(ROOT / "README.md")}
+    assert {"prune", "verify", "eval", "compare"} == {
+        words[0] for words in commands(ROOT / "README.md")
+    }
     assert sum(len(commands(path)) for path in DOCUMENTS) > 25
 
 
