@@ -6,20 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-from .._version import __version__
+from ..report.report import VERSIONS
 from ..run.fingerprint import choices, files_of
 from ..storage.journal import sha256
 from .grid import Cell, Protocol
-
-VERSIONS = {
-    "prunus": __version__,
-    "torch": torch.__version__,
-    "transformers": transformers.__version__,
-}
-"""Of the software that runs now."""
 
 
 def of_all(model: str | Path, judge: Protocol) -> dict[str, Any]:

@@ -160,12 +160,10 @@ class Grid(BaseModel):
         return found, impossible
 
     def _recipe(self, of_column: Fields, of_row: Fields) -> Recipe:
-        layers = [self.recipe, of_column, of_row]
-        settings = {k: v for fields in layers for k, v in (fields.get("settings") or {}).items()}
-        joined = {k: v for fields in layers for k, v in fields.items() if k != "settings"}
-        if "pattern" in of_column and ":" in str(of_column["pattern"]):
-            joined = {k: v for k, v in joined.items() if k != "sparsity" or k in of_row}
-        recipe = Recipe.of(**joined, **({"settings": settings} if settings else {}))
+        fields = joined(self.recipe, of_column, of_row)
+        if ":" in str(of_column.get("pattern", "")) and "sparsity" not in of_row:
+            fields.pop("sparsity", None)
+        recipe = Recipe.of(**fields)
         reads = recipe.build().reads_text
         return recipe if reads or "calibration" in of_row else recipe.replaced(calibration="none")
 
@@ -200,6 +198,17 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.row}, {self.column}, seed {self.seed}"
+
+
+def joined(*layers: Mapping[str, Any]) -> Fields:
+    """Put fields over those of the layers before, settings together.
+
+    >>> joined({"samples": 4, "settings": {"a": 1}}, {"settings": {"b": 2}})
+    {'samples': 4, 'settings': {'a': 1, 'b': 2}}
+    """
+    settings = {k: v for fields in layers for k, v in (fields.get("settings") or {}).items()}
+    found = {k: v for fields in layers for k, v in fields.items() if k != "settings"}
+    return {**found, **({"settings": settings} if settings else {})}
 
 
 def column(value: Any) -> tuple[str, Fields]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import InputError, PrunusError
+from ..report.report import VERSIONS
 from ..run.observer import Observer
 from .checkpoints import FOLDER, Checkpoints, Keep
 from .cost import token_bytes
-from .facts import VERSIONS, of_all, of_cell
+from .facts import of_all, of_cell
 from .grid import Cell, Grid
 from .judge import Judge
 from .log import Log, Run, key

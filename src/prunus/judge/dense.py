@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from ..base.device import Dtype
 from ..base.memory import available_on
 from ..model.blocks import find_blocks
-from ..runtime.packed_model import load_packed
-from ..storage.checkpoint import find, folder_of, load_model, load_weights
+from ..runtime.packed_model import load_to_run
+from ..storage.checkpoint import find, folder_of, load_weights
 from ..storage.packed import is_packed
 from ..storage.sizes import loaded_bytes
 from ..storage.streamed import Streamed
@@ -44,14 +44,11 @@ def dense_model(
         trust_remote_code: run code that the checkpoint brings.
         say: told if it does not fit.
     """
-    if is_packed(folder := folder_of(model)):
-        yield load_packed(folder, dtype, trust_remote_code).to(device)  # type: ignore[arg-type]
-        return
-    source, room = find(model), int(SHARE * available_on(device))
-    whole = not source.is_folder or read_widths(source.location) is not None
+    source, room = find(model, packed=True), int(SHARE * available_on(device))
+    folder = folder_of(model)
+    whole = not source.is_folder or is_packed(folder) or read_widths(source.location) is not None
     if whole or loaded_bytes(source, dtype) <= room:
-        loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
-        yield loaded.to(device)  # type: ignore[arg-type]
+        yield load_to_run(model, dtype, trust_remote_code).to(device)  # type: ignore[arg-type]
         return
     weights = load_weights(model, dtype=dtype, trust_remote_code=trust_remote_code, stream=True)
     assert isinstance(weights, Streamed)

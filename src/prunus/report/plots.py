@@ -77,6 +77,12 @@ def over_depth(layers: Sequence[LayerReport], what: str, path: str | Path, title
     figure.savefig(str(path), dpi=150)
 
 
+def learned_points(curve: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Return where each mean of the loss ends, in steps, and that mean."""
+    losses, steps = curve["loss"], curve["steps"]
+    return [(min((i + 1) * steps / len(losses), steps), x) for i, x in enumerate(losses)]
+
+
 def learning(curves: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
     """Draw how the loss of every unit fell while its shares were learned; 1: the uniform mask's.
 
@@ -98,12 +104,18 @@ def learning(curves: Sequence[Mapping[str, Any]], path: str | Path, title: str =
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     panel = figure.subplots()
     for number, curve in enumerate(curves):
-        losses, steps = curve["loss"], curve["steps"]
-        ends = [min((i + 1) * steps / len(losses), steps) for i in range(len(losses))]
+        points = learned_points(curve)
         depth = number / max(len(curves) - 1, 1)
         label = f"block {curve['blocks'][0]}" if number in (0, len(curves) - 1) else None
         color = colormaps["viridis"](0.9 * depth)
-        panel.plot(ends, losses, marker="o", markersize=2.5, color=color, label=label)
+        panel.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            marker="o",
+            markersize=2.5,
+            color=color,
+            label=label,
+        )
     panel.axhline(1, color="grey", linewidth=0.8, linestyle=":")
     panel.set(xlabel="step", ylabel="loss, of the uniform mask's", ylim=(0, None), title=title)
     panel.legend(frameon=False, fontsize=9)

@@ -23,6 +23,12 @@ from .layer import LayerReport
 from .units import UnitsReport
 
 FILE = "pruning_report.json"
+VERSIONS = {
+    "prunus": __version__,
+    "torch": torch.__version__,
+    "transformers": transformers.__version__,
+}
+"""The versions of the software that may decide what comes out of a run."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +136,7 @@ class PruningReport:
     different: dict[str, list[Any]] = field(default_factory=dict)
     recovery_protocol: Protocol | None = None
     versions: dict[str, str] = field(
-        default_factory=lambda: {
-            "prunus": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        }
+        default_factory=lambda: {**VERSIONS, "python": platform.python_version()}
     )
 
     @property

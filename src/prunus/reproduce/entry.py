@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..compare.grid import joined
 from ..recipe import Recipe
 
 DENSE = "Dense"  # the row of the model as it is
@@ -163,12 +164,6 @@ class Entry(_Strict):
         for name in names:
             if name not in known:
                 raise ValueError(f"{self.id}, {where}: no {name!r} in {', '.join(known)}")
-
-
-def joined(column: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """Put a row's fields over a column's, settings together."""
-    settings = {**column.get("settings", {}), **row.get("settings", {})}
-    return {**column, **row, **({"settings": settings} if settings else {})}
 
 
 @dataclass(frozen=True)

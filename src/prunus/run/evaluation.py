@@ -19,9 +19,8 @@ from ..judge.perplexity import Evaluation
 from ..judge.tasks import Tasks, TaskScore, load_tasks, run_tasks
 from ..judge.text import Asked, read_text
 from ..report.report import FILE as REPORT
-from ..runtime.packed_model import load_packed
-from ..storage.checkpoint import find, folder_of, load_model, load_tokenizer
-from ..storage.packed import is_packed
+from ..runtime.packed_model import load_to_run
+from ..storage.checkpoint import find, folder_of, load_tokenizer
 from ..text.given import collect, is_source
 from ..text.tokens import needed
 from .inputs import in_memory
@@ -78,7 +77,7 @@ def carry_out(model: str | Path | PreTrainedModel, wanted: Wanted) -> Evaluation
     loaded = [] if wanted.tasks is None else load_tasks(wanted.tasks, wanted.data_dir)
     sound = isinstance(model, str | Path) and _is_dense(model)
     if isinstance(model, str | Path):
-        model = _to_run(model, wanted.dtype, wanted.trust_remote_code)
+        model = load_to_run(model, wanted.dtype, wanted.trust_remote_code)
     scorers = [x.scorer(model, tokenizer, wanted.length, wanted.windows, say) for x in texts]
     device = pick_device(wanted.device)
     model.eval()
@@ -156,11 +155,3 @@ def _is_dense(model: str | Path) -> bool:
     """Whether this is a folder without a report of pruning."""
     folder = folder_of(model)
     return folder.is_dir() and not (folder / REPORT).exists()
-
-
-def _to_run(model: str | Path, dtype: Dtype, trust: bool) -> PreTrainedModel:
-    """Load a model that is only run: packed, or any other."""
-    folder = folder_of(model)
-    if is_packed(folder):
-        return load_packed(folder, dtype, trust)
-    return load_model(model, dtype=dtype, trust_remote_code=trust)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-from .._version import __version__
 from ..methods.own import code_of, spelled
 from ..recipe import Recipe
+from ..report.report import VERSIONS
 from ..storage.checkpoint import find
 from ..storage.gguf_parts import parts
 from ..storage.journal import sha256
@@ -43,9 +42,7 @@ def fingerprint(
         "device": str(device),
         "threads": torch.get_num_threads(),
         "number of processes": processes,
-        "prunus": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **VERSIONS,
     }
 
 

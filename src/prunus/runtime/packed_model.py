@@ -15,8 +15,8 @@ from ..base.errors import CheckpointError, InputError, other_shape
 from ..maths.packed import Packed, Values
 from ..model.blocks import outputs_first
 from ..model.zeros import sparse_linears
-from ..storage.checkpoint import explained
-from ..storage.packed import read_packed
+from ..storage.checkpoint import explained, folder_of, load_model
+from ..storage.packed import is_packed, read_packed
 from ..storage.widths import fill, in_dtype, read_widths, skeleton
 from .packed_linear import PackedLinear
 
@@ -59,6 +59,16 @@ def load_packed(folder: Path, dtype: Dtype, trust_remote_code: bool = False) -> 
     model.eval()
     model.save_pretrained = _refuse  # type: ignore[method-assign]
     return model
+
+
+def load_to_run(
+    checkpoint: str | Path, dtype: Dtype, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a model that is only run, its channels as they are stored: packed, or any other."""
+    folder = folder_of(checkpoint)
+    if is_packed(folder):
+        return load_packed(folder, dtype, trust_remote_code)
+    return load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..plots import learned_points
 from .charts import Line, line_chart
 from .rendering import beside, prose
 from .skeleton import Section
@@ -45,7 +46,5 @@ def learning(curves: Sequence[Mapping[str, Any]]) -> Section:
 
 def _line(curve: Mapping[str, Any], depth: float, curves: int) -> Line:
     """Return a curve; the first and the last of all are named."""
-    losses, steps = curve["loss"], curve["steps"]
-    ends = [min((i + 1) * steps / len(losses), steps) for i in range(len(losses))]
     label = f"block {curve['blocks'][0]}" if depth in (0, 1) else ""
-    return Line(list(zip(ends, losses, strict=True)), label, depth if curves > 1 else "plum")
+    return Line(learned_points(curve), label, depth if curves > 1 else "plum")
