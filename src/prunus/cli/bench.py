@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import command, console, escape, print_json, print_line, print_table
+from .options import DtypeName, Json, TrustRemoteCode
 
 if TYPE_CHECKING:
     from ..judge.measured import Bench, Model, Row
@@ -46,12 +47,10 @@ def run(
     threads: Annotated[
         int | None, typer.Option(help="Number of torch threads.  [default: torch's choice]")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    dtype: DtypeName = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
 ) -> None:
     """Prefill, decode and memory against the dense model, in turns of fresh processes."""
     from ..base.device import checked_dtype

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, console, escape, print_json, print_line, print_table
+from .options import TEXT, Json, Length, Samples, TrustRemoteCode
 
 if TYPE_CHECKING:
     from ..compare import Grid, Table
 
-TEXT = "Calibration text"
 JUDGE = "Judging"
 
 RECIPE = ("calibration", "samples", "length", "dtype", "device", "data_dir", "statistics")
@@ -71,13 +71,8 @@ def run(
         str | None,
         typer.Option(help="As for `prunus prune`.  [default: builtin]", rich_help_panel=TEXT),
     ] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Number of windows.  [default: 128]", rich_help_panel=TEXT)
-    ] = None,
-    length: Annotated[
-        int | None,
-        typer.Option(help="Tokens per window.  [default: up to 2048]", rich_help_panel=TEXT),
-    ] = None,
+    samples: Samples = None,
+    length: Length = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -120,10 +115,8 @@ def run(
         str | None, typer.Option(help="auto, float32, bfloat16, float16.  [default: auto]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.  [default: auto]")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
 ) -> None:
     """Prune MODEL in many ways by one protocol, and print the table.
 

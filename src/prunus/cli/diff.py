@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import command, print_json, print_line, print_table
+from .options import Json
 
 if TYPE_CHECKING:
     from ..judge.diff import Difference, File, Group, Lone
@@ -36,7 +37,7 @@ def run(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that the checkpoints bring.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Show what changed between two checkpoints, whoever made them: config, files, weights.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, print_json, print_line, print_table
+from .options import DtypeName, Json, TrustRemoteCode
 
 if TYPE_CHECKING:
     from ..judge.perplexity import Agreement, Evaluation
@@ -90,12 +91,10 @@ def run(
             help="Score the last word of each passage.  [default: for lambada]",
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    dtype: DtypeName = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
 ) -> None:
     """Perplexity by the papers' protocol: non-overlapping windows, logits in float32.
 

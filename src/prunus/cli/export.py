@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import command, print_json, print_line
+from .options import Json, TrustRemoteCode
 
 EXAMPLES = """
 **Examples**
@@ -55,10 +56,8 @@ def run(
     tokenizer: Annotated[
         Path | None, typer.Option(help="gguf: use the tokenizer of this folder or GGUF instead.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
 ) -> None:
     """Write a checkpoint in the format of another runtime."""
     from ..base.errors import InputError, UnknownNameError

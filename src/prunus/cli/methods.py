@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from .console import command, print_json, print_line
+from .options import Json
 
 
 @command
 def run(
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """List the methods: name, paper, parts, needs, differences from the authors' code."""
     from ..methods.table import all_rows

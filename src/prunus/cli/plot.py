@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import command, print_json, print_line
+from .options import Json
 
 EXAMPLES = """
 **Examples**
@@ -42,7 +43,7 @@ def run(
         ),
     ] = None,
     title: Annotated[str | None, typer.Option(help="Title above the picture.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Draw what the report of a checkpoint says."""
     from ..report.picture import plot

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, print_json, print_line, print_table
+from .options import TEXT, Json, Length, Samples, TrustRemoteCode
 
 if TYPE_CHECKING:
     from ..report import PruningReport
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 WEIGHTS = "Single weights"
 INTEGERS = "Integer grids"
 UNITS = "Heads and neurons"
-TEXT = "Calibration text"
 
 EXAMPLES = """
 **Examples**
@@ -230,13 +230,8 @@ def run(
         Path | None,
         typer.Option(help="Folder with c4, wikitext2 … as files.", rich_help_panel=TEXT),
     ] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Number of windows.  [default: 128]", rich_help_panel=TEXT)
-    ] = None,
-    length: Annotated[
-        int | None,
-        typer.Option(help="Tokens per window.  [default: up to 2048]", rich_help_panel=TEXT),
-    ] = None,
+    samples: Samples = None,
+    length: Length = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Random seed for sampling.  [default: 0]", rich_help_panel=TEXT),
@@ -264,10 +259,8 @@ def run(
             "temporary folder]"
         ),
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
 ) -> None:
     """Prune MODEL and write a checkpoint that plain transformers loads."""
     given = dict(locals())

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import command, print_json, print_line
+from .options import Json
 
 EXAMPLES = """
 **Examples**
@@ -35,7 +36,7 @@ def run(
         ),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Make one page of HTML about a pruned checkpoint, to read and to pass on.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, console, escape, print_json, print_line, print_table
+from .options import DtypeName, Json
 
 if TYPE_CHECKING:
     from ..reproduce import Entry, Measured
@@ -61,9 +62,9 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="An option of the entry: sizes=[1024,2048]")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    dtype: DtypeName = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Tables and figures of the five papers, published beside measured."""
     from ..base.device import checked_dtype

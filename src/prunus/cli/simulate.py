@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .console import command, print_json
+from .options import Json
 
 EXAMPLES = """
 **Examples**
@@ -26,7 +27,7 @@ def run(
     as_published: Annotated[
         bool, typer.Option("--as-published", help="Count as the authors do, errors included.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Cycles of a pruned model on the ViTCoD accelerator, by a model of its multiplications."""
     from ..judge.cycles import simulate

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import command, print_json, print_line
+from .options import Json, TrustRemoteCode
 
 EXAMPLES = """
 **Examples**
@@ -31,10 +32,8 @@ def run(
     pattern: Annotated[
         str | None, typer.Option(help="Demand this pattern of every pruned layer.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
 ) -> None:
     """Check zeros, pattern, finite weights, report; reload in a fresh process."""
     from ..judge.verify import verify
