@@ -23,6 +23,7 @@ from .methods.build import (
     build_units,
 )
 from .methods.own import spelled
+from .methods.presets import is_one, with_preset
 from .methods.table import QUANTIZE, STRUCTURED, Method
 from .methods.words import complaint, in_words
 
@@ -104,10 +105,13 @@ class Recipe(BaseModel):
     def of(cls, **fields: Any) -> Recipe:
         """Make a recipe from keyword arguments; the method may be an object (see ``own``).
 
+        ``preset`` stands for other fields (``methods.presets``), and each of those may be given
+        beside it.
+
         Raises:
             InputError: an unknown field, or a value of the wrong kind.
         """
-        fields, row = in_words(fields)
+        fields, row = in_words(with_preset(fields))
         try:
             recipe = cls(**fields)
             recipe._row = row
@@ -138,11 +142,13 @@ class Recipe(BaseModel):
         with a method of another kind all that is for the old one's kind alone.
         """
         old = self.model_dump(exclude_unset=True)
+        if "preset" in fields:
+            fields = with_preset({"pattern": self.pattern, **fields})
         fields, row = in_words(fields)
         row = row if "method" in fields else self._row
         changed = {key for key, value in fields.items() if value != getattr(self, key, None)}
         gone: set[str] = set()
-        if _alone(fields.get("pattern")) or "parameters" in fields:
+        if is_one(str(fields.get("pattern"))) or "parameters" in fields:
             gone.add("sparsity")
         if "sparsity" in fields:
             gone.add("parameters")
@@ -165,7 +171,7 @@ class Recipe(BaseModel):
     def to_yaml(self, model: str) -> str:
         """Return the text of the file that is written beside the checkpoint."""
         fields = {"model": model, **self.model_dump(exclude_none=True)}
-        if _alone(self.pattern):
+        if is_one(str(self.pattern)):
             fields.pop("sparsity", None)  # N:M says it
         text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
         return text if self._row is None else OWN.format(spelled(self.build().weights)) + text
@@ -271,8 +277,3 @@ class Recipe(BaseModel):
             if getattr(self, name) is not None and getattr(self, name) is not False:
                 option = name.replace("_", "-")
                 raise InputError(f"{why}, so --{option} does not apply. Leave it out.")
-
-
-def _alone(pattern: str | None) -> bool:
-    """Whether it is one N:M, which has a sparsity of its own."""
-    return pattern is not None and ":" in pattern and "," not in pattern

@@ -36,7 +36,8 @@ A grid: `rows: {Wanda: {method: wanda}}`, `columns: [0.5, 2:4]`, `seeds: [0, 1]`
 def run(
     model: Annotated[str, typer.Argument(help="A folder, a hub id, or a GGUF.")],
     methods: Annotated[
-        list[str] | None, typer.Option(help="Names from `prunus methods`, with commas.")
+        list[str] | None,
+        typer.Option(help="Methods and presets, with commas."),
     ] = None,
     patterns: Annotated[
         list[str] | None,

@@ -51,6 +51,13 @@ def run(
     ],
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint, new or empty.")],
     method: Annotated[str | None, typer.Option(help="See `prunus methods`.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="fast or best: a method with update, orders and budget that fit the pattern; "
+            "options beside it replace its parts."
+        ),
+    ] = None,
     sparsity: Annotated[
         float | None,
         typer.Option(
