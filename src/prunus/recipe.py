@@ -16,6 +16,7 @@ from .maths.grids import Grid
 from .maths.patterns import NM, check_sparsity, parse_pattern
 from .maths.pruners.units import DEFAULT
 from .maths.shares import BESA, Uniform
+from .methods.answering import Answering, of_text
 from .methods.build import (
     Composition,
     build_allocation,
@@ -82,6 +83,10 @@ class Recipe(BaseModel):
     )
     calibration: str | None = Field(
         None, description="text SOURCE, or none; default: builtin where the method needs text"
+    )
+    answers: bool = Field(False, description="the model answers the prompts of calibration")
+    answer_length: int | None = Field(
+        None, ge=1, description="tokens of an answer at most; default 256"
     )
     samples: int = Field(128, ge=1, description="calibration windows")
     length: int | None = Field(None, ge=2, description="tokens per window; default up to 2048")
@@ -182,7 +187,34 @@ class Recipe(BaseModel):
         An N:M pattern brings its own sparsity, otherwise it is one half. (``quantize`` removes
         nothing unless a pattern says what is 0 already.) Heads and neurons lose a fifth.
         """
+        self.answering()
         return self._of_units() if self.structured else self._of_weights()
+
+    def answering(self) -> Answering | None:
+        """Return how prompts are answered; None where they are not.
+
+        Raises:
+            InputError: settings of answers without answers, or that cannot be.
+        """
+        settings = of_text(self.settings)
+        if not self.answers:
+            given = [f"--set {name}" for name in settings]
+            given += ["--answer-length"] if self.answer_length is not None else []
+            if given:
+                raise InputError(f"{given[0]} is for a run with --answers.")
+            return None
+        found = Answering.of(self.answer_length, settings)
+        if self.structured and found.calibration.answers:
+            raise InputError(
+                f"{self.method} removes heads and neurons, whose statistics let every token count "
+                "alike. Leave --set calibration.answers out."
+            )
+        return found
+
+    @property
+    def of_method(self) -> dict[str, Any]:
+        """The settings, without those of answers."""
+        return {k: v for k, v in self.settings.items() if k not in of_text(self.settings)}
 
     def _of_weights(self) -> Composition:
         self._refuse(STRUCTURED_ONLY, f"{self.method} removes single weights, not heads or neurons")
@@ -194,7 +226,7 @@ class Recipe(BaseModel):
             default = 0.0 if self.method == QUANTIZE else 0.5
             sparsity = pattern.sparsity if isinstance(pattern, NM) else default
         check_sparsity(sparsity)
-        budget = {k: v for k, v in self.settings.items() if k.startswith("allocation.")}
+        budget = {k: v for k, v in self.of_method.items() if k.startswith("allocation.")}
         if self.pack and self.true_sequential and self.permutation in ("fold", "gather"):
             raise InputError(
                 "--pack with --true-sequential cannot have --permutation: a later layer's order "
@@ -203,7 +235,7 @@ class Recipe(BaseModel):
         pruner = build_method(
             self.method,
             pattern,
-            {k: v for k, v in self.settings.items() if k not in budget},
+            {k: v for k, v in self.of_method.items() if k not in budget},
             self.update,
             self.refine,
             self.permutation,
@@ -255,7 +287,7 @@ class Recipe(BaseModel):
             )
         text = self.calibration != "none"
         pruner = build_units(
-            self.method, self.settings, self.allocation, self.recovery, self.mlp_only, text
+            self.method, self.of_method, self.allocation, self.recovery, self.mlp_only, text
         )
         for name in RECOVERY_TEXT:
             if getattr(self, name) is not None and pruner.recovery == "none":
@@ -269,7 +301,8 @@ class Recipe(BaseModel):
             return None
         changes: dict[str, Any] = {"samples": self.recovery_samples or self.samples}
         if self.recovery_text is not None:
-            changes |= {"calibration": self.recovery_text, "field": None}
+            changes |= {"calibration": self.recovery_text, "field": None, "answers": False}
+            changes |= {"answer_length": None, "settings": self.of_method}
         return self.model_copy(update=changes)
 
     def _refuse(self, names: tuple[str, ...], why: str) -> None:

@@ -40,6 +40,8 @@ EXAMPLES = """
 
 `prunus prune ./model --method wanda --bits 4 --group 64 --pack --output small` (4-bit integers)
 
+`prunus prune ./chat --method mrp-sm --calibration prompts.jsonl --answers --output for-chat`
+
 `prunus prune ./model --recipe pruned/recipe.yaml --seed 1 --output again`
 """
 
@@ -213,7 +215,8 @@ def run(
         str | None,
         typer.Option(
             help="Text: a .txt, .jsonl, .json, .csv or .parquet file, a folder, c4, wikitext2, "
-            "ptb, lambada, self, builtin, none.  [default: builtin; none for data-free methods]",
+            "ptb, lambada, self, builtin, none; or several with shares: c4:0.5,prompts.jsonl:0.5.  "
+            "[default: builtin; none for data-free methods]",
             rich_help_panel=TEXT,
         ),
     ] = None,
@@ -232,6 +235,19 @@ def run(
             "a document begins if the tokenizer puts it there.  [default: auto, as in the papers]",
             rich_help_panel=TEXT,
         ),
+    ] = None,
+    answers: Annotated[
+        bool | None,
+        typer.Option(
+            "--answers/--no-answers",
+            help="The dense model answers the prompts of --calibration, through its chat template; "
+            "the statistics come from prompts and answers.",
+            rich_help_panel=TEXT,
+        ),
+    ] = None,
+    answer_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of an answer at most.  [default: 256]", rich_help_panel=TEXT),
     ] = None,
     data_dir: Annotated[
         Path | None,

@@ -18,7 +18,7 @@ from ..methods.table import published
 from ..model.blocks import Block
 from ..model.inspect import first_of, inspect, start
 from ..model.replay import Recording, Trace
-from ..model.samples import Samples
+from ..model.samples import Processed, Samples
 from ..model.weights import Weights
 from ..recipe import Recipe
 from ..report import PruningReport
@@ -94,6 +94,12 @@ class Job:
         )  # fmt: skip
 
     @property
+    def answers(self) -> str:
+        """The conversations that the model has had with the prompts, a line of JSON each."""
+        said = self.ids_ST.said if isinstance(self.ids_ST, Processed) else ()
+        return "".join(f"{line}\n" for line in said if line)
+
+    @property
     def model(self) -> PreTrainedModel:
         """The whole structure."""
         return self.weights.model
@@ -167,6 +173,7 @@ class Job:
         own = self.team.share(len(chosen))
         recording = start(self.model, self.blocks, self.traced, chosen[own], hidden)
         recording.first, recording.total = own.start, len(chosen)
+        recording.weights = chosen[own].weights if isinstance(chosen, Processed) else None
         recording.min_tokens = self.recipe.min_tokens
         return recording
 

@@ -77,7 +77,7 @@ class Journal:
             InputError: the unfinished run is another one; says what differs.
         """
         folder = unfinished(output)
-        with _explained(folder):
+        with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
         journal = cls(folder, None, {})
         journal._lock()  # before anything is read, mended or written
@@ -99,7 +99,7 @@ class Journal:
         defaults: Mapping[str, Any],
     ) -> None:
         """Read what an earlier run left, or begin."""
-        lines = _read(self.folder / LINES)
+        lines = lines_of(self.folder / LINES)
         if not lines and not any(self.folder.glob("block-*")):  # or killed at birth
             if resume:
                 say(f"nothing to resume: {output} has no unfinished run; this one starts it")
@@ -213,7 +213,7 @@ class Journal:
         folder = self.folder / "checkpoint"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed right here
         try:
-            with _explained(output):
+            with explained(output):
                 folder.mkdir()
                 yield folder
                 check_free(output)
@@ -239,7 +239,7 @@ class Journal:
             import fcntl
         except ImportError:
             return
-        with _explained(self.folder):
+        with explained(self.folder):
             self.held = open(self.folder / LINES, "ab")
         try:
             fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -250,7 +250,7 @@ class Journal:
             # else a network file system without locks: two runs at once would not be noticed
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        with _explained(self.folder), open(self.folder / LINES, "a", encoding="utf-8") as file:
+        with explained(self.folder), open(self.folder / LINES, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             kept_safe(file.fileno())
@@ -282,7 +282,7 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file as a whole or not at all, even after a power cut."""
     part = path.with_suffix(".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with _explained(path):
+    with explained(path):
         try:
             save_file(tensors, part, metadata={"format": "pt"})
             readable(part)
@@ -294,7 +294,8 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into one that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -304,7 +305,7 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def lines_of(path: Path) -> list[dict[str, Any]]:
     """Read all whole lines; a line that was cut off at the end is ignored."""
     lines: list[dict[str, Any]] = []
     try:
@@ -323,6 +324,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
                 f"{path} is damaged. Remove {path.parent} and start again."
             ) from None
     if not text.endswith("\n") and text:  # cut off: what follows must not continue that line
-        with _explained(path):
+        with explained(path):
             os.truncate(path, len(text[: text.rfind("\n") + 1].encode()))
     return lines
