@@ -16,6 +16,7 @@ from .maths.grids import Grid
 from .maths.patterns import NM, check_sparsity, parse_pattern
 from .maths.pruners.units import DEFAULT
 from .maths.shares import BESA, Uniform
+from .methods.answering import PARTS as OF_TEXT
 from .methods.answering import Answering, of_text
 from .methods.build import (
     Composition,
@@ -160,6 +161,9 @@ class Recipe(BaseModel):
         if fields.get("permutation") == "none":
             gone.add("search")
         parts = [part for field, part in PARTS.items() if field in changed]
+        if fields.get("answers") is False:
+            parts += OF_TEXT
+            gone.add("answer_length")
         if "method" in changed and (fields["method"] in STRUCTURED) != self.structured:
             gone |= {*STRUCTURED_ONLY, *WEIGHTS_ONLY, "allocation", "sparsity"}
             parts = [""]  # all of them

@@ -124,8 +124,12 @@ def test_a_run_that_ends_among_answers_goes_on_at_the_first_unanswered(
 def test_an_end_before_the_first_answer_leaves_nothing(folder, prompts, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prunus.prune(
-            folder, output=tmp_path / "out", calibration=prompts, observer=Ends((0, "answer")), **RUN
-        )  # fmt: skip
+            folder,
+            output=tmp_path / "out",
+            calibration=prompts,
+            observer=Ends((0, "answer")),
+            **RUN,
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -47,13 +47,13 @@ def test_what_is_too_long_or_refused_is_left_out_and_counted(tiny):
     rows = [*ROWS, "word " * 200, system]
     found = asked_of(given_prompts("p", rows), tokenizer, samples=99, longest=50, seed=0)
     assert (len(found.asked), found.longer, found.refused) == (5, 1, 1)
-    with pytest.raises(CalibrationError, match="1 are refused .*no system"):
+    with pytest.raises(CalibrationError, match=r"1 are refused .*no system"):
         asked_of(given_prompts("p", [system]), tokenizer, samples=9, longest=50, seed=0)
 
 
 def test_without_a_template_one_sentence_says_what_to_do(tiny):
     _, bare = load_tiny("llama")
-    with pytest.raises(CalibrationError, match="this tokenizer has none. Use a model that was"):
+    with pytest.raises(CalibrationError, match=r"this tokenizer has none\. Use a model that was"):
         check_template(bare)
     check_template(tiny[1])
 
@@ -98,7 +98,9 @@ def test_answers_have_their_share_of_the_weight():
         of_answers = sum(float(w[a].sum()) for w, a in zip(weights, answered, strict=True))
         assert total == pytest.approx(7)
         assert of_answers == pytest.approx(7 * share)
-        assert len({float(w) for own, a in zip(weights, answered, strict=True) for w in own[a]}) == 1
+        assert (
+            len({float(w) for own, a in zip(weights, answered, strict=True) for w in own[a]}) == 1
+        )
 
 
 def test_the_hash_knows_where_conversations_end():

@@ -8,14 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, console, escape, print_json, print_line, print_table
-from .options import TEXT, Json, Length, Samples, TrustRemoteCode
+from .options import TEXT, AnswerLength, Answers, Json, Length, Samples, TrustRemoteCode
 
 if TYPE_CHECKING:
     from ..compare import Grid, Table
 
 JUDGE = "Judging"
 
-RECIPE = ("calibration", "samples", "length", "dtype", "device", "data_dir", "statistics")
+RECIPE = (
+    "calibration",
+    "answers",
+    "answer_length",
+    "samples",
+    "length",
+    "dtype",
+    "device",
+    "data_dir",
+    "statistics",
+)
 JUDGED = ("text", "windows", "shots", "limit", "against", "data_dir")
 
 EXAMPLES = """
@@ -72,6 +82,8 @@ def run(
         str | None,
         typer.Option(help="As for `prunus prune`.  [default: builtin]", rich_help_panel=TEXT),
     ] = None,
+    answers: Answers = None,
+    answer_length: AnswerLength = None,
     samples: Samples = None,
     length: Length = None,
     text: Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, print_json, print_line, print_table
-from .options import TEXT, Json, Length, Samples, TrustRemoteCode
+from .options import TEXT, AnswerLength, Answers, Json, Length, Samples, TrustRemoteCode
 
 if TYPE_CHECKING:
     from ..report import PruningReport
@@ -236,19 +236,8 @@ def run(
             rich_help_panel=TEXT,
         ),
     ] = None,
-    answers: Annotated[
-        bool | None,
-        typer.Option(
-            "--answers/--no-answers",
-            help="The dense model answers the prompts of --calibration, through its chat template; "
-            "the statistics come from prompts and answers.",
-            rich_help_panel=TEXT,
-        ),
-    ] = None,
-    answer_length: Annotated[
-        int | None,
-        typer.Option(help="Tokens of an answer at most.  [default: 256]", rich_help_panel=TEXT),
-    ] = None,
+    answers: Answers = None,
+    answer_length: AnswerLength = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(help="Folder with c4, wikitext2 … as files.", rich_help_panel=TEXT),

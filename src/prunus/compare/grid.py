@@ -168,7 +168,11 @@ class Grid(BaseModel):
             fields.pop("sparsity", None)
         recipe = Recipe.of(**fields)
         reads = recipe.build().reads_text
-        return recipe if reads or "calibration" in of_row else recipe.replaced(calibration="none")
+        return (
+            recipe
+            if reads or "calibration" in of_row
+            else recipe.replaced(calibration="none", answers=False)
+        )
 
     def _seeds(self, recipe: Recipe, fields: Fields) -> list[int]:
         """Return the seeds that give different results; the first where none do."""
