@@ -53,7 +53,10 @@ def test_a_statistic_that_nobody_gathered_names_itself():
         _ = gather(torch.ones(2, 2), ())[ColumnNorm]
 
 
-def values(kind, inputs_TI, weights_T=None, batches=(5, 40, 55)):
+BATCHES = (5, 8, 9, 10, 13, 25, 30)
+
+
+def values(kind, inputs_TI, weights_T=None, batches=BATCHES):
     """All tensors and numbers of a statistic of these tokens, in batches."""
     found = kind(inputs_TI.shape[1], torch.device("cpu"))
     start = 0
@@ -72,8 +75,8 @@ def test_a_token_of_weight_two_is_two_tokens(kind, monkeypatch):
     maker = torch.Generator().manual_seed(3)
     inputs_TI = torch.randn(100, 6, generator=maker)
     times_T = torch.randint(0, 4, (100,), generator=maker)
-    ends = times_T[:5].sum(), times_T[5:45].sum(), times_T[45:].sum()
-    repeated = values(kind, inputs_TI.repeat_interleave(times_T, 0), None, [int(e) for e in ends])
+    longer = [int(part_T.sum()) for part_T in times_T.split(BATCHES)]
+    repeated = values(kind, inputs_TI.repeat_interleave(times_T, 0), None, longer)
     weighed = values(kind, inputs_TI, times_T.double())
     assert repeated.keys() == weighed.keys() != set()
     for name in repeated:

@@ -299,18 +299,6 @@ class Reading:
                     zip(ids, pairs, strict=True)]  # fmt: skip
         for own_T in ids:
             checked(own_T, self.model)
-        record = Answered(
-            len(pairs),
-            sum(len(prompt.ids) for prompt, _ in pairs),
-            sum(len(answer.ids) for answer in answers),
-            sum(answer.ended for answer in answers),
-            answering.length,
-            answering.answers.temperature,
-            answering.answers.top_p,
-            asked.longer,
-            asked.refused,
-            sum(answer.seconds for answer in answers),
-        )
         protocol = Protocol(
             prompts.name,
             len(ids),
@@ -322,9 +310,25 @@ class Reading:
             hash_of(own_T.tolist() for own_T in ids),
             prompts.field,
             skipped=prompts.skipped,
-            answers=record,
+            answers=_record(asked, answering, answers),
         )
         return Piece(ids, answered, said, protocol)
+
+
+def _record(asked: Questioning, answering: Answering, answers: Sequence[Answer]) -> Answered:
+    """Return how the prompts were answered, for the report."""
+    return Answered(
+        len(answers),
+        sum(len(prompt.ids) for prompt in asked.asked),
+        sum(len(answer.ids) for answer in answers),
+        sum(answer.ended for answer in answers),
+        answering.length,
+        answering.answers.temperature,
+        answering.answers.top_p,
+        asked.longer,
+        asked.refused,
+        sum(answer.seconds for answer in answers),
+    )
 
 
 def _of_all(
