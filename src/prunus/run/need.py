@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from ..maths.moments import Moments
-from ..maths.shares import BESA
+from ..maths.shares import learner_of
 from ..maths.shares.units import removable
 from ..model.blocks import Block
 from ..model.units import Depth2
@@ -55,7 +55,7 @@ def _of_weights(run: WeightsRun, samples: int | None) -> Need:
         sum(statistics_bytes(kinds, layer.shape[1]) for layer in block.sites.values())
         for block in run.planned
     )
-    found = _of(job, statistics, 2 if isinstance(run.allocation, BESA) else 1, samples)
+    found = _of(job, statistics, 2 if learner_of(run.allocation) else 1, samples)
     total = bytes_of(job.model.parameters())
     twice = not job.recipe.pack and _journaled_twice(job.weights, job.blocks)
     return replace(found, journal=total, written=total * (2 if twice else 1))

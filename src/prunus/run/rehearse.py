@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from ..maths.shares import BESA, OWL
+from ..maths.shares import learner_of, split_of
 from ..model.blocks import Block
 from ..model.weights import InMemory
 from ..report.units import UnitsReport
@@ -68,7 +68,7 @@ class Stopwatch(Silent):
 
 def try_weights(run: WeightsRun, needed: Need) -> Tried:
     """Prune the largest block by a few samples, and give it its weights back."""
-    learns = run.allocation if isinstance(run.allocation, BESA) else None
+    learns, split = learner_of(run.allocation), split_of(run.allocation)
     units = [x for x in run.planned if learns is None or x.index % learns.span == 0]
     once = _one_block(run, max(units or run.planned, key=block_bytes))
     ordering, planned = run.pruner.ordering, len(run.planned)
@@ -77,7 +77,7 @@ def try_weights(run: WeightsRun, needed: Need) -> Tried:
         passes = sum(len({x.site for x in block.planned(run.plan)}) for block in run.planned)
     if ordering is not None and ordering.realisation == "fold":
         passes += planned
-    if isinstance(run.allocation, OWL):
+    if split is not None:
         passes += planned
     before = run.planned[-1].index  # blocks that are advanced, dense ones among them
     seconds = once["record"] * needed.samples * passes + once["prune"] * planned
@@ -123,9 +123,9 @@ def _one_block(run: WeightsRun, block: Block) -> dict[str, float]:
     watch, job = Stopwatch(), run.job
     recording = replace(job, spill=None).recording(REHEARSED)
     plan = run.alike(block.planned(run.plan))
-    learner = None
-    if isinstance(run.allocation, BESA):
-        few = replace(run.allocation, epochs=0, steps=STEPS)
+    learner, learns = None, learner_of(run.allocation)
+    if learns is not None:
+        few = replace(learns, epochs=0, steps=STEPS)
         learner = replace(run, job=replace(job, observer=watch), allocation=few).learner(recording)
     with _kept(run, block):
         prune_blocks(
