@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 256  # tokens whose logits are widened at once
+LIKELIEST = 512  # tokens that are told apart
 LEAST = 1e-6  # probability of all other tokens together, at least: their log is finite
 
 
@@ -24,7 +25,7 @@ class Likeliest:
     log_p_TK: Tensor
 
     @classmethod
-    def of(cls, logits_TV: Tensor, k: int = 512) -> Likeliest:
+    def of(cls, logits_TV: Tensor, k: int = LIKELIEST) -> Likeliest:
         """Take them from logits; of a vocabulary below k, all."""
         ids, logs = [], []
         for logits_CV in logits_TV.split(CHUNK):

@@ -83,15 +83,13 @@ class Candidates:
         """
         job, groups = self.job, [(list(range(len(plans))), self._beginning(chosen))]
         for block in walk(job.blocks, len(job.blocks) - 1, None, job.device, Silent()):
-            groups = [
-                apart for group in groups for apart in self._through(block, plans, *group)
-            ]  # fmt: skip
+            groups = [apart for group in groups for apart in self._through(block, plans, *group)]
             job.observer.sample(block.index + 1, len(job.blocks))
         samples: list[Tensor | Sample] = list(each(self.samples))
         with _outside_on(job.device, job):
             for numbers, text in groups:
-                for sample, hidden in zip(chosen, text.hidden, strict=True):  # type: ignore[arg-type]
-                    yield numbers, sample, self._end(samples[sample], hidden)
+                for position, sample in enumerate(chosen):
+                    yield numbers, sample, end(job, samples[sample], text.hidden[position])
 
     def _beginning(self, chosen: Sequence[int]) -> Recording:
         calls = [[block[i] for i in chosen] for block in self.text.calls]
@@ -128,11 +126,11 @@ class Candidates:
             for layer, depth, level in zip(layers, parts, levels, strict=True)
         }
 
-    def _end(self, sample: Tensor | Sample, hidden: Tensor) -> Tensor:
-        """Return the logits (T, V) behind the last block."""
-        outputs = [with_hidden(output, hidden) for output in self.job.traced.outputs]
-        modules = [block.module for block in self.job.blocks]
-        return around(self.job.model, modules, sample, outputs)[1][0]
+
+def end(job: Job, sample: Tensor | Sample, hidden: Tensor) -> Tensor:
+    """Return the logits (T, V) of a sample whose last block puts out these hidden states."""
+    outputs = [with_hidden(output, hidden) for output in job.traced.outputs]
+    return around(job.model, [block.module for block in job.blocks], sample, outputs)[1][0]
 
 
 @contextmanager

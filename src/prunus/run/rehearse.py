@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from ..maths.shares import learner_of, split_of
+from ..maths.shares import Evolve, Slope, learner_of, split_of
 from ..model.blocks import Block
+from ..model.inspect import first_of
 from ..model.weights import InMemory
 from ..report.units import UnitsReport
+from .candidates import end
 from .loop import prune_blocks
 from .need import block_bytes
 from .observer import LOOK, Silent
 from .room import Need
+from .search import pieces_of
 from .units_gather import MAPS
 from .units_run import UnitsRun
 from .walk import on
@@ -82,6 +85,9 @@ def try_weights(run: WeightsRun, needed: Need) -> Tried:
     before = run.planned[-1].index  # blocks that are advanced, dense ones among them
     seconds = once["record"] * needed.samples * passes + once["prune"] * planned
     seconds += once["advance"] * needed.samples * before
+    if isinstance(split, Slope | Evolve):
+        once["search"], times = _one_piece(run, split, needed, once["advance"])
+        seconds += once["search"] * times
     if learns is not None:
         seconds += once["learn"] * learns.steps_over(needed.samples) * len(units)
     return Tried(seconds, once, beside=_search_bytes(run))
@@ -108,6 +114,19 @@ def try_units(run: UnitsRun, needed: Need) -> Tried:
     steps = ("gradients", "record", "compare", "recover", "prune", "advance")
     once = {step: watch.seconds(step) for step in steps}
     return Tried(seconds, once, units, needed.samples <= REHEARSED or known)
+
+
+def _one_piece(
+    run: WeightsRun, search: Slope | Evolve, needed: Need, advance: float
+) -> tuple[float, int]:
+    """Seconds in which one candidate reads a piece of held-out text, and how often one does."""
+    job, hidden = run.job, run.job.traced.inputs[0]
+    begun = time.perf_counter()
+    end(job, first_of(job.ids_ST, job.model), hidden)
+    each = (time.perf_counter() - begun) / hidden.shape[1]
+    pieces, length = pieces_of(search, needed.samples, needed.length)
+    once = length * (each + advance / needed.length * len(job.blocks))
+    return once, sum(trials * count for trials, count in search.rounds(pieces))
 
 
 def _search_bytes(run: WeightsRun) -> int:

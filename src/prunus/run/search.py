@@ -59,6 +59,11 @@ class HeldOut:
         """The number of pieces of text, in all processes."""
         return len(held_out(self.job, self.search)[1])
 
+    @property
+    def questions(self) -> int:
+        """How often it will have been asked."""
+        return len(self.search.rounds(self.pieces))
+
     def plan(self, trial: Trial) -> Plan:
         """Return the shares of a trial, exact."""
         pairs = [
@@ -80,7 +85,7 @@ class HeldOut:
         if known is None:
             begun = time.perf_counter()
             candidates = self._candidates or self._look()
-            job.observer.block(number, self.search.asks, f"{len(trials)} candidates", "search")
+            job.observer.block(number, self.questions, f"{len(trials)} candidates", "search")
             losses = self._judged(candidates, [self.plan(trial) for trial in trials], pieces)
             known = {"losses": losses, "seconds": time.perf_counter() - begun}
             if self.journal is not None:
@@ -95,7 +100,7 @@ class HeldOut:
         depths = dense_depths(job, scoring, plan, self.search.score, self.pattern)
         own = job.team.share(len(judging))
         self._candidates = Candidates(job, job.recorded(judging), judging[own], depths)
-        job.observer.block(0, self.search.asks, "the dense model", "search")
+        job.observer.block(0, self.questions, "the dense model", "search")
         with job.team.agreed():
             for _, _, logits_TV in self._candidates.logits([{}], range(own.stop - own.start)):
                 self._dense.append(Likeliest.of(_finite(logits_TV)))
@@ -126,13 +131,21 @@ def held_out(job: Job, search: Slope | Evolve) -> tuple[int, Samples]:
     assert ids_ST is not None  # an allocation that searches is given text
     scoring = len(ids_ST) - max(len(ids_ST) // HELD_OUT, 1)
     judging = ids_ST[scoring:]
+    pieces, length = pieces_of(search, len(ids_ST), ids_ST.numel() // len(ids_ST))
     if isinstance(judging, Tensor):
-        length = min(search.length, judging.shape[1])
         whole = judging.shape[1] // length * length
         judging = judging[:, :whole].reshape(-1, length)
-    length = judging.numel() // len(judging)
-    judging = judging[: max(search.tokens // length, job.team.size)]
-    return (scoring if scoring >= job.team.size else len(ids_ST)), judging
+    return (scoring if scoring >= job.team.size else len(ids_ST)), judging[:pieces]
+
+
+def pieces_of(search: Slope | Evolve, samples: int, length: int) -> tuple[int, int]:
+    """Return how many pieces of held-out text there are, and the tokens of each.
+
+    Samples of a processor stay whole: of those there may be fewer, and longer ones.
+    """
+    piece = min(search.length, length)
+    most = max(samples // HELD_OUT, 1) * (length // piece)
+    return max(min(most, search.tokens // piece), 1), piece
 
 
 def searched(judge: HeldOut, plan: Plan) -> tuple[Plan, dict[str, Any]]:

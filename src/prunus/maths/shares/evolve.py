@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -13,8 +13,8 @@ from ..scores import Wanda
 from .slope import Slope, check_text
 from .trials import Judge, Searched, Trial
 
-PARTS = (16, 4)  # of the text, in the first rounds of a generation; the last reads all of it
-FEWER = 4  # of so many trials of a round, one goes on
+FIRST, SECOND = 16, 4  # parts of the text in the first rounds; the last reads all of it
+FEWER = 4  # of so many trials of the first round, one goes on
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,10 @@ class Evolve:
         """The statistics of the score."""
         return self.score.needs
 
-    @property
-    def asks(self) -> int:
-        """How often the judge is asked."""
-        first = Slope().asks if self.start == "slope" else 1
-        return first + (len(PARTS) + 1) * self.generations
-
-    def costs(self, pieces: int) -> int:
-        """Return how many pieces of text the judge reads, at most."""
-        trials, read = self.offspring, 0
-        for count, left in self._rounds(pieces):
-            read, trials = read + trials * count, left
-        first = Slope().costs(pieces) if self.start == "slope" else pieces
-        return first + self.generations * read
+    def rounds(self, pieces: int) -> list[tuple[int, int]]:
+        """Return how many trials are judged, each on how many pieces of text, time after time."""
+        first = Slope().rounds(pieces) if self.start == "slope" else [(1, pieces)]
+        return first + self._rounds(pieces) * self.generations
 
     def search(self, depth_G: Sequence[int], share: float, judge: Judge) -> Searched:
         """Find a table.
@@ -96,13 +87,13 @@ class Evolve:
         draw, losses = Random(self.seed), [best]
         for generation in range(self.generations):
             trials = [self._child(parent, draw) for _ in range(self.offspring)]
-            for count, left in self._rounds(judge.pieces):
+            for left, count in self._rounds(judge.pieces):
                 begin = generation * count
-                said = judge(trials, [(begin + i) % judge.pieces for i in range(count)])
-                order = sorted(range(len(trials)), key=lambda i: said[i])[:left]
-                trials, loss = [trials[i] for i in order], said[order[0]]
-            if loss < best:
-                parent, best = trials[0], loss
+                said = judge(trials[:left], [(begin + i) % judge.pieces for i in range(count)])
+                order = sorted(range(left), key=lambda i: said[i])
+                trials = [trials[i] for i in order]
+            if min(said) < best:
+                parent, best = trials[0], min(said)
             losses.append(best)
         steps = [float(i) for i in range(len(losses))]
         return Searched(parent, uniform, "generation", steps, losses)
@@ -118,13 +109,11 @@ class Evolve:
         loss = judge([uniform], range(judge.pieces))[0]
         return uniform, loss, loss
 
-    def _rounds(self, pieces: int) -> Iterator[tuple[int, int]]:
-        """Yield how many pieces each round reads, and how many trials it leaves."""
-        left = self.offspring
-        for part in PARTS:
-            left = max(left // FEWER, 1)
-            yield max(pieces // part, 1), left
-        yield pieces, 1
+    def _rounds(self, pieces: int) -> list[tuple[int, int]]:
+        """Return the rounds of a generation: of the trials of one, the best go on to the next."""
+        trials = self.offspring
+        some = max(trials // FEWER, 1)
+        return [(trials, max(pieces // FIRST, 1)), (some, max(pieces // SECOND, 1)), (1, pieces)]
 
     def _child(self, parent: Trial, draw: Random) -> Trial:
         child = list(parent)

@@ -49,14 +49,9 @@ class Slope:
         """The statistics of the score."""
         return self.score.needs
 
-    @property
-    def asks(self) -> int:
-        """How often the judge is asked."""
-        return 1 + self.halvings
-
-    def costs(self, pieces: int) -> int:
-        """Return how many pieces of text the judge reads, at most."""
-        return (5 + 2 * self.halvings) * pieces
+    def rounds(self, pieces: int) -> list[tuple[int, int]]:
+        """Return how many trials are judged, each on how many pieces of text, time after time."""
+        return [(5, pieces), *[(2, pieces)] * self.halvings]
 
     def search(self, depth_G: Sequence[int], share: float, judge: Judge) -> Searched:
         """Find β.
