@@ -26,9 +26,9 @@ class Slope:
         tokens: of held-out text, at most; the last quarter of the calibration windows.
         length: of the pieces that they are cut into.
 
-    Reference: after ATP (Huang et al. 2025, "Determining Layer-wise Sparsity for Large Language
-    Models Through a Theoretical Perspective"), whose shares also rise over depth by one constant.
-    They choose it by perplexity, from a fixed list.
+    Reference: Huang et al. 2025 (ICML), Determining Layer-wise Sparsity for Large Language Models
+    Through a Theoretical Perspective, arXiv:2502.14770, where the common difference is at least 0
+    and comes from a grid search.
     """
 
     score: Score = Wanda()
