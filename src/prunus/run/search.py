@@ -67,7 +67,7 @@ class HeldOut:
     def plan(self, trial: Trial) -> Plan:
         """Return the shares of a trial, exact."""
         pairs = [
-            (layer, torch.tensor([share]))
+            (layer, torch.tensor([share], dtype=torch.float64))
             for layers, share in zip(self.groups, trial, strict=True)
             for layer in layers
         ]
