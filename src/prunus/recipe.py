@@ -15,7 +15,7 @@ from .base.yaml import read_mapping
 from .maths.grids import Grid
 from .maths.patterns import NM, check_sparsity, parse_pattern
 from .maths.pruners.units import DEFAULT
-from .maths.shares import BESA, Uniform
+from .maths.shares import Uniform, learner_of
 from .methods.answering import PARTS as OF_TEXT
 from .methods.answering import Answering, of_text
 from .methods.build import (
@@ -57,7 +57,9 @@ class Recipe(BaseModel):
     refine: str | None = Field(None, description="none, swaps")
     permutation: str | None = Field(None, description="none, fold, gather, free")
     search: str | None = Field(None, description="assignment, paper, heuristic, greedy")
-    allocation: str | None = Field(None, description="uniform, owl, besa; adaptive (heads)")
+    allocation: str | None = Field(
+        None, description="uniform, owl, besa, slope, evolve, slope+besa …; adaptive (heads)"
+    )
     bits: int | None = Field(None, description="2 to 8: put what is kept on an integer grid")
     group: int | None = Field(None, description="inputs that share a grid, default 128; 0: a row")
     quantize: Literal["before", "after"] | None = Field(
@@ -251,7 +253,7 @@ class Recipe(BaseModel):
         )
         grid = self.grid() if self.quantize == "before" else None
         allocation = build_allocation(self.method, pruner, self.allocation, budget, grid, self._row)
-        if self.statistics == "dense" and (self.true_sequential or isinstance(allocation, BESA)):
+        if self.statistics == "dense" and (self.true_sequential or learner_of(allocation)):
             what = "--true-sequential" if self.true_sequential else "An allocation that learns"
             raise InputError(
                 f"{what} reads outputs of what has been pruned already, so --statistics dense does "

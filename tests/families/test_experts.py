@@ -410,7 +410,9 @@ def test_a_block_runs_with_other_weights_for_its_experts(family):
         assert not torch.allclose(found, expected)
 
 
-@pytest.mark.parametrize("run", [{"method": "besa"}, {"method": "wanda", "allocation": "owl"}])
+@pytest.mark.parametrize(
+    "run", [{"method": "besa"}, *({"method": "wanda", "allocation": x} for x in ("owl", "slope"))]
+)
 def test_shares_that_are_learned_or_found(run, tmp_path):
     source, out = saved("mixtral", tmp_path / "dense"), tmp_path / "out"
     report = prunus.prune(source, tokens_ST=IDS, min_tokens=20, output=out, **run).report

@@ -46,6 +46,9 @@ RUNS = {
     "dass": {"method": "dass", "update": "sparsegpt"},
     "magnitude": {"method": "magnitude"},
     "owl by row": {"method": "sparsegpt", "pattern": "row", "allocation": "owl"},
+    "searched": {
+        "method": "ria", "allocation": "evolve", "settings": {"allocation.generations": 1},
+    },
     "swapped": {"method": "mrp-sm", "pattern": "column", "refine": "swaps"},
     "besa": {"method": "besa", "settings": {"allocation.steps": 12}},
     "joint": {

@@ -34,6 +34,8 @@ EXAMPLES = """
 
 `prunus prune ./model --method mrp-sm --refine swaps --output best` (the lowest loss, slower)
 
+`prunus prune ./model --method wanda --sparsity 0.7 --allocation slope+besa --output shared`
+
 `prunus prune ./model --method goa --sparsity 0.2 --blocks 4:26 --recovery after --output smaller`
 
 `prunus prune ./model --method besa --sparsity 0.6 --update least-squares --output learned`
@@ -109,7 +111,8 @@ def run(
     allocation: Annotated[
         str | None,
         typer.Option(
-            help="uniform, owl (by outliers) or besa (learned): how much of each layer to remove. "
+            help="How much of each layer to remove: uniform, owl (by outliers), besa (learned), "
+            "slope or evolve (searched on held-out text); owl, slope or evolve +besa. "
             "Heads and neurons: uniform, or adaptive (the lowest standardised scores of all).  "
             "[default: the method's]"
         ),

@@ -18,7 +18,7 @@ from ..maths.refinements import Swaps
 from ..maths.scores import OBS
 from ..maths.scores.redundancy import Redundancy
 from ..maths.scores.units import SecondMoment
-from ..maths.shares import BESA, Allocation, Uniform
+from ..maths.shares import BESA, Across, Allocation, Evolve, Slope, Split, Uniform
 from ..maths.updates import Keep
 from .quantize import with_grid
 from .settings import set_field, set_fields
@@ -111,12 +111,12 @@ def build_allocation(
     grid: Grid | None = None,
     row: Method | None = None,
 ) -> Allocation:
-    """Build an allocation. BESA learns in the order of the method's own score, if it has one.
+    """Build an allocation. It takes weights in the order of the method's own score, if it has one.
 
     Args:
         method: a row.
         pruner: what ``build_method`` made of it.
-        name: uniform, owl or besa; None: the method's own.
+        name: in the table of allocations; None: the method's own.
         settings: the allocation's fields, as ``allocation.steps``.
         grid: on which weights are put before they are pruned; BESA learns how to clip for it.
         row: of an object from outside.
@@ -131,12 +131,22 @@ def build_allocation(
     found = ALLOCATIONS[name]
     inner = pruner.pruner if isinstance(pruner, OnGrid) else pruner
     part = inner.pruner if isinstance(inner, EachLayer) else None
-    if isinstance(found, BESA):
-        score = part.score if isinstance(part, Compose) else found.score
-        rows = part is not None and part.pattern == Unstructured("row")
-        found = replace(found, score=score, per="row" if rows else "layer", grid=grid)
+    found = _ordered_by(found, part, grid)
     for path, value in (settings or {}).items():
         found = set_field(found, path, path.split(".")[1:], value)
+    return found
+
+
+def _ordered_by(found: Allocation, part: LayerPruner | None, grid: Grid | None) -> Allocation:
+    """Have an allocation that tries masks make those of the method."""
+    if isinstance(found, Across):
+        split, inside = _ordered_by(found.split, part, None), _ordered_by(found.inside, part, grid)
+        return Across(cast(Split, split), cast(BESA, inside))
+    if isinstance(found, BESA | Slope | Evolve) and isinstance(part, Compose):
+        found = replace(found, score=part.score)
+    if isinstance(found, BESA):
+        rows = part is not None and part.pattern == Unstructured("row")
+        found = replace(found, per="row" if rows else "layer", grid=grid)
     return found
 
 

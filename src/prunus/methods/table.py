@@ -34,7 +34,7 @@ from ..maths.scores.units import (
     UnitScore,
     WandaSp,
 )
-from ..maths.shares import BESA, OWL, Allocation, Uniform
+from ..maths.shares import BESA, OWL, Across, Allocation, Evolve, Slope, Uniform
 from ..maths.updates import Keep, LeastSquares, SparseGPTSweep
 
 
@@ -114,7 +114,16 @@ def _mrp(mask: Literal["S", "M"], compensation: Literal["S", "M"]) -> Method:
     )
 
 
-ALLOCATIONS: Mapping[str, Allocation] = {"uniform": Uniform(), "owl": OWL(), "besa": BESA()}
+ALLOCATIONS: Mapping[str, Allocation] = {
+    "uniform": Uniform(),
+    "owl": OWL(),
+    "besa": BESA(),
+    "slope": Slope(),
+    "evolve": Evolve(),
+    "owl+besa": Across(OWL()),
+    "slope+besa": Across(Slope()),
+    "evolve+besa": Across(Evolve()),
+}
 
 UPDATES: Mapping[str, Update] = {
     "keep": Keep(),

@@ -120,3 +120,28 @@ def learning(curves: Sequence[Mapping[str, Any]], path: str | Path, title: str =
     panel.set(xlabel="step", ylabel="loss, of the uniform mask's", ylim=(0, None), title=title)
     panel.legend(frameon=False, fontsize=9)
     figure.savefig(str(path), dpi=150)
+
+
+def searched(search: Mapping[str, Any] | None, path: str | Path, title: str = "") -> None:
+    """Draw how candidates were judged in a search for shares; dotted: equal shares.
+
+    Args:
+        search: ``search`` of a report.
+        path: file of the picture, such as ``search.png``.
+        title: title of the picture.
+
+    Raises:
+        InputError: nothing was searched.
+    """
+    from matplotlib.figure import Figure
+
+    if search is None:
+        raise InputError(
+            "There was no search in this run; --allocation slope or --allocation evolve searches."
+        )
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    panel = figure.subplots()
+    panel.plot(search["steps"], search["loss"], marker="o", markersize=3, linewidth=1.4)
+    panel.axhline(search["uniform"], color="grey", linewidth=0.8, linestyle=":")
+    panel.set(xlabel=search["over"], ylabel="KL from the dense model, nats", title=title)
+    figure.savefig(str(path), dpi=150)

@@ -104,6 +104,9 @@ class PruningReport:
         structured: widths before and after; None: single weights were pruned.
         learning: where shares were learned, for each unit its blocks, steps, seconds, and the loss
             (1: that of the uniform mask) in the mean over 16 steps each.
+        search: where shares were searched for: over what (``slope`` or ``generation``), the
+            ``steps``, and the ``loss`` there: the divergence of a candidate from the dense model in
+            nats, the ``uniform`` shares' beside it; the ``tokens`` that judged, and the seconds.
         grid: integer grid of the kept weights; None: they are not quantised.
         packed: whether the checkpoint holds integers.
         processes: number of processes that shared the run.
@@ -127,6 +130,7 @@ class PruningReport:
     structured: UnitsReport | None = None
     allocation: str = "Uniform()"
     learning: list[dict[str, Any]] = field(default_factory=list)
+    search: dict[str, Any] | None = None
     grid: Grid | None = None
     packed: bool = False
     paper: str | None = None

@@ -171,7 +171,8 @@ def _journal(run: Run, request: Request, output: Path) -> Iterator[Journal | Non
     except NotVerifiedError:
         raise  # which says what is kept
     except BaseException:
-        if journal.blocks or journal.residual is not None or has_answers(journal.folder):
+        found = journal.blocks or journal.searched or journal.residual is not None
+        if found or has_answers(journal.folder):
             done = f"{len(journal.blocks)} of {len(job.blocks)} blocks"
             job.observer.say(f"{done} are done and kept; --resume goes on from there")
         else:

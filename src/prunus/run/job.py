@@ -160,15 +160,16 @@ class Job:
         if self.ids_ST is None:
             return None
         with within or nullcontext():
-            return self._recorded(self.ids_ST[:samples])
+            return self.recorded(self.ids_ST[:samples])
 
     def recording_for_recovery(self) -> Recording | None:
         """Record this process's samples of recovery's own text; None if it has none."""
         if self.recovery is None or self.recovery[0] is None:
             return None
-        return self._recorded(self.recovery[0])
+        return self.recorded(self.recovery[0])
 
-    def _recorded(self, chosen: Samples) -> Recording:
+    def recorded(self, chosen: Samples) -> Recording:
+        """Record this process's share of these samples at the first block."""
         hidden = Spilled(self.spill) if self.spill is not None else None
         own = self.team.share(len(chosen))
         recording = start(self.model, self.blocks, self.traced, chosen[own], hidden)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from ..maths.likeliest import LIKELIEST
 from ..maths.moments import Moments
-from ..maths.shares import BESA
+from ..maths.shares import Evolve, Slope, learner_of, split_of
 from ..maths.shares.units import removable
 from ..model.blocks import Block
 from ..model.units import Depth2
@@ -19,6 +20,7 @@ from ..storage.streamed import Streamed
 from .job import Job
 from .prepare import Request, Run
 from .room import Need, bytes_of, fit, statistics_bytes
+from .search import pieces_of
 from .units_run import UnitsRun
 from .weights_run import WeightsRun
 
@@ -55,10 +57,24 @@ def _of_weights(run: WeightsRun, samples: int | None) -> Need:
         sum(statistics_bytes(kinds, layer.shape[1]) for layer in block.sites.values())
         for block in run.planned
     )
-    found = _of(job, statistics, 2 if isinstance(run.allocation, BESA) else 1, samples)
+    found = _of(job, statistics, 2 if learner_of(run.allocation) else 1, samples)
+    split = split_of(run.allocation)
+    if isinstance(split, Slope | Evolve):
+        found = _with_search(found, run, split)
     total = bytes_of(job.model.parameters())
     twice = not job.recipe.pack and _journaled_twice(job.weights, job.blocks)
     return replace(found, journal=total, written=total * (2 if twice else 1))
+
+
+def _with_search(found: Need, run: WeightsRun, search: Slope | Evolve) -> Need:
+    """Add the depth of every weight, which may be on disk, and what candidates are in between."""
+    job, hidden = run.job, run.job.traced.inputs[0]
+    weights = sum(x.weight_OI.numel() for block in run.planned for x in block.planned(run.plan))
+    pieces, length = pieces_of(search, found.samples, found.length)
+    states = max(trials * count for trials, count in search.rounds(pieces)) + pieces
+    each = states * hidden.shape[-1] * hidden.itemsize + pieces * LIKELIEST * 8
+    own = -(-length * each // job.team.size)
+    return replace(found, activations=found.activations + 2 * weights, held=found.held + own)
 
 
 def _of_units(run: UnitsRun, samples: int | None, recovery: int | None) -> Need:

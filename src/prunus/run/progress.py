@@ -32,6 +32,7 @@ Scored = Callable[[int, int, float], None]
 STEPS = {
     "answer": (0.0, 1.0),
     "order": (0.0, 1.0),
+    "search": (0.0, 1.0),
     "learn": (0.0, 0.9),
     "record": (0.0, 0.5),
     "prune": (0.5, 0.1),
@@ -43,6 +44,7 @@ STEPS = {
 PASSES = {
     "answer": "answering",
     "order": "ordering",
+    "search": "searching",
     "gradients": "gradients",
 }  # before the one that prunes
 

@@ -112,7 +112,7 @@ def _own(job: Job, model: str | Path, output: Path, recipe: Recipe, stack: ExitS
         output, job.fingerprint(model), True, job.observer.say, defaults=defaults()
     )
     stack.callback(journal.close)
-    return _Own(run, run.allocated(journal), journal)
+    return _Own(run, run.allocated(journal)[0], journal)
 
 
 def _walked(job: Job, runs: Mapping[Path, _Own]) -> dict[Path, float]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..base.errors import InputError, UnsupportedModelError
-from ..maths.contracts import BlockPruner, Pattern, Plan
+from ..maths.contracts import BlockPruner, Pattern, Plan, requested
 from ..maths.orders.orders import Orders
-from ..maths.patterns import NM
-from ..maths.pruners import ActivationAware
-from ..maths.shares import BESA, OWL, Allocation, Uniform
+from ..maths.patterns import NM, OneOf, Unstructured
+from ..maths.pruners import ActivationAware, Compose, EachLayer, OnGrid
+from ..maths.shares import OWL, Allocation, Evolve, Slope, Uniform, learner_of, split_of
 from ..maths.shares.budget import settle, total
 from ..methods.own import check_merges, spelled
 from ..methods.table import METHODS, QUANTIZE
@@ -34,6 +35,7 @@ from .job import Further, Job
 from .learn import Learner
 from .loop import prune_blocks
 from .passes import outliers, residual_order
+from .search import HeldOut, searched
 
 
 @dataclass
@@ -99,11 +101,11 @@ class WeightsRun:
             f"{verb} {len(self.plan)} layers in {len(job.blocks)} blocks: {self.coverage}"
         )
         channels = self._ordered(journal)
-        plan = self.allocated(journal)
+        plan, search = self.allocated(journal)
         done = job.has_done(self.touched, journal)
         orders = channels.orders if channels else self.orders
         recording = None if done else job.recording()  # which nothing would read any more
-        learner = None if done else self.learner(recording, journal)
+        learner = None if done else replace(self, plan=plan).learner(recording, journal)
         reports = prune_blocks(
             job.blocks,
             recording,
@@ -130,6 +132,7 @@ class WeightsRun:
             layers=reports,
             experts=ExpertTokens.of(reports),
             learning=learner.curves if learner is not None else _curves(journal),
+            search=search,
             grid=job.recipe.grid(),
             packed=job.recipe.pack,
         )
@@ -191,13 +194,14 @@ class WeightsRun:
         self, recording: Recording | None, journal: Journal | None = None
     ) -> Learner | None:
         """Of the allocation, if it learns; the loop will advance this recording."""
-        if not isinstance(self.allocation, BESA):
+        allocation = learner_of(self.allocation)
+        if allocation is None:
             return None
         assert recording is not None  # an allocation that learns is given text
-        dense = self.allocation.reference == "dense"
+        dense = allocation.reference == "dense"
         reference = recording.copy() if dense else None
         return Learner(
-            self.allocation, self.job.blocks, recording, reference, self.plan, self.pruner,
+            allocation, self.job.blocks, recording, reference, self.plan, self.pruner,
             self.job.device, self.job.observer, journal, self.job.team,
         )  # fmt: skip
 
@@ -211,21 +215,57 @@ class WeightsRun:
         patterns = [self.pruner.pattern(layer) for layer in layers]
         return settle(layers, shares, patterns, total(layers, self.plan)[0])[0]
 
-    def allocated(self, journal: Journal | None) -> Plan:
-        """Return the plan; with OWL after a dense pass, unless an earlier run has made it."""
-        if not isinstance(self.allocation, OWL):
-            return self.plan
+    def allocated(self, journal: Journal | None) -> tuple[Plan, dict[str, Any] | None]:
+        """Return the shares of layers or blocks, and notes on a search for them.
+
+        They take looks at the dense model, unless an earlier run has taken them.
+        """
+        split, notes = split_of(self.allocation), None
+        if split is None or len(self.planned) < 2 or not 0 < self.share < 1:
+            return self.plan, None
+        if isinstance(split, OWL):
+            plan = self._by_outliers(split, journal)
+        else:
+            plan, notes = self._by_search(split, journal)
+        if learner_of(self.allocation) is not None:
+            plan = {x: share for block in self.planned for x, share in _whole(block, plan).items()}
+        return plan, notes
+
+    def _by_outliers(self, owl: OWL, journal: Journal | None) -> Plan:
         job = self.job
         told = job.team.told(journal.outliers if journal is not None else None)
         found = None if told is None else {int(block): share for block, share in told.items()}
         if found is None:
-            recording = job.recording()
-            found = outliers(job.blocks, recording, self.allocation, self.plan, **self._where)
+            found = outliers(job.blocks, job.recording(), owl, self.plan, **self._where)
             if journal is not None:
                 journal.note_outliers(found)
-        shares = self.allocation.shares(found)
+        shares = owl.shares(found)
         layers = [layer for block in job.blocks for layer in block.planned(self.plan)]
         return self._settled(layers, [torch.tensor([shares[layer.block]]) for layer in layers])
+
+    def _by_search(
+        self, search: Slope | Evolve, journal: Journal | None
+    ) -> tuple[Plan, dict[str, Any]]:
+        groups = [block.planned(self.plan) for block in self.planned]
+        if search.per == "layer":
+            groups = [[layer] for layers in groups for layer in layers]
+        judge = HeldOut(self.job, search, groups, self._tried, self._settled, journal)
+        return searched(judge, self.plan)
+
+    def _tried(self, layer: Layer) -> Pattern:
+        """Return the pattern of candidates: the method's, or rows if it has no score to compare."""
+        inner = self.pruner.pruner if isinstance(self.pruner, OnGrid) else self.pruner
+        scored = isinstance(inner, EachLayer) and isinstance(inner.pruner, Compose)
+        pattern = self.pruner.pattern(layer)
+        return pattern if scored or isinstance(pattern, OneOf) else Unstructured("row")
+
+
+def _whole(block: Block, plan: Plan) -> Plan:
+    """Return one share for all planned layers of a block, which removes as many weights."""
+    layers = block.planned(plan)
+    sizes = [layer.weight_OI.numel() for layer in layers]
+    gone = [round(requested(plan[x.name]) * n) for x, n in zip(layers, sizes, strict=True)]
+    return dict.fromkeys([layer.name for layer in layers], Fraction(sum(gone), sum(sizes)))
 
 
 def _curves(journal: Journal | None) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ class Journal:
         blocks: by index, what the journal says of a block.
         outliers: of each block, where they were counted.
         learned: by the first block of a unit, what was noted of its shares.
+        searched: by the number of the question, what candidates were judged to be.
         different: what differed between the runs that made it, where they were allowed to.
         held: the open file that keeps other processes away.
     """
@@ -53,6 +54,7 @@ class Journal:
     blocks: dict[int, dict[str, Any]]
     outliers: dict[int, float] | None = None
     learned: dict[int, dict[str, Any]] = field(default_factory=dict)
+    searched: dict[int, dict[str, Any]] = field(default_factory=dict)
     different: Differences = field(default_factory=dict)
     held: IO[bytes] | None = None
 
@@ -126,6 +128,7 @@ class Journal:
         counted = next((x["outliers"] for x in lines if "outliers" in x), None)
         self.outliers = None if counted is None else {int(k): v for k, v in counted.items()}
         self.learned = {x["learned"]: x for x in lines if "learned" in x}
+        self.searched = {x["searched"]: x for x in lines if "searched" in x}
         say(f"resuming: {len(self.blocks)} blocks are done")
 
     def holds(self, blocks: Iterable[int]) -> bool:
@@ -141,6 +144,11 @@ class Journal:
         """Note what the look at the dense model found."""
         self.outliers = dict(outliers)
         self._append({"outliers": self.outliers})
+
+    def note_searched(self, number: int, notes: Mapping[str, Any]) -> None:
+        """Note how candidates were judged, the ``number``-th time."""
+        self.searched[number] = {"searched": number, **notes}
+        self._append(self.searched[number])
 
     def note_learned(self, index: int, notes: Mapping[str, Any]) -> None:
         """Note what was learned for the blocks from ``index`` on."""

@@ -223,6 +223,8 @@ def time_and_size(checkpoint: Checkpoint) -> Section:
     report = checkpoint.report
     spent = sum(layer.seconds for layer in report.layers)
     pairs = [("Whole run", f"{duration(report.seconds)}, without loading and saving")]
+    if report.search is not None:
+        pairs.append(("Search for shares", duration(report.search["seconds"])))
     if report.learning:
         learned = sum(float(curve.get("seconds", 0)) for curve in report.learning)
         pairs.append(("Learning the shares", duration(learned)))

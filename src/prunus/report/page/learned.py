@@ -1,4 +1,4 @@
-"""Shares that were learned: how the loss fell."""
+"""Shares that were learned or searched for: how the loss fell."""
 
 from __future__ import annotations
 
@@ -42,6 +42,27 @@ def learning(curves: Sequence[Mapping[str, Any]]) -> Section:
         reference=1,
     )
     return Section("Learned shares", [said, beside(over_steps, over_depth)])
+
+
+def searching(search: Mapping[str, Any] | None) -> Section:
+    """Return the section on the search for shares of blocks or layers; without one it is empty."""
+    if search is None:
+        return Section("Searched shares", [])
+    best, uniform = search["best"], search["uniform"]
+    said = prose(
+        f"How much of each block is removed was searched for: candidates were compared with the "
+        f"dense model on {count(search['tokens'], 'token')} of held-out calibration text. The best "
+        f"diverges from it by {best:.3g} nats a token; with equal shares it is {uniform:.3g}."
+    )
+    points = list(zip(search["steps"], search["loss"], strict=True))
+    chart = line_chart(
+        [Line(points, dots=search["over"] == "slope")],
+        caption="The divergence from the dense model. Dotted: that of equal shares.",
+        x=search["over"],
+        y="KL in nats",
+        reference=uniform,
+    )
+    return Section("Searched shares", [said, chart])
 
 
 def _line(curve: Mapping[str, Any], depth: float, curves: int) -> Line:
