@@ -55,10 +55,30 @@ def _of_weights(run: WeightsRun, samples: int | None) -> Need:
         sum(statistics_bytes(kinds, layer.shape[1]) for layer in block.sites.values())
         for block in run.planned
     )
-    found = _of(job, statistics, 2 if isinstance(run.allocation, BESA) else 1, samples)
+    found = _of(job, statistics + _descent_bytes(run), _streams(run), samples)
     total = bytes_of(job.model.parameters())
     twice = not job.recipe.pack and _journaled_twice(job.weights, job.blocks)
     return replace(found, journal=total, written=total * (2 if twice else 1))
+
+
+def _streams(run: WeightsRun) -> int:
+    """Return how many activations of each sample are held at once."""
+    learns = run.allocation if isinstance(run.allocation, BESA) else None
+    beside = 1 if learns is not None and learns.reference == "dense" else 0
+    how = run.reconstruction
+    aims = 0 if how is None else 2 if how.span == "half" else 1
+    return 1 + max(beside + aims, learns is not None)
+
+
+def _descent_bytes(run: WeightsRun) -> int:
+    """Size of a block's dense weights, and of what its reconstruction holds, in float32.
+
+    That is the weights and the best of them, two moments, leaves, and their gradients.
+    """
+    if run.reconstruction is None:
+        return 0
+    planned = [[x.weight_OI for x in block.planned(run.plan)] for block in run.planned]
+    return max(bytes_of(some) + 24 * sum(x.numel() for x in some) for some in planned)
 
 
 def _of_units(run: UnitsRun, samples: int | None, recovery: int | None) -> Need:

@@ -20,9 +20,9 @@ class Observer(Protocol):
     def block(self, index: int, total: int, name: str, step: str) -> None:
         """Hear that a step of a block begins.
 
-        "order", "learn", "record", "prune" or "advance"; where heads and neurons go, also
-        "gradients" (of the whole model), "recover", "compare" (heads), and "look record" … while
-        the dense model is looked at as a whole.
+        "order", "learn", "record", "prune", "reconstruct" or "advance"; where heads and neurons
+        go, also "gradients" (of the whole model), "recover", "compare" (heads), and "look record" …
+        while the dense model is looked at as a whole.
         """
         ...
 
