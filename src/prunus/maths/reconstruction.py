@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -290,28 +290,35 @@ class _Course:
 
     def descend(self, state: State, slowed: float) -> float:
         """Make one step at this part of the rate; return the loss before it."""
-        batch = self._batch(state.step)
-        leaves = {name: x.clone().requires_grad_() for name, x in state.weights.items()}
-        sums = {name: torch.zeros_like(x) for name, x in state.weights.items()}
+        grads, loss = self.gradient(state.weights, state.unit, self._batch(state.step))
+        for name, grad in grads.items():
+            self._adam(state, name, grad, slowed)
+        return loss
+
+    def gradient(
+        self, weights: Mapping[str, Tensor], unit: float, batch: Sequence[int]
+    ) -> tuple[dict[str, Tensor], float]:
+        """Return the gradient of a batch's mean loss for the kept weights, and that loss."""
+        leaves = {name: x.clone().requires_grad_() for name, x in weights.items()}
+        sums = {name: torch.zeros_like(x) for name, x in weights.items()}
         error = 0.0
         for sample in filter(self.replay.has, batch):
             with torch.enable_grad():
-                loss = self._error(sample, leaves) / (state.unit * len(batch))
+                loss = self._error(sample, leaves) / (unit * len(batch))
                 found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             error += float(loss.detach())
             for name, grad in zip(leaves, found, strict=True):
                 if grad is not None:
                     sums[name] += grad
-        for name, grad in sums.items():
-            self.team.sum_(grad)
-            self._adam(state, name, grad, slowed)
-        return self.team.total(error)[0]
+        for name, total in sums.items():
+            self.team.sum_(total)
+            total *= self.kept[name]
+        return sums, self.team.total(error)[0]
 
     def _adam(self, state: State, name: str, grad: Tensor, slowed: float) -> None:
         """``w ← w − η (m̂ / (√v̂ + ε) + λ w)`` for the weights that are not 0."""
         how, weight = self.how, state.weights[name]
         mean, square = state.means[name], state.squares[name]
-        grad = grad * self.kept[name]
         mean.lerp_(grad, 1 - how.beta1)
         square.lerp_(grad.square(), 1 - how.beta2)
         done = state.step + 1
