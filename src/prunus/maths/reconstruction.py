@@ -64,7 +64,6 @@ class Reconstruction:
     held_out: float = 0.25
     patience: int = 3
     norms: bool = False
-    norm: str = "frobenius"
 
     def __post_init__(self) -> None:
         choices = {"span": ("block", "half"), "reference": ("pruned", "dense")}
@@ -276,10 +275,9 @@ class _Course:
         return math.ceil(len(self.teachers) / self.how.batch)
 
     def start(self, weights: Mapping[str, Tensor]) -> State:
-        own = {name: _wide(x.detach()).clone() for name, x in weights.items()}
-        zeros = [{name: torch.zeros_like(x) for name, x in own.items()} for _ in range(2)]
-        best = {name: x.clone() for name, x in own.items()}
-        return State(own, *zeros, best, self._judged(weights))
+        own, best = ({n: _wide(x.detach()).clone() for n, x in weights.items()} for _ in range(2))
+        means, squares = ({n: torch.zeros_like(x) for n, x in own.items()} for _ in range(2))
+        return State(own, means, squares, best, self._judged(weights))
 
     def _batch(self, step: int) -> list[int]:
         """Return the samples of a step; each pass has an order of its own."""
@@ -342,13 +340,7 @@ class _Course:
     def _error(self, sample: int, weights: Mapping[str, Tensor]) -> Tensor:
         target_TD = _wide(self.replay.target(sample)).flatten(0, -2)
         error_TD = _wide(self.replay.forward(sample, weights)).flatten(0, -2) - target_TD
-        if self.how.norm == "frobenius":
-            return error_TD.square().sum()
-        if self.how.norm == "token":
-            return (error_TD.square().mean(1) / target_TD.square().mean(1)).sum()
-        if self.how.norm == "channel":
-            return (error_TD.square().mean(0) / target_TD.square().mean(0)).sum()
-        raise InputError(self.how.norm)
+        return error_TD.square().sum()
 
 
 def _wide(tensor: Tensor) -> Tensor:
