@@ -252,6 +252,7 @@ def test_a_run_that_ended_within_a_block_goes_on_to_the_same_bytes(tmp_path, mon
     settings = {"reconstruct.norms": True, "reconstruct.reference": "dense"}
     run = {"settings": settings, "pattern": "2:4", "permutation": "gather"}
     monkeypatch.setattr(reconstruct, "SAVE", 0.0)
+    monkeypatch.setattr(reconstruct, "RARELY", 0)
     source = MODELS / "llama"
     pruned(source, output=tmp_path / "whole", **run)
     with pytest.raises(KeyboardInterrupt):

@@ -297,7 +297,7 @@ class _Course:
         self, weights: Mapping[str, Tensor], unit: float, batch: Sequence[int]
     ) -> tuple[dict[str, Tensor], float]:
         """Return the gradient of a batch's mean loss for the kept weights, and that loss."""
-        leaves = {name: x.clone().requires_grad_() for name, x in weights.items()}
+        leaves = {name: x.detach().requires_grad_() for name, x in weights.items()}
         sums = {name: torch.zeros_like(x) for name, x in weights.items()}
         error = 0.0
         for sample in filter(self.replay.has, batch):

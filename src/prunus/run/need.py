@@ -58,7 +58,15 @@ def _of_weights(run: WeightsRun, samples: int | None) -> Need:
     found = _of(job, statistics + _descent_bytes(run), _streams(run), samples)
     total = bytes_of(job.model.parameters())
     twice = not job.recipe.pack and _journaled_twice(job.weights, job.blocks)
-    return replace(found, journal=total, written=total * (2 if twice else 1))
+    most = total + _state_bytes(run)  # when the last block is reconstructed
+    return replace(found, journal=most, written=max(total * (2 if twice else 1), most))
+
+
+def _state_bytes(run: WeightsRun) -> int:
+    """Size of the state of a block's reconstruction on disk: see ``maths.reconstruction.State``."""
+    if run.reconstruction is None:
+        return 0
+    return max(16 * sum(x.weight_OI.numel() for x in b.planned(run.plan)) for b in run.planned)
 
 
 def _streams(run: WeightsRun) -> int:
@@ -73,7 +81,7 @@ def _streams(run: WeightsRun) -> int:
 def _descent_bytes(run: WeightsRun) -> int:
     """Size of a block's dense weights, and of what its reconstruction holds, in float32.
 
-    That is the weights and the best of them, two moments, leaves, and their gradients.
+    That is the weights and the best of them, two moments, and the gradients of a sample and of all.
     """
     if run.reconstruction is None:
         return 0

@@ -29,7 +29,8 @@ from .observer import Observer
 from .unit import Unit, replaced
 from .walk import align, empty, likeness
 
-SAVE = 60.0  # seconds between two states on disk
+SAVE = 60.0  # seconds between two states on disk, at least
+RARELY = 20  # times the seconds that one takes to be written, at least
 RECONSTRUCTED = "reconstructed"  # in the journal: what the report says of a block
 
 
@@ -141,7 +142,7 @@ class Reconstructor:
             weights,
             Unit([block], self.recording, targets, self.device, part.fixed),
             begun=self._begun(block, part),
-            keep=_Saving(self.journal, block.index, part.name),
+            keep=_Saving(self.journal, block.index, part),
             stepped=self.observer.sample,
             team=self.team,
         )
@@ -196,18 +197,23 @@ class Reconstructor:
 
 @dataclass
 class _Saving:
-    """Keeps the state of a descent in the journal, from time to time."""
+    """Keeps the state of a descent in the journal, from time to time.
+
+    And at the end, if another part of the block comes behind it.
+    """
 
     journal: Journal | None
     block: int
-    part: str
-    last: float = field(default_factory=time.monotonic)
+    part: Part
+    due: float = field(default_factory=lambda: time.monotonic() + SAVE)
 
     def __call__(self, state: State, finished: bool) -> None:
+        begun = time.monotonic()
+        if self.journal is None or not (self.part.silent if finished else begun >= self.due):
+            return
+        self.journal.keep_descent(self.block, self.part.name, tensors_of(state))
         now = time.monotonic()
-        if self.journal is not None and (finished or now - self.last >= SAVE):
-            self.journal.keep_descent(self.block, self.part, tensors_of(state))
-            self.last = now
+        self.due = now + max(SAVE, RARELY * (now - begun))
 
 
 def _write(block: Block, part: Part, learned: Reconstructed) -> None:
