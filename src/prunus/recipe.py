@@ -22,6 +22,7 @@ from .methods.build import (
     Composition,
     build_allocation,
     build_method,
+    build_reconstruction,
     build_units,
 )
 from .methods.own import spelled
@@ -30,12 +31,12 @@ from .methods.table import QUANTIZE, STRUCTURED, Method
 from .methods.words import complaint, in_words
 
 WEIGHTS_ONLY = (
-    *("pattern", "update", "refine", "permutation", "search", "true_sequential"),
+    *("pattern", "update", "refine", "reconstruct", "permutation", "search", "true_sequential"),
     *("bits", "group", "quantize", "pack", "min_tokens", "statistics"),
 )
 RECOVERY_TEXT = ("recovery_text", "recovery_samples")
 STRUCTURED_ONLY = ("blocks", "parameters", "recovery", *RECOVERY_TEXT)
-PARTS = {name: f"{name}." for name in ("permutation", "allocation", "update")}
+PARTS = {name: f"{name}." for name in ("permutation", "allocation", "update", "reconstruct")}
 PARTS["refine"] = "refinement."  # how settings of what a field names begin
 
 OWN = """# The method is an object of Python, which this file cannot hold. Give it again:
@@ -55,6 +56,7 @@ class Recipe(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict, description="fields of the method")
     update: str | None = Field(None, description="keep, sparsegpt, least-squares")
     refine: str | None = Field(None, description="none, swaps")
+    reconstruct: str | None = Field(None, description="none, block, half")
     permutation: str | None = Field(None, description="none, fold, gather, free")
     search: str | None = Field(None, description="assignment, paper, heuristic, greedy")
     allocation: str | None = Field(
@@ -233,6 +235,7 @@ class Recipe(BaseModel):
             sparsity = pattern.sparsity if isinstance(pattern, NM) else default
         check_sparsity(sparsity)
         budget = {k: v for k, v in self.of_method.items() if k.startswith("allocation.")}
+        own = {k: v for k, v in self.of_method.items() if k.startswith("reconstruct.")}
         if self.pack and self.true_sequential and self.permutation in ("fold", "gather"):
             raise InputError(
                 "--pack with --true-sequential cannot have --permutation: a later layer's order "
@@ -241,7 +244,7 @@ class Recipe(BaseModel):
         pruner = build_method(
             self.method,
             pattern,
-            {k: v for k, v in self.of_method.items() if k not in budget},
+            {k: v for k, v in self.of_method.items() if k not in {**budget, **own}},
             self.update,
             self.refine,
             self.permutation,
@@ -259,7 +262,29 @@ class Recipe(BaseModel):
                 f"{what} reads outputs of what has been pruned already, so --statistics dense does "
                 "not apply. Give --statistics pruned."
             )
-        return Composition(pruner, allocation, sparsity)
+        reconstruction = build_reconstruction(self.reconstruct, own)
+        if reconstruction is not None:
+            self._check_reconstruction()
+        return Composition(pruner, allocation, sparsity, reconstruction)
+
+    def _check_reconstruction(self) -> None:
+        """Raise InputError for what does not go together with reconstruction."""
+        if self.bits is not None:
+            raise InputError(
+                "--reconstruct gives kept weights new values, which would be off the grid of "
+                "--bits. Leave --bits out, and use prunus quantize on the pruned model."
+            )
+        if self.statistics == "dense":
+            raise InputError(
+                "--reconstruct reads outputs of what has been pruned already, so --statistics "
+                "dense does not apply. Give --statistics pruned."
+            )
+        if self.true_sequential and self.permutation in ("fold", "gather"):
+            raise InputError(
+                "--reconstruct with --true-sequential cannot have --permutation: a later layer's "
+                "order moves rows of an earlier one, whose error is then not known any more. "
+                "Leave one of them out."
+            )
 
     def grid(self) -> Grid | None:
         """Return the integer grid of the kept weights, where there is one."""

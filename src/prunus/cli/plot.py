@@ -21,6 +21,8 @@ EXAMPLES = """
 
 `prunus plot sloped --show search --output search.png` (of slope and evolve)
 
+`prunus plot better --show reconstruction --output reconstruction.png` (of --reconstruct)
+
 `prunus plot goa flap --output removed.png` (of smaller models: what went of each block)
 
 `prunus plot goa --show heads --output heads.png` (heads that attend alike, and those that went)
@@ -34,9 +36,8 @@ def run(
     show: Annotated[
         str | None,
         typer.Option(
-            help="sparsity, error, learning or search; for smaller models removed, error or "
-            "heads.  "
-            "[default: sparsity, or removed]"
+            help="sparsity, error, learning, search or reconstruction; for smaller models removed, "
+            "error or heads.  [default: sparsity, or removed]"
         ),
     ] = None,
     threshold: Annotated[

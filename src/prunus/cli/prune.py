@@ -40,6 +40,8 @@ EXAMPLES = """
 
 `prunus prune ./model --method besa --sparsity 0.6 --update least-squares --output learned`
 
+`prunus prune ./model --method mrp-sm --reconstruct block --output better` (slower: learns)
+
 `prunus prune ./model --method wanda --bits 4 --group 64 --pack --output small` (4-bit integers)
 
 `prunus prune ./chat --method mrp-sm --calibration prompts.jsonl --answers --output for-chat`
@@ -88,6 +90,14 @@ def run(
         str | None,
         typer.Option(
             help="none or swaps: exchange kept and pruned weights while it helps.  [default: none]",
+            rich_help_panel=WEIGHTS,
+        ),
+    ] = None,
+    reconstruct: Annotated[
+        str | None,
+        typer.Option(
+            help="none, block or half: new values for the kept weights of a block, or of its "
+            "attention and its MLP apart, from the error of what it puts out.  [default: none]",
             rich_help_panel=WEIGHTS,
         ),
     ] = None,
@@ -294,6 +304,9 @@ def run(
         return
     print_line(f"{output}: {report.sparsity:.2%} of {len(report.layers)} layers are zero")
     print_line(f"  covers {report.coverage}")
+    if report.reconstructed:
+        lower = f"{1 - report.held_out_loss:.1%} lower in the mean"
+        print_line(f"  reconstruction: held-out error of what blocks put out {lower}")
     if report.experts:
         print_line("  tokens that experts were given, block by block; routers stay dense:")
         print_table(COLUMNS, [block.cells for block in report.experts])

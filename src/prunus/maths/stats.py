@@ -148,6 +148,13 @@ class TokenSample:
         while self._held >= 2 * self.target:
             self._halve()
 
+    def error(self, old_OI: Tensor, new_OI: Tensor) -> float | None:
+        """Return ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖; None where the layer puts out nothing."""
+        inputs_TI, old_OI = self.inputs_TI, old_OI.float()
+        size = (inputs_TI @ old_OI.T).norm()
+        moved = (inputs_TI @ (old_OI - new_OI.float()).T).norm()
+        return float(moved / size) if size > 0 else None
+
     def reordered(self, order_I: Tensor) -> TokenSample:
         """Return the same sample of ``X[:, order_I]``."""
         new = TokenSample(len(order_I), order_I.device)

@@ -14,6 +14,7 @@ from ..maths.orders.ordering import Ordering
 from ..maths.patterns import NM, Unstructured
 from ..maths.pruners import MRP, Compose, DaSS, EachLayer, InOrder, OnGrid, SparseGPT
 from ..maths.pruners.units import UnitPruner
+from ..maths.reconstruction import Reconstruction
 from ..maths.refinements import Swaps
 from ..maths.scores import OBS
 from ..maths.scores.redundancy import Redundancy
@@ -25,6 +26,7 @@ from .settings import set_field, set_fields
 from .table import (
     ALLOCATIONS,
     PERMUTATIONS,
+    RECONSTRUCTIONS,
     REFINEMENTS,
     SEARCHES,
     STRUCTURED,
@@ -41,11 +43,13 @@ class Composition(NamedTuple):
         pruner: of single weights, block by block; or of heads and neurons.
         allocation: how much of each layer is removed; one of heads and neurons has its own.
         sparsity: how much is removed in all.
+        reconstruction: of blocks, when their layers are pruned; None: they stay as they are.
     """
 
     pruner: BlockPruner | UnitPruner
     allocation: Allocation
     sparsity: float
+    reconstruction: Reconstruction | None = None
 
     @property
     def units(self) -> UnitPruner | None:
@@ -63,7 +67,8 @@ class Composition(NamedTuple):
         """Whether the method needs calibration."""
         if self.units is not None:
             return self.units.reads_text
-        return bool(self.weights.needs) or not isinstance(self.allocation, Uniform)
+        learns = self.reconstruction is not None or not isinstance(self.allocation, Uniform)
+        return bool(self.weights.needs) or learns
 
 
 def build_method(
@@ -148,6 +153,25 @@ def _ordered_by(found: Allocation, part: LayerPruner | None, grid: Grid | None) 
         rows = part is not None and part.pattern == Unstructured("row")
         found = replace(found, per="row" if rows else "layer", grid=grid)
     return found
+
+
+def build_reconstruction(
+    name: str | None, settings: Mapping[str, Any] | None = None
+) -> Reconstruction | None:
+    """Build the reconstruction of blocks or halves, with some fields set; None for none.
+
+    Raises:
+        UnknownNameError: no such span.
+        InputError: a setting that names no field, or a value of another type.
+    """
+    name = name or "none"
+    if name not in RECONSTRUCTIONS:
+        raise UnknownNameError("reconstruction", name, RECONSTRUCTIONS)
+    found = RECONSTRUCTIONS[name]
+    if found is None and settings:
+        raise InputError(f"--set {next(iter(settings))} is for a run with --reconstruct.")
+    within = {path.partition(".")[2]: value for path, value in (settings or {}).items()}
+    return None if found is None else set_fields(found, within, "reconstruct.")
 
 
 def build_units(

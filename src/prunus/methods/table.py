@@ -23,6 +23,7 @@ from ..maths.pruners import (
     SparseGPT,
 )
 from ..maths.pruners.units import UnitPruner
+from ..maths.reconstruction import Reconstruction
 from ..maths.scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
 from ..maths.scores.redundancy import Redundancy
 from ..maths.scores.taylor import Taylor
@@ -129,6 +130,12 @@ UPDATES: Mapping[str, Update] = {
     "keep": Keep(),
     "sparsegpt": SparseGPTSweep(),
     "least-squares": LeastSquares(),
+}
+
+RECONSTRUCTIONS: Mapping[str, Reconstruction | None] = {
+    "none": None,
+    "block": Reconstruction(),
+    "half": Reconstruction("half"),
 }
 
 REFINEMENTS = ("none", "swaps")

@@ -130,7 +130,9 @@ def _prepared(request: Request) -> tuple[Run, Any]:
         check_text(recipe, units, tokens[0], (tokens if recovery is None else recovery)[0])
         return UnitsRun.of(look, recipe, units), tokenizer
     pruner, orders = _with_claims(request, built.weights)
-    run = replace(WeightsRun.of(look, pruner, built.allocation), orders=orders)
+    run = replace(
+        WeightsRun.of(look, pruner, built.allocation, built.reconstruction), orders=orders
+    )
     if isinstance(tokens[0], Processed) and tokens[0].weights is not None:
         _check_weighs(run)
     if request.written:

@@ -36,6 +36,7 @@ STEPS = {
     "learn": (0.0, 0.9),
     "record": (0.0, 0.5),
     "prune": (0.5, 0.1),
+    "reconstruct": (0.6, 0.35),
     "advance": (0.6, 0.4),
     "gradients": (0.0, 1.0),
     "recover": (0.0, 0.3),

@@ -90,7 +90,16 @@ def try_weights(run: WeightsRun, needed: Need) -> Tried:
         seconds += once["search"] * times
     if learns is not None:
         seconds += once["learn"] * learns.steps_over(needed.samples) * len(units)
+    if run.reconstruction is not None:
+        seconds += once["reconstruct"] * _forwards(run, needed.samples) * planned
     return Tried(seconds, once, beside=_search_bytes(run))
+
+
+def _forwards(run: WeightsRun, samples: int) -> int:
+    """Return how many forwards of a sample it takes to reconstruct a block."""
+    how = run.reconstruction
+    assert how is not None
+    return (2 if how.span == "half" else 1) * (how.work_over(samples) + samples)
 
 
 def try_units(run: UnitsRun, needed: Need) -> Tried:
@@ -142,10 +151,15 @@ def _one_block(run: WeightsRun, block: Block) -> dict[str, float]:
     watch, job = Stopwatch(), run.job
     recording = replace(job, spill=None).recording(REHEARSED)
     plan = run.alike(block.planned(run.plan))
-    learner, learns = None, learner_of(run.allocation)
+    watched = replace(run, job=replace(job, observer=watch))
+    learner, reconstructor, learns = None, None, learner_of(run.allocation)
     if learns is not None:
         few = replace(learns, epochs=0, steps=STEPS)
-        learner = replace(run, job=replace(job, observer=watch), allocation=few).learner(recording)
+        learner = replace(watched, allocation=few).learner(recording)
+    if run.reconstruction is not None:
+        short = replace(run.reconstruction, steps=STEPS, patience=0)
+        watched = replace(watched, reconstruction=short)
+        reconstructor = watched.reconstructor(recording)
     with _kept(run, block):
         prune_blocks(
             [block],
@@ -156,6 +170,7 @@ def _one_block(run: WeightsRun, block: Block) -> dict[str, float]:
             observer=watch,
             channels=run.channels(),
             learner=learner,
+            reconstructor=reconstructor,
         )
         begun = time.perf_counter()
         if recording is not None:
@@ -164,6 +179,8 @@ def _one_block(run: WeightsRun, block: Block) -> dict[str, float]:
         advance = time.perf_counter() - begun
     samples = len(recording.hidden) if recording is not None else 1
     learn = {"learn": watch.seconds("learn") / STEPS} if learner is not None else {}
+    if reconstructor is not None:
+        learn["reconstruct"] = watch.seconds("reconstruct") / _forwards(watched, samples)
     return {
         "record": watch.seconds("record") / samples,
         "prune": watch.seconds("prune"),

@@ -16,6 +16,7 @@ from ..maths.contracts import BlockPruner, Pattern, Plan, requested
 from ..maths.orders.orders import Orders
 from ..maths.patterns import NM, OneOf, Unstructured
 from ..maths.pruners import ActivationAware, Compose, EachLayer, OnGrid
+from ..maths.reconstruction import Reconstruction
 from ..maths.shares import OWL, Allocation, Evolve, Slope, Uniform, learner_of, split_of
 from ..maths.shares.budget import settle, total
 from ..methods.own import check_merges, spelled
@@ -35,6 +36,7 @@ from .job import Further, Job
 from .learn import Learner
 from .loop import prune_blocks
 from .passes import outliers, residual_order
+from .reconstruct import RECONSTRUCTED, Reconstructor, parts
 from .search import HeldOut, searched
 
 
@@ -48,6 +50,7 @@ class WeightsRun:
         allocation: how much of each layer is removed.
         plan: sparsity by layer, before the allocation has looked at any text.
         coverage: which share of the model that is.
+        reconstruction: of blocks, when their layers are pruned; None: they stay as they are.
         orders: in which the patterns of layers held before, where they were pruned before.
     """
 
@@ -56,11 +59,16 @@ class WeightsRun:
     allocation: Allocation
     plan: Plan
     coverage: Coverage
+    reconstruction: Reconstruction | None = None
     orders: Orders = field(default_factory=Orders)
 
     @classmethod
     def of(
-        cls, look: Callable[[Further | None], Job], pruner: BlockPruner, allocation: Allocation
+        cls,
+        look: Callable[[Further | None], Job],
+        pruner: BlockPruner,
+        allocation: Allocation,
+        reconstruction: Reconstruction | None = None,
     ) -> WeightsRun:
         """Look at the model and plan. Nothing is changed.
 
@@ -80,12 +88,14 @@ class WeightsRun:
             if grid is not None:
                 packing.check(block.planned(plan), grid)
         _check_gated(recipe.method, [block for block in blocks if block.planned(plan)])
+        if reconstruction is not None:
+            _check_reconstruction(reconstruction, job, plan)
         for layer in layers:
             _check_free(pruner.pattern(layer), allocation, layer, plan)
         coverage = coverage_of(job.model, blocks, set(plan))
         if not recipe.mlp_only and recipe.skip_blocks is None:
             coverage.check()
-        return cls(job, pruner, allocation, plan, coverage)
+        return cls(job, pruner, allocation, plan, coverage, reconstruction)
 
     def check_team(self) -> None:
         """Raise InputError where several processes cannot do this together."""
@@ -106,6 +116,7 @@ class WeightsRun:
         orders = channels.orders if channels else self.orders
         recording = None if done else job.recording()  # which nothing would read any more
         learner = None if done else replace(self, plan=plan).learner(recording, journal)
+        reconstructor = None if done else self.reconstructor(recording, journal)
         reports = prune_blocks(
             job.blocks,
             recording,
@@ -116,6 +127,7 @@ class WeightsRun:
             true_sequential=job.recipe.true_sequential,
             channels=channels,
             learner=learner,
+            reconstructor=reconstructor,
             orders=orders,
             journal=journal,
             dense_inputs=job.recipe.statistics == "dense",
@@ -133,6 +145,10 @@ class WeightsRun:
             experts=ExpertTokens.of(reports),
             learning=learner.curves if learner is not None else _curves(journal),
             search=search,
+            reconstruction=None if self.reconstruction is None else repr(self.reconstruction),
+            reconstructed=_reconstructed(journal)
+            if reconstructor is None
+            else reconstructor.curves,
             grid=job.recipe.grid(),
             packed=job.recipe.pack,
         )
@@ -205,6 +221,19 @@ class WeightsRun:
             self.job.device, self.job.observer, journal, self.job.team,
         )  # fmt: skip
 
+    def reconstructor(
+        self, recording: Recording | None, journal: Journal | None = None
+    ) -> Reconstructor | None:
+        """Of the run, if it reconstructs blocks; the loop will advance this recording."""
+        how, job = self.reconstruction, self.job
+        if how is None:
+            return None
+        assert recording is not None  # a run that learns is given text
+        return Reconstructor(
+            how, recording, recording.copy() if how.reference == "dense" else None,
+            len(job.blocks), job.device, job.observer, journal, job.team,
+        )  # fmt: skip
+
     def alike(self, layers: Sequence[Layer]) -> Plan:
         """Plan these layers without any text, for a rehearsal."""
         if isinstance(self.allocation, Uniform):
@@ -272,6 +301,19 @@ def _curves(journal: Journal | None) -> list[dict[str, Any]]:
     """Return what earlier runs learned, unit by unit."""
     learned = journal.learned if journal is not None else {}
     return [learned[index]["curve"] for index in sorted(learned)]
+
+
+def _reconstructed(journal: Journal | None) -> list[dict[str, Any]]:
+    """Return the curves of earlier runs, block by block."""
+    blocks = journal.blocks if journal is not None else {}
+    return [curve for index in sorted(blocks) for curve in blocks[index].get(RECONSTRUCTED, [])]
+
+
+def _check_reconstruction(how: Reconstruction, job: Job, plan: Plan) -> None:
+    """Raise InputError for too few samples, UnsupportedModelError for blocks without halves."""
+    how.judges(0 if job.ids_ST is None else len(job.ids_ST))
+    for block in job.blocks:
+        parts(block, plan, how)
 
 
 def _check_gated(method: str, blocks: Sequence[Block]) -> None:

@@ -32,6 +32,7 @@ from ..report.layer import LayerReport
 from .resuming import LINES, Differences, check_same, followed, told
 
 REPORTS = TypeAdapter(list[LayerReport])
+DESCENT = "descent"  # how the file of a state begins
 
 
 @dataclass
@@ -177,6 +178,29 @@ class Journal:
         }
         self._append(line)
         self.blocks[block.index] = line
+        for path in self.folder.glob(f"{DESCENT}-*"):
+            path.unlink()
+
+    def keep_descent(self, index: int, part: str, tensors: Mapping[str, Tensor]) -> None:
+        """Put the state of a descent on disk; it goes when the block is written."""
+        write_shard(self._descent(index, part), dict(tensors))
+
+    def descent(self, index: int, part: str) -> dict[str, Tensor] | None:
+        """Return the state of a descent that was interrupted; None: there was none.
+
+        Raises:
+            CheckpointError: its file is damaged.
+        """
+        path = self._descent(index, part)
+        try:
+            return load_file(path) if path.exists() else None
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({error}). Remove that file, and the block begins anew."
+            ) from None
+
+    def _descent(self, index: int, part: str) -> Path:
+        return self.folder / f"{DESCENT}-{index:05d}-{part}.safetensors"
 
     def put(self, block: Block) -> Path:
         """Write the tensors of a block that is at hand into its shard."""

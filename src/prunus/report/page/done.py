@@ -146,6 +146,8 @@ def _choices(checkpoint: Checkpoint) -> Iterator[tuple[str, str | Markup]]:
         yield "Refinement", f"`{recipe['refine']}`: masks were improved after they were chosen"
     if report.structured is None:
         yield "Values", _values(report)
+        if report.reconstruction is not None:
+            yield "Reconstruction", f"`{report.reconstruction}`"
     elif any({"repair", "recovery"} & layer.notes.keys() for layer in report.layers):
         yield "Recovery", "the layers behind what went were solved anew, on text"
     orders = {layer.notes.get("order") for layer in report.layers}

@@ -228,6 +228,9 @@ def time_and_size(checkpoint: Checkpoint) -> Section:
     if report.learning:
         learned = sum(float(curve.get("seconds", 0)) for curve in report.learning)
         pairs.append(("Learning the shares", duration(learned)))
+    if report.reconstructed:
+        learned = sum(float(part["seconds"]) for part in report.reconstructed)
+        pairs.append(("Reconstructing blocks", duration(learned)))
     pairs.append(("Scores, masks, values", duration(spent)))
     pairs.append(("Memory", "not measured; `prunus plan` states what such a run needs"))
     if checkpoint.bytes:
