@@ -32,12 +32,10 @@ def dense(smollm2):
 def cut(smollm2, dense, tmp_path_factory):
     """The first four of its thirty blocks: for what depends on its shapes and not on its depth."""
     folder = tmp_path_factory.mktemp("cut")
-    layers, config = dense.model.layers, dense.config
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(dense.model, "layers", layers[:BLOCKS])
-        patched.setattr(config, "num_hidden_layers", BLOCKS)
-        patched.setattr(config, "layer_types", None, raising=False)
-        dense.save_pretrained(folder)
+    layers, dense.model.layers = dense.model.layers, dense.model.layers[:BLOCKS]
+    dense.config.num_hidden_layers = BLOCKS
+    dense.save_pretrained(folder)
+    dense.model.layers, dense.config.num_hidden_layers = layers, len(layers)
     load_tokenizer(smollm2).save_pretrained(folder)
     return folder
 
@@ -58,7 +56,8 @@ def test_a_gguf_becomes_a_pruned_checkpoint_that_plain_transformers_loads(smollm
     assert found.problems == []
     assert found.pattern == "2:4"
     plain = AutoModelForCausalLM.from_pretrained(output)
-    assert (plain.model.layers[2].mlp.up_proj.weight == 0).float().mean() == 0.5
+    weight_OI = plain.model.layers[2].mlp.up_proj.weight
+    assert 2 * (weight_OI == 0).sum() >= weight_OI.numel()
     text = "The capital of France is"
     ids = load_tokenizer(output)(text, return_tensors="pt").input_ids
     assert torch.equal(ids, load_tokenizer(smollm2)(text, return_tensors="pt").input_ids)
