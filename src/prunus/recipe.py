@@ -15,24 +15,28 @@ from .base.yaml import read_mapping
 from .maths.grids import Grid
 from .maths.patterns import NM, check_sparsity, parse_pattern
 from .maths.pruners.units import DEFAULT
-from .maths.shares import BESA, Uniform
+from .maths.shares import Uniform, learner_of
+from .methods.answering import PARTS as OF_TEXT
+from .methods.answering import Answering, of_text
 from .methods.build import (
     Composition,
     build_allocation,
     build_method,
+    build_reconstruction,
     build_units,
 )
 from .methods.own import spelled
+from .methods.presets import is_one, with_preset
 from .methods.table import QUANTIZE, STRUCTURED, Method
 from .methods.words import complaint, in_words
 
 WEIGHTS_ONLY = (
-    *("pattern", "update", "refine", "permutation", "search", "true_sequential"),
+    *("pattern", "update", "refine", "reconstruct", "permutation", "search", "true_sequential"),
     *("bits", "group", "quantize", "pack", "min_tokens", "statistics"),
 )
 RECOVERY_TEXT = ("recovery_text", "recovery_samples")
 STRUCTURED_ONLY = ("blocks", "parameters", "recovery", *RECOVERY_TEXT)
-PARTS = {name: f"{name}." for name in ("permutation", "allocation", "update")}
+PARTS = {name: f"{name}." for name in ("permutation", "allocation", "update", "reconstruct")}
 PARTS["refine"] = "refinement."  # how settings of what a field names begin
 
 OWN = """# The method is an object of Python, which this file cannot hold. Give it again:
@@ -52,9 +56,12 @@ class Recipe(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict, description="fields of the method")
     update: str | None = Field(None, description="keep, sparsegpt, least-squares")
     refine: str | None = Field(None, description="none, swaps")
+    reconstruct: str | None = Field(None, description="none, block, half")
     permutation: str | None = Field(None, description="none, fold, gather, free")
     search: str | None = Field(None, description="assignment, paper, heuristic, greedy")
-    allocation: str | None = Field(None, description="uniform, owl, besa; adaptive (heads)")
+    allocation: str | None = Field(
+        None, description="uniform, owl, besa, slope, evolve, slope+besa …; adaptive (heads)"
+    )
     bits: int | None = Field(None, description="2 to 8: put what is kept on an integer grid")
     group: int | None = Field(None, description="inputs that share a grid, default 128; 0: a row")
     quantize: Literal["before", "after"] | None = Field(
@@ -82,6 +89,10 @@ class Recipe(BaseModel):
     calibration: str | None = Field(
         None, description="text SOURCE, or none; default: builtin where the method needs text"
     )
+    answers: bool = Field(False, description="the model answers the prompts of calibration")
+    answer_length: int | None = Field(
+        None, ge=1, description="tokens of an answer at most; default 256"
+    )
     samples: int = Field(128, ge=1, description="calibration windows")
     length: int | None = Field(None, ge=2, description="tokens per window; default up to 2048")
     seed: int = Field(0, ge=0, lt=2**63, description="of sampling and generation")
@@ -104,10 +115,13 @@ class Recipe(BaseModel):
     def of(cls, **fields: Any) -> Recipe:
         """Make a recipe from keyword arguments; the method may be an object (see ``own``).
 
+        ``preset`` stands for other fields (``methods.presets``), and each of those may be given
+        beside it.
+
         Raises:
             InputError: an unknown field, or a value of the wrong kind.
         """
-        fields, row = in_words(fields)
+        fields, row = in_words(with_preset(fields))
         try:
             recipe = cls(**fields)
             recipe._row = row
@@ -138,17 +152,22 @@ class Recipe(BaseModel):
         with a method of another kind all that is for the old one's kind alone.
         """
         old = self.model_dump(exclude_unset=True)
+        if "preset" in fields:
+            fields = with_preset({"pattern": self.pattern, **fields})
         fields, row = in_words(fields)
         row = row if "method" in fields else self._row
         changed = {key for key, value in fields.items() if value != getattr(self, key, None)}
         gone: set[str] = set()
-        if _alone(fields.get("pattern")) or "parameters" in fields:
+        if is_one(str(fields.get("pattern"))) or "parameters" in fields:
             gone.add("sparsity")
         if "sparsity" in fields:
             gone.add("parameters")
         if fields.get("permutation") == "none":
             gone.add("search")
         parts = [part for field, part in PARTS.items() if field in changed]
+        if fields.get("answers") is False:
+            parts += OF_TEXT
+            gone.add("answer_length")
         if "method" in changed and (fields["method"] in STRUCTURED) != self.structured:
             gone |= {*STRUCTURED_ONLY, *WEIGHTS_ONLY, "allocation", "sparsity"}
             parts = [""]  # all of them
@@ -165,7 +184,7 @@ class Recipe(BaseModel):
     def to_yaml(self, model: str) -> str:
         """Return the text of the file that is written beside the checkpoint."""
         fields = {"model": model, **self.model_dump(exclude_none=True)}
-        if _alone(self.pattern):
+        if is_one(str(self.pattern)):
             fields.pop("sparsity", None)  # N:M says it
         text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
         return text if self._row is None else OWN.format(spelled(self.build().weights)) + text
@@ -176,7 +195,34 @@ class Recipe(BaseModel):
         An N:M pattern brings its own sparsity, otherwise it is one half. (``quantize`` removes
         nothing unless a pattern says what is 0 already.) Heads and neurons lose a fifth.
         """
+        self.answering()
         return self._of_units() if self.structured else self._of_weights()
+
+    def answering(self) -> Answering | None:
+        """Return how prompts are answered; None where they are not.
+
+        Raises:
+            InputError: settings of answers without answers, or that cannot be.
+        """
+        settings = of_text(self.settings)
+        if not self.answers:
+            given = [f"--set {name}" for name in settings]
+            given += ["--answer-length"] if self.answer_length is not None else []
+            if given:
+                raise InputError(f"{given[0]} is for a run with --answers.")
+            return None
+        found = Answering.of(self.answer_length, settings)
+        if self.structured and found.calibration.answers:
+            raise InputError(
+                f"{self.method} removes heads and neurons, whose statistics let every token count "
+                "alike. Leave --set calibration.answers out."
+            )
+        return found
+
+    @property
+    def of_method(self) -> dict[str, Any]:
+        """The settings, without those of answers."""
+        return {k: v for k, v in self.settings.items() if k not in of_text(self.settings)}
 
     def _of_weights(self) -> Composition:
         self._refuse(STRUCTURED_ONLY, f"{self.method} removes single weights, not heads or neurons")
@@ -188,7 +234,8 @@ class Recipe(BaseModel):
             default = 0.0 if self.method == QUANTIZE else 0.5
             sparsity = pattern.sparsity if isinstance(pattern, NM) else default
         check_sparsity(sparsity)
-        budget = {k: v for k, v in self.settings.items() if k.startswith("allocation.")}
+        budget = {k: v for k, v in self.of_method.items() if k.startswith("allocation.")}
+        own = {k: v for k, v in self.of_method.items() if k.startswith("reconstruct.")}
         if self.pack and self.true_sequential and self.permutation in ("fold", "gather"):
             raise InputError(
                 "--pack with --true-sequential cannot have --permutation: a later layer's order "
@@ -197,7 +244,7 @@ class Recipe(BaseModel):
         pruner = build_method(
             self.method,
             pattern,
-            {k: v for k, v in self.settings.items() if k not in budget},
+            {k: v for k, v in self.of_method.items() if k not in {**budget, **own}},
             self.update,
             self.refine,
             self.permutation,
@@ -209,13 +256,35 @@ class Recipe(BaseModel):
         )
         grid = self.grid() if self.quantize == "before" else None
         allocation = build_allocation(self.method, pruner, self.allocation, budget, grid, self._row)
-        if self.statistics == "dense" and (self.true_sequential or isinstance(allocation, BESA)):
+        if self.statistics == "dense" and (self.true_sequential or learner_of(allocation)):
             what = "--true-sequential" if self.true_sequential else "An allocation that learns"
             raise InputError(
                 f"{what} reads outputs of what has been pruned already, so --statistics dense does "
                 "not apply. Give --statistics pruned."
             )
-        return Composition(pruner, allocation, sparsity)
+        reconstruction = build_reconstruction(self.reconstruct, own)
+        if reconstruction is not None:
+            self._check_reconstruction()
+        return Composition(pruner, allocation, sparsity, reconstruction)
+
+    def _check_reconstruction(self) -> None:
+        """Raise InputError for what does not go together with reconstruction."""
+        if self.bits is not None:
+            raise InputError(
+                "--reconstruct gives kept weights new values, which would be off the grid of "
+                "--bits. Leave --bits out, and use prunus quantize on the pruned model."
+            )
+        if self.statistics == "dense":
+            raise InputError(
+                "--reconstruct reads outputs of what has been pruned already, so --statistics "
+                "dense does not apply. Give --statistics pruned."
+            )
+        if self.true_sequential and self.permutation in ("fold", "gather"):
+            raise InputError(
+                "--reconstruct with --true-sequential cannot have --permutation: a later layer's "
+                "order moves rows of an earlier one, whose error is then not known any more. "
+                "Leave one of them out."
+            )
 
     def grid(self) -> Grid | None:
         """Return the integer grid of the kept weights, where there is one."""
@@ -249,7 +318,7 @@ class Recipe(BaseModel):
             )
         text = self.calibration != "none"
         pruner = build_units(
-            self.method, self.settings, self.allocation, self.recovery, self.mlp_only, text
+            self.method, self.of_method, self.allocation, self.recovery, self.mlp_only, text
         )
         for name in RECOVERY_TEXT:
             if getattr(self, name) is not None and pruner.recovery == "none":
@@ -263,7 +332,8 @@ class Recipe(BaseModel):
             return None
         changes: dict[str, Any] = {"samples": self.recovery_samples or self.samples}
         if self.recovery_text is not None:
-            changes |= {"calibration": self.recovery_text, "field": None}
+            changes |= {"calibration": self.recovery_text, "field": None, "answers": False}
+            changes |= {"answer_length": None, "settings": self.of_method}
         return self.model_copy(update=changes)
 
     def _refuse(self, names: tuple[str, ...], why: str) -> None:
@@ -271,8 +341,3 @@ class Recipe(BaseModel):
             if getattr(self, name) is not None and getattr(self, name) is not False:
                 option = name.replace("_", "-")
                 raise InputError(f"{why}, so --{option} does not apply. Leave it out.")
-
-
-def _alone(pattern: str | None) -> bool:
-    """Whether it is one N:M, which has a sparsity of its own."""
-    return pattern is not None and ":" in pattern and "," not in pattern

@@ -89,6 +89,24 @@ def test_wrong_usage_is_an_object_too(arguments, message):
     assert run(*arguments).stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--calibration", "{tmp}/p.txt", "--answers"], "this tokenizer has none"),
+        (["--answer-length", "9"], "--answer-length is for a run with --answers"),
+        (["--calibration", "builtin,c4"], "Give each its share of the windows"),
+        (["--set", "calibration.answers=0.5"], "is for a run with --answers"),
+    ],
+)
+def test_wrong_calibration_is_a_sentence_before_the_work(options, message, tmp_path):
+    (tmp_path / "p.txt").write_text("Why?\n", encoding="utf-8")
+    options = [option.format(tmp=tmp_path) for option in options]
+    found = run("prune", LLAMA, "--method", "wanda", "--output", tmp_path / "out", *options, *FAST)
+    assert found.exit_code == 2
+    assert message in found.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["p.txt"]
+
+
 def test_a_result_that_cannot_be_told_is_an_error_of_its_own():
     with Path("/dev/full").open("w") as full:
         said = subprocess.run(

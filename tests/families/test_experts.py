@@ -25,8 +25,8 @@ from prunus.model.replay import Call
 from prunus.model.roles import probe_block
 from prunus.model.routing import fed
 from prunus.run.gather import gathered
-from prunus.run.learn import _with
 from prunus.run.observer import Silent
+from prunus.run.unit import replaced
 
 SHOWN = ("mixtral", "gpt_oss", "qwen2_moe", "llama4_text")
 
@@ -402,15 +402,17 @@ def test_a_block_runs_with_other_weights_for_its_experts(family):
     own = {layer.name: layer.weight_OI for layer in block.layers}
     with torch.no_grad():
         expected = call(block.module, hidden)
-        torch.testing.assert_close(call(_with(block, own), hidden), expected)
+        torch.testing.assert_close(call(replaced(block, own), hidden), expected)
         changed = next(x for x in block.layers if x.expert == 2 and x.role == "down")
-        found = call(_with(block, {**own, changed.name: 2 * own[changed.name]}), hidden)
+        found = call(replaced(block, {**own, changed.name: 2 * own[changed.name]}), hidden)
         changed.write(2 * own[changed.name])
         torch.testing.assert_close(found, call(block.module, hidden))
         assert not torch.allclose(found, expected)
 
 
-@pytest.mark.parametrize("run", [{"method": "besa"}, {"method": "wanda", "allocation": "owl"}])
+@pytest.mark.parametrize(
+    "run", [{"method": "besa"}, *({"method": "wanda", "allocation": x} for x in ("owl", "slope"))]
+)
 def test_shares_that_are_learned_or_found(run, tmp_path):
     source, out = saved("mixtral", tmp_path / "dense"), tmp_path / "out"
     report = prunus.prune(source, tokens_ST=IDS, min_tokens=20, output=out, **run).report

@@ -39,7 +39,7 @@ def same(first, second):
     reports = [json.loads((x / "pruning_report.json").read_text()) for x in (first, second)]
     for report in reports:
         report.pop("seconds")
-        for timed in (*report["layers"], *report["learning"]):
+        for timed in (*report["layers"], *report["learning"], *report["reconstructed"]):
             timed.pop("seconds")
     assert reports[0] == reports[1]
 

@@ -38,8 +38,15 @@ RUNS = {
     "dass": {"method": "dass", "update": "sparsegpt"},
     "magnitude": {"method": "magnitude"},
     "owl by row": {"method": "sparsegpt", "pattern": "row", "allocation": "owl"},
+    "searched": {
+        "method": "ria", "allocation": "evolve", "settings": {"allocation.generations": 1},
+    },
     "swapped": {"method": "mrp-sm", "pattern": "column", "refine": "swaps"},
     "besa": {"method": "besa", "settings": {"allocation.steps": 12}},
+    "reconstructed": {
+        "method": "wanda", "reconstruct": "block",
+        "settings": {"reconstruct.steps": 6, "reconstruct.batch": 2},
+    },
     "joint": {
         "method": "besa", "bits": 4, "group": 16, "quantize": "before",
         "settings": {"allocation.steps": 6, "allocation.granularity": "two-blocks"},

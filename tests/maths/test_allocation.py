@@ -454,7 +454,9 @@ def test_settings_and_their_errors():
     assert (
         build_allocation("besa", build_method("besa"), None, {"allocation.epochs": 2}).epochs == 2
     )
-    with pytest.raises(UnknownNameError, match="besa, owl, uniform"):
+    with pytest.raises(
+        UnknownNameError, match=r"besa, evolve, evolve\+besa, owl, owl\+besa, slope"
+    ):
         build_allocation("ria", ria, "best", {})
     with pytest.raises(InputError, match="no field 'step'"):
         build_allocation("ria", ria, "besa", {"allocation.step": 1})

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from prunus.base.errors import CalibrationError, MissingStatisticError
+from prunus.maths.gram import Gram
+from prunus.maths.moments import ChannelMoments, Moments
 from prunus.maths.stats import ColumnNorm, Statistics, TokenSample, gather
 
 
@@ -49,3 +51,50 @@ def test_token_sample_is_even_and_does_not_depend_on_the_batches(tokens, batch):
 def test_a_statistic_that_nobody_gathered_names_itself():
     with pytest.raises(MissingStatisticError, match="ColumnNorm was not gathered"):
         _ = gather(torch.ones(2, 2), ())[ColumnNorm]
+
+
+BATCHES = (5, 8, 9, 10, 13, 25, 30)
+
+
+def values(kind, inputs_TI, weights_T=None, batches=BATCHES):
+    """All tensors and numbers of a statistic of these tokens, in batches."""
+    found = kind(inputs_TI.shape[1], torch.device("cpu"))
+    start = 0
+    for size in batches:
+        part = slice(start, start + size)
+        found.update(inputs_TI[part], *([] if weights_T is None else [weights_T[part]]))
+        start += size
+    names = ("rms_I", "matrix_II", "inputs_TI", "mean_I", "variance_I", "second_moment_II")
+    names += ("second_moment_I", "covariance_II")
+    return {name: getattr(found, name) for name in names if hasattr(kind, name)}
+
+
+@pytest.mark.parametrize("kind", [ColumnNorm, Gram, TokenSample, ChannelMoments, Moments])
+def test_a_token_of_weight_two_is_two_tokens(kind, monkeypatch):
+    monkeypatch.setattr(TokenSample, "target", 16)
+    maker = torch.Generator().manual_seed(3)
+    inputs_TI = torch.randn(100, 6, generator=maker)
+    times_T = torch.randint(0, 4, (100,), generator=maker)
+    longer = [int(part_T.sum()) for part_T in times_T.split(BATCHES)]
+    repeated = values(kind, inputs_TI.repeat_interleave(times_T, 0), None, longer)
+    weighed = values(kind, inputs_TI, times_T.double())
+    assert repeated.keys() == weighed.keys() != set()
+    for name in repeated:
+        assert weighed[name].shape == repeated[name].shape
+        assert torch.allclose(weighed[name], repeated[name], rtol=1e-4, atol=1e-5), name
+    plain = values(kind, inputs_TI)
+    assert any(not torch.equal(plain[name], weighed[name]) for name in plain)
+
+
+@pytest.mark.parametrize("kind", [ColumnNorm, Gram, TokenSample, ChannelMoments, Moments])
+def test_weights_of_one_change_nothing(kind):
+    inputs_TI = torch.randn(100, 6, generator=torch.Generator().manual_seed(3))
+    plain, weighed = values(kind, inputs_TI), values(kind, inputs_TI, torch.ones(100))
+    assert all(torch.allclose(plain[name], weighed[name]) for name in plain)
+
+
+def test_a_sample_counts_the_tokens_that_it_saw_whatever_they_weigh():
+    sample = TokenSample(1, torch.device("cpu"))
+    sample.update(torch.arange(10.0)[:, None], torch.full((10,), 0.5))
+    assert sample.tokens == 10
+    assert sample.inputs_TI[:, 0].tolist() == [0, 2, 4, 6, 8]

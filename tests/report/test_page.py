@@ -165,6 +165,16 @@ def test_learned_shares_have_curves_and_their_ends(tmp_path):
     assert "Learning the shares 5.0 s" in text_of(html)
 
 
+def test_a_search_has_its_curve_beside_equal_shares(tmp_path):
+    search = {"over": "slope", "steps": [-0.1, 0.0, 0.1], "loss": [2.0, 1.0, 0.5]}
+    search |= {"uniform": 1.0, "best": 0.5, "tokens": 512, "seconds": 4.0}
+    html = made(tmp_path, report([layer(0, Q)], search=search, allocation="Slope()"))
+    assert "diverges from it by 0.5 nats a token; with equal shares it is 1." in text_of(html)
+    assert "on 512 tokens of held-out" in text_of(html)
+    assert 'd="M0 0L50 50L100 75"' in html
+    assert "Search for shares 4.0 s" in text_of(html)
+
+
 def test_experts_count_their_tokens(tmp_path):
     from prunus.report.experts import ExpertTokens
 

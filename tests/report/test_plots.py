@@ -87,6 +87,20 @@ def test_sparsity_is_drawn_by_role_over_depth(tmp_path, monkeypatch, tiny_llama)
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_search_is_drawn_by_step(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    from prunus.report.plots import searched
+
+    drawn, own = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda *a, **k: drawn.append(a[1:]) or own(*a, **k))
+    search = {"over": "generation", "steps": [0.0, 1.0], "loss": [0.5, 0.4], "uniform": 0.6}
+    searched(search, tmp_path / "x.png")
+    assert drawn == [([0.0, 1.0], [0.5, 0.4])]
+    with pytest.raises(InputError, match="no search in this run; --allocation slope"):
+        searched(None, tmp_path / "y.png")
+
+
 def test_learning_is_drawn_by_step(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 

@@ -195,6 +195,10 @@ def test_needs_are_those_of_the_shapes(monkeypatch, tmp_path):
     assert (gram.journal, gram.written) == (total, 2 * total)
     learned = prepared(monkeypatch, method="besa", **where)[1]
     assert learned.activations == 2 * gram.activations
+    half = prepared(monkeypatch, method="sparsegpt", reconstruct="half", **where)[1]
+    weights = sum(layer.shape[0] * layer.shape[1] for layer in block.layers)
+    assert half.activations == 3 * gram.activations  # the targets of both halves
+    assert half.held == gram.held + 4 * 7 * weights
     before = prepared(monkeypatch, method="goa", recovery="before", **where)[1]
     assert before.activations == 2 * gram.activations
     assert before.held > prepared(monkeypatch, method="goa", **where)[1].held

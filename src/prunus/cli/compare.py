@@ -8,14 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, console, escape, print_json, print_line, print_table
-from .options import TEXT, Json, Length, Samples, TrustRemoteCode
+from .options import TEXT, AnswerLength, Answers, Json, Length, Samples, TrustRemoteCode
 
 if TYPE_CHECKING:
     from ..compare import Grid, Table
 
 JUDGE = "Judging"
 
-RECIPE = ("calibration", "samples", "length", "dtype", "device", "data_dir", "statistics")
+RECIPE = (
+    "calibration",
+    "answers",
+    "answer_length",
+    "samples",
+    "length",
+    "dtype",
+    "device",
+    "data_dir",
+    "statistics",
+)
 JUDGED = ("text", "windows", "shots", "limit", "against", "data_dir")
 
 EXAMPLES = """
@@ -36,7 +46,8 @@ A grid: `rows: {Wanda: {method: wanda}}`, `columns: [0.5, 2:4]`, `seeds: [0, 1]`
 def run(
     model: Annotated[str, typer.Argument(help="A folder, a hub id, or a GGUF.")],
     methods: Annotated[
-        list[str] | None, typer.Option(help="Names from `prunus methods`, with commas.")
+        list[str] | None,
+        typer.Option(help="Methods and presets, with commas."),
     ] = None,
     patterns: Annotated[
         list[str] | None,
@@ -71,6 +82,8 @@ def run(
         str | None,
         typer.Option(help="As for `prunus prune`.  [default: builtin]", rich_help_panel=TEXT),
     ] = None,
+    answers: Answers = None,
+    answer_length: AnswerLength = None,
     samples: Samples = None,
     length: Length = None,
     text: Annotated[

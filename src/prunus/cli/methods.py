@@ -10,7 +10,11 @@ from .options import Json
 def run(
     json: Json = False,
 ) -> None:
-    """List the methods: name, paper, parts, needs, differences from the authors' code."""
+    """List the methods: name, paper, parts, needs, differences from the authors' code.
+
+    The presets of `prunus prune --preset` come last.
+    """
+    from ..methods.presets import PRESETS, options
     from ..methods.table import all_rows
 
     rows = all_rows()
@@ -40,3 +44,8 @@ def run(
         if method.differs:
             print_line(f"  differs  {method.differs}")
         print_line()
+    print_line("--preset")
+    for name, preset in PRESETS.items():
+        print_line(f"  {name:<8} {preset.about}")
+        print_line(f"           {options(preset.free)}")
+        print_line(f"           of one N:M: {options(preset.fixed)}")

@@ -20,3 +20,16 @@ Length = Annotated[
     int | None,
     typer.Option(help="Tokens per window.  [default: up to 2048]", rich_help_panel=TEXT),
 ]
+Answers = Annotated[
+    bool | None,
+    typer.Option(
+        "--answers/--no-answers",
+        help="The dense model answers the prompts of --calibration, through its chat template; "
+        "the statistics come from prompts and answers.",
+        rich_help_panel=TEXT,
+    ),
+]
+AnswerLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens of an answer at most.  [default: 256]", rich_help_panel=TEXT),
+]

@@ -19,6 +19,10 @@ EXAMPLES = """
 
 `prunus plot learned --show learning --output learning.png` (of BESA)
 
+`prunus plot sloped --show search --output search.png` (of slope and evolve)
+
+`prunus plot better --show reconstruction --output reconstruction.png` (of --reconstruct)
+
 `prunus plot goa flap --output removed.png` (of smaller models: what went of each block)
 
 `prunus plot goa --show heads --output heads.png` (heads that attend alike, and those that went)
@@ -32,8 +36,8 @@ def run(
     show: Annotated[
         str | None,
         typer.Option(
-            help="sparsity, error or learning; for smaller models removed, error or heads.  "
-            "[default: sparsity, or removed]"
+            help="sparsity, error, learning, search or reconstruction; for smaller models removed, "
+            "error or heads.  [default: sparsity, or removed]"
         ),
     ] = None,
     threshold: Annotated[

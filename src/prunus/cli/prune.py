@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import command, print_json, print_line, print_table
-from .options import TEXT, Json, Length, Samples, TrustRemoteCode
+from .options import TEXT, AnswerLength, Answers, Json, Length, Samples, TrustRemoteCode
 
 if TYPE_CHECKING:
     from ..report import PruningReport
@@ -34,11 +34,17 @@ EXAMPLES = """
 
 `prunus prune ./model --method mrp-sm --refine swaps --output best` (the lowest loss, slower)
 
+`prunus prune ./model --method wanda --sparsity 0.7 --allocation slope+besa --output shared`
+
 `prunus prune ./model --method goa --sparsity 0.2 --blocks 4:26 --recovery after --output smaller`
 
 `prunus prune ./model --method besa --sparsity 0.6 --update least-squares --output learned`
 
+`prunus prune ./model --method mrp-sm --reconstruct block --output better` (slower: learns)
+
 `prunus prune ./model --method wanda --bits 4 --group 64 --pack --output small` (4-bit integers)
+
+`prunus prune ./chat --method mrp-sm --calibration prompts.jsonl --answers --output for-chat`
 
 `prunus prune ./model --recipe pruned/recipe.yaml --seed 1 --output again`
 """
@@ -51,6 +57,13 @@ def run(
     ],
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint, new or empty.")],
     method: Annotated[str | None, typer.Option(help="See `prunus methods`.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="fast or best: a method with update, orders and budget that fit the pattern; "
+            "options beside it replace its parts."
+        ),
+    ] = None,
     sparsity: Annotated[
         float | None,
         typer.Option(
@@ -80,6 +93,14 @@ def run(
             rich_help_panel=WEIGHTS,
         ),
     ] = None,
+    reconstruct: Annotated[
+        str | None,
+        typer.Option(
+            help="none, block or half: new values for the kept weights of a block, or of its "
+            "attention and its MLP apart, from the error of what it puts out.  [default: none]",
+            rich_help_panel=WEIGHTS,
+        ),
+    ] = None,
     permutation: Annotated[
         str | None,
         typer.Option(
@@ -100,7 +121,8 @@ def run(
     allocation: Annotated[
         str | None,
         typer.Option(
-            help="uniform, owl (by outliers) or besa (learned): how much of each layer to remove. "
+            help="How much of each layer to remove: uniform, owl (by outliers), besa (learned), "
+            "slope or evolve (searched on held-out text); owl, slope or evolve +besa. "
             "Heads and neurons: uniform, or adaptive (the lowest standardised scores of all).  "
             "[default: the method's]"
         ),
@@ -206,7 +228,8 @@ def run(
         str | None,
         typer.Option(
             help="Text: a .txt, .jsonl, .json, .csv or .parquet file, a folder, c4, wikitext2, "
-            "ptb, lambada, self, builtin, none.  [default: builtin; none for data-free methods]",
+            "ptb, lambada, self, builtin, none; or several with shares: c4:0.5,prompts.jsonl:0.5.  "
+            "[default: builtin; none for data-free methods]",
             rich_help_panel=TEXT,
         ),
     ] = None,
@@ -226,6 +249,8 @@ def run(
             rich_help_panel=TEXT,
         ),
     ] = None,
+    answers: Answers = None,
+    answer_length: AnswerLength = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(help="Folder with c4, wikitext2 … as files.", rich_help_panel=TEXT),
@@ -279,6 +304,9 @@ def run(
         return
     print_line(f"{output}: {report.sparsity:.2%} of {len(report.layers)} layers are zero")
     print_line(f"  covers {report.coverage}")
+    if report.reconstructed:
+        lower = f"{1 - report.held_out_loss:.1%} lower in the mean"
+        print_line(f"  reconstruction: held-out error of what blocks put out {lower}")
     if report.experts:
         print_line("  tokens that experts were given, block by block; routers stay dense:")
         print_table(COLUMNS, [block.cells for block in report.experts])

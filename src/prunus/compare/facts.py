@@ -9,6 +9,7 @@ from typing import Any
 from ..report.report import VERSIONS
 from ..run.fingerprint import choices, files_of
 from ..storage.journal import sha256
+from ..text.mixture import parts_of
 from .grid import Cell, Protocol
 
 
@@ -28,6 +29,9 @@ def of_cell(common: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
 
 def content(source: str | None) -> str | None:
     """Return the hash of a file, the names and sizes in a folder, or the name of a known text."""
+    parts = parts_of(source or "none")
+    if len(parts) > 1:
+        return ", ".join(f"{content(part.source)}:{part.share:g}" for part in parts)
     path = Path(source or "").expanduser()
     if source is None or not path.exists():
         return source

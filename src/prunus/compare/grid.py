@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..base.errors import InputError
 from ..base.yaml import read_mapping
+from ..methods.presets import PRESETS
 from ..methods.words import complaint
 from ..recipe import Recipe
 
@@ -76,7 +77,7 @@ class Grid(BaseModel):
 
     Attributes:
         rows: recipe fields by the name of a row; they replace those of the column. Names alone
-            are methods.
+            are methods and presets.
         columns: recipe fields by the name of a column. Names alone are sparsities or patterns.
         only: the columns of a row that does not have them all.
         seeds: of every cell in which chance plays a part; a row with a ``seed`` has that one alone.
@@ -102,7 +103,9 @@ class Grid(BaseModel):
     @field_validator("rows", mode="before")
     @classmethod
     def _methods(cls, value: Any) -> Any:
-        return {str(x): {"method": x} for x in value} if isinstance(value, list) else value
+        if not isinstance(value, list):
+            return value
+        return {str(x): {"preset" if x in PRESETS else "method": x} for x in value}
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -165,7 +168,11 @@ class Grid(BaseModel):
             fields.pop("sparsity", None)
         recipe = Recipe.of(**fields)
         reads = recipe.build().reads_text
-        return recipe if reads or "calibration" in of_row else recipe.replaced(calibration="none")
+        return (
+            recipe
+            if reads or "calibration" in of_row
+            else recipe.replaced(calibration="none", answers=False)
+        )
 
     def _seeds(self, recipe: Recipe, fields: Fields) -> list[int]:
         """Return the seeds that give different results; the first where none do."""

@@ -10,11 +10,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..api import evaluate_all
 from ..judge.perplexity import Agreement, Evaluation
-from ..judge.tasks import TaskScore
+from ..judge.remembered import Remembered
+from ..judge.tasks import Tasks, TaskScore
 from ..report import PruningReport
 from ..report.report import read_report
+from ..run.evaluation import Wanted, carry_out
 from ..run.observer import Silent
 from ..runtime.load import load
 from ..storage.checkpoint import load_model, load_tokenizer
@@ -51,6 +52,7 @@ class Judge:
         self._path, self._asked, self._trust, self._say = dense, grid.judge, trust, say
         self._dtype = grid.recipe.get("dtype", "auto")
         self._device = grid.recipe.get("device", "auto")
+        self._remembered = Remembered()
 
     def dense(self) -> PreTrainedModel:
         """Load the dense model."""
@@ -67,15 +69,10 @@ class Judge:
     def quality(self, model: PreTrainedModel, *, dense: bool = False) -> dict[str, float]:
         """Return what is measured, by its name; the dense model is not compared with itself."""
         asked = self._asked
-        beside: dict[str, Any] = {}
-        if asked.against and asked.text and not dense:
-            beside["against"] = self._path
-        found = evaluate_all(
-            model,
-            list(asked.texts.values()),
-            tasks=asked.tasks,
-            shots=asked.shots,
-            limit=asked.limit,
+        wanted = Wanted(
+            texts=list(asked.texts.values()),
+            tasks=Tasks.of(asked.tasks, asked.shots, asked.limit, 1) if asked.tasks else None,
+            against=self._path if asked.against and asked.text and not dense else None,
             length=asked.length,
             windows=asked.windows,
             tokenizer=self._tokenizer,
@@ -83,8 +80,9 @@ class Judge:
             device=self._device,
             trust_remote_code=self._trust,
             observer=Said(self._say) if dense else Silent(),
-            **beside,
+            remembered=self._remembered,
         )
+        found = carry_out(model, wanted)
         quality: dict[str, float] = {}
         for name, result in zip(asked.texts, found.texts, strict=True):
             quality |= of_text(name, result)

@@ -81,10 +81,15 @@ class Changes:
 
 
 def pruned_tensors(report: PruningReport) -> dict[str, bool]:
-    """Return the model's names of all tensors that were pruned, and whether they were updated."""
+    """Return the model's names of all tensors that were pruned, and whether they were updated.
+
+    Biases and norms that were reconstructed count as updated.
+    """
     updated: dict[str, bool] = {}
     for layer in report.layers:
         updated[layer.parameter] = layer.updated or updated.get(layer.parameter, False)
+    for part in report.reconstructed:
+        updated |= dict.fromkeys(part["vectors"], True)
     if report.structured is not None:  # biases shrink with their layers, or come anew
         updated |= {name.removesuffix("weight") + "bias": flag for name, flag in updated.items()}
     return updated

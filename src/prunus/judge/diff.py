@@ -22,7 +22,14 @@ from .comparison import differing
 from .reordered import Reordering
 from .tensor_kinds import block_of, kinds_of, natural
 
-NOTES = (REPORT, PACKED, "recipe.yaml", "*.md", "LICENSE*")  # files that change no model
+NOTES = (
+    REPORT,
+    PACKED,
+    "recipe.yaml",
+    "answers.jsonl",
+    "*.md",
+    "LICENSE*",
+)  # files that change no model
 BOOKKEEPING = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype",
                "quantization_config")  # fields that say nothing of what a GGUF holds  # fmt: skip
 

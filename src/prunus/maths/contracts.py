@@ -181,7 +181,10 @@ class Replay(Protocol):
         ...
 
     def forward(self, sample: int, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return the output (B, T, d) with these weights (O, I), by layer name."""
+        """Return the output (B, T, d) with these weights (O, I), by layer name.
+
+        Other parameters are by their full names, as stored.
+        """
         ...
 
     def target(self, sample: int) -> Tensor:

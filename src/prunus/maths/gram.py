@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..base.errors import CalibrationError, InputError, NumericalError
 from ..base.team import Team
+from .stats import count_of, weighed
 
 LEADING, PASSES = 32, 4  # eigenvectors for preconditioning; passes to find them
 RAISES = 8  # times that the damp may be raised tenfold: from 0.01 to far more than the Gram itself
@@ -27,7 +28,7 @@ class Gram:
 
     def __init__(self, features: int, device: torch.device) -> None:
         self.sum_II = torch.zeros(features, features, dtype=torch.float32, device=device)
-        self.tokens = 0
+        self.tokens: float = 0  # their weights, where they have some
         self._damped: dict[tuple[float, Ridge], Damped] = {}
 
     @staticmethod
@@ -39,17 +40,17 @@ class Gram:
         """
         return 2 * features
 
-    def update(self, inputs_TI: Tensor) -> None:
+    def update(self, inputs_TI: Tensor, weights_T: Tensor | None = None) -> None:
         """Add ``XᵀX`` of more tokens; half-precision inputs are multiplied in float32."""
-        inputs_TI = inputs_TI.float()
+        inputs_TI = weighed(inputs_TI.float(), weights_T)
         self.sum_II.addmm_(inputs_TI.T, inputs_TI)
-        self.tokens += len(inputs_TI)
+        self.tokens += count_of(inputs_TI, weights_T)
         self._damped.clear()
 
     def merge(self, team: Team) -> None:
         """Add up the sums and the counts of all processes."""
         team.sum_(self.sum_II)
-        self.tokens = int(team.total(self.tokens)[0])
+        self.tokens = team.total(self.tokens)[0]
         self._damped.clear()
 
     def reordered(self, order_I: Tensor) -> Gram:

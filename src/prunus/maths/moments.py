@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..base.errors import CalibrationError
 from ..base.team import Team
+from .stats import count_of
 
 
 class ChannelMoments:
@@ -15,20 +16,21 @@ class ChannelMoments:
     def __init__(self, features: int, device: torch.device) -> None:
         self.sum_I = torch.zeros(features, dtype=torch.float64, device=device)
         self.squares_I = torch.zeros_like(self.sum_I)
-        self.tokens = 0
+        self.tokens: float = 0  # their weights, where they have some
 
-    def update(self, inputs_TI: Tensor) -> None:
+    def update(self, inputs_TI: Tensor, weights_T: Tensor | None = None) -> None:
         """Add more tokens, squared in float64."""
         inputs_TI = inputs_TI.double()
-        self.sum_I += inputs_TI.sum(0)
-        self.squares_I += inputs_TI.square().sum(0)
-        self.tokens += len(inputs_TI)
+        weighed_TI = inputs_TI if weights_T is None else inputs_TI * weights_T.double()[:, None]
+        self.sum_I += weighed_TI.sum(0)
+        self.squares_I += (weighed_TI * inputs_TI).sum(0)
+        self.tokens += count_of(inputs_TI, weights_T)
 
     def merge(self, team: Team) -> None:
         """Add up the sums of all processes."""
         team.sum_(self.sum_I)
         team.sum_(self.squares_I)
-        self.tokens = int(team.total(self.tokens)[0])
+        self.tokens = team.total(self.tokens)[0]
 
     @property
     def mean_I(self) -> Tensor:
@@ -46,9 +48,11 @@ class ChannelMoments:
         deviations_I = self.squares_I - self.sum_I.square() / self._seen(2)
         return (deviations_I / (self.tokens - 1)).clamp_min(0)
 
-    def _seen(self, least: int) -> int:
+    def _seen(self, least: int) -> float:
         if self.tokens < least:
-            raise CalibrationError(f"{self.tokens} calibration tokens reached this layer: too few.")
+            raise CalibrationError(
+                f"{self.tokens:g} calibration tokens reached this layer: too few."
+            )
         return self.tokens
 
 
@@ -58,23 +62,24 @@ class Moments:
     def __init__(self, features: int, device: torch.device) -> None:
         self.sum_AA = torch.zeros(features + 1, features + 1, dtype=torch.float64, device=device)
 
-    def update(self, inputs_TI: Tensor) -> None:
+    def update(self, inputs_TI: Tensor, weights_T: Tensor | None = None) -> None:
         """Add more tokens, multiplied in float32, summed in float64."""
         inputs_TI = inputs_TI.float()
-        self.sum_AA[:-1, :-1] += inputs_TI.T @ inputs_TI
-        sum_I = inputs_TI.sum(0, dtype=torch.float64)
+        weighed_TI = inputs_TI if weights_T is None else inputs_TI * weights_T.float()[:, None]
+        self.sum_AA[:-1, :-1] += weighed_TI.T @ inputs_TI
+        sum_I = weighed_TI.sum(0, dtype=torch.float64)
         self.sum_AA[:-1, -1] += sum_I
         self.sum_AA[-1, :-1] += sum_I
-        self.sum_AA[-1, -1] += len(inputs_TI)
+        self.sum_AA[-1, -1] += count_of(inputs_TI, weights_T)
 
     def merge(self, team: Team) -> None:
         """Add up the sums of all processes."""
         team.sum_(self.sum_AA)
 
     @property
-    def tokens(self) -> int:
-        """The number of tokens seen."""
-        return int(self.sum_AA[-1, -1])
+    def tokens(self) -> float:
+        """The number of tokens seen, or the sum of their weights."""
+        return float(self.sum_AA[-1, -1])
 
     @property
     def second_moment_II(self) -> Tensor:

@@ -185,8 +185,8 @@ class OneOf:
                 return option
         shown = ", ".join(f"{option.sparsity:g}" for option in self.options)
         raise PatternError(
-            f"{self} can only have the sparsities {shown}. Add --allocation besa or owl, which "
-            "chooses one of them for each layer."
+            f"{self} can only have the sparsities {shown}. Add --allocation besa, owl, slope "
+            "or evolve, which chooses one of them for each layer."
         )
 
     def check(self, shape_OI: tuple[int, int], sparsity: Share) -> None:

@@ -36,7 +36,9 @@ class Statistic(Protocol):
     ``enough(features)``: how many.
 
     One that can be used with ``--permutation`` also has ``reordered(order_I)``: the same summary of
-    ``X[:, order_I]``.
+    ``X[:, order_I]``. One that can be used where tokens count differently (``--set
+    calibration.answers``) takes ``update(inputs_TI, weights_T)``: a token of weight 2 counts as two
+    equal ones.
     """
 
     def __init__(self, features: int, device: torch.device) -> None: ...
@@ -63,17 +65,18 @@ class ColumnNorm:
 
     def __init__(self, features: int, device: torch.device) -> None:
         self.sum_of_squares_I = torch.zeros(features, dtype=torch.float32, device=device)
-        self.tokens = 0
+        self.tokens: float = 0  # their weights, where they have some
 
-    def update(self, inputs_TI: Tensor) -> None:
+    def update(self, inputs_TI: Tensor, weights_T: Tensor | None = None) -> None:
         """Add the squares of more tokens; half-precision inputs are squared in float32."""
-        self.sum_of_squares_I += inputs_TI.float().square().sum(0)
-        self.tokens += len(inputs_TI)
+        inputs_TI = weighed(inputs_TI.float(), weights_T)
+        self.sum_of_squares_I += inputs_TI.square().sum(0)
+        self.tokens += count_of(inputs_TI, weights_T)
 
     def merge(self, team: Team) -> None:
         """Add up the sums and the counts of all processes."""
         team.sum_(self.sum_of_squares_I)
-        self.tokens = int(team.total(self.tokens)[0])
+        self.tokens = team.total(self.tokens)[0]
 
     def reordered(self, order_I: Tensor) -> ColumnNorm:
         """Return the same statistic of ``X[:, order_I]``."""
@@ -94,23 +97,37 @@ class TokenSample:
 
     Keeps every ``stride``-th token; when twice ``target`` are held, every other one is dropped
     and the stride doubles. The sample is thus spread evenly over all tokens without knowing their
-    number, and is the same for the same tokens in any batch size.
+    number, and is the same for the same tokens in any batch size. With weights the stride is one of
+    weight: a token is taken once for each of its multiples within the token's share of the sum.
     """
 
     target = 128
 
     def __init__(self, features: int, device: torch.device) -> None:
         self._rows = [torch.zeros(0, features, dtype=torch.float32, device=device)]
-        self._held, self._stride, self._seen = 0, 1, 0
+        self._held, self._stride, self._tokens = 0, 1, 0
+        self._seen: float = 0  # the sum of the tokens' weights
 
-    def update(self, inputs_TI: Tensor) -> None:
+    def update(self, inputs_TI: Tensor, weights_T: Tensor | None = None) -> None:
         """Take the tokens whose running number is a multiple of the stride."""
-        rows_TI = inputs_TI[-self._seen % self._stride :: self._stride].float()
-        self._seen += len(inputs_TI)
+        if weights_T is None:
+            rows_TI = inputs_TI[int(-self._seen % self._stride) :: self._stride].float()
+            self._seen += len(inputs_TI)
+        else:
+            rows_TI = inputs_TI[self._passed(weights_T).to(inputs_TI.device)].float()
+        self._tokens += len(inputs_TI)
         self._rows.append(rows_TI.clone())  # a clone: the block may reuse its buffer
         self._held += len(rows_TI)
         while self._held >= 2 * self.target:
             self._halve()
+
+    def _passed(self, weights_T: Tensor) -> Tensor:
+        """Return the indices of the tokens to take, as often as a multiple of the stride is met."""
+        ends_T = self._seen + weights_T.double().cpu().cumsum(0)
+        starts_T = torch.cat([torch.tensor([self._seen], dtype=torch.float64), ends_T[:-1]])
+        times_T = (ends_T / self._stride).ceil() - (starts_T / self._stride).ceil()
+        self._seen = float(ends_T[-1]) if len(ends_T) else self._seen
+        return torch.arange(len(weights_T)).repeat_interleave(times_T.long())
 
     def _halve(self) -> None:
         kept_TI = torch.cat(self._rows)[::2]
@@ -126,15 +143,24 @@ class TokenSample:
         while self._stride < int(strides.max()):
             self._halve()
         self._rows = [team.gather(self.inputs_TI)]
-        self._held, self._seen = len(self._rows[0]), int(team.total(self._seen)[0])
+        self._held, self._seen = len(self._rows[0]), team.total(self._seen)[0]
+        self._tokens = int(team.total(self._tokens)[0])
         while self._held >= 2 * self.target:
             self._halve()
+
+    def error(self, old_OI: Tensor, new_OI: Tensor) -> float | None:
+        """Return ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖; None where the layer puts out nothing."""
+        inputs_TI, old_OI = self.inputs_TI, old_OI.float()
+        size = (inputs_TI @ old_OI.T).norm()
+        moved = (inputs_TI @ (old_OI - new_OI.float()).T).norm()
+        return float(moved / size) if size > 0 else None
 
     def reordered(self, order_I: Tensor) -> TokenSample:
         """Return the same sample of ``X[:, order_I]``."""
         new = TokenSample(len(order_I), order_I.device)
         new._rows = [self.inputs_TI[:, order_I]]
         new._held, new._stride, new._seen = self._held, self._stride, self._seen
+        new._tokens = self._tokens
         return new
 
     @property
@@ -144,8 +170,8 @@ class TokenSample:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens seen, sampled or not."""
-        return self._seen
+        """The number of tokens seen, sampled or not, whatever they weigh."""
+        return self._tokens
 
 
 class Statistics:
@@ -166,11 +192,14 @@ class Statistics:
             kind: kind(features, torch.device(device)) for kind in kinds
         }
 
-    def update(self, inputs: Tensor) -> None:
-        """Add a batch; ``inputs`` has shape (..., I)."""
+    def update(self, inputs: Tensor, weights_T: Tensor | None = None) -> None:
+        """Add a batch; ``inputs`` has shape (..., I). Each token may have a weight; None: all 1."""
         inputs_TI = inputs.flatten(0, -2)
         for statistic in self._by_kind.values():
-            statistic.update(inputs_TI)
+            if weights_T is None:
+                statistic.update(inputs_TI)
+            else:
+                cast(Any, statistic).update(inputs_TI, weights_T)
 
     def merge(self, team: Team) -> None:
         """Make these the statistics of all processes' tokens."""
@@ -236,7 +265,19 @@ class _Reordered(Statistics):
         return kind in self._stored
 
 
-def gather(inputs_TI: Tensor, needs: Iterable[type[Statistic]]) -> Statistics:
+def weighed(inputs_TI: Tensor, weights_T: Tensor | None) -> Tensor:
+    """Return ``sqrt(w_t) · X[t]``, whose squares and products are those of X, times the weights."""
+    return inputs_TI if weights_T is None else inputs_TI * weights_T.to(inputs_TI)[:, None].sqrt()
+
+
+def count_of(inputs_TI: Tensor, weights_T: Tensor | None) -> float:
+    """Return the number of tokens, or the sum of their weights in float64."""
+    return len(inputs_TI) if weights_T is None else float(weights_T.double().sum())
+
+
+def gather(
+    inputs_TI: Tensor, needs: Iterable[type[Statistic]], weights_T: Tensor | None = None
+) -> Statistics:
     """Summarise a plain activation matrix, so that any part can be used without a model.
 
     >>> from prunus.maths.scores import Wanda
@@ -246,5 +287,5 @@ def gather(inputs_TI: Tensor, needs: Iterable[type[Statistic]]) -> Statistics:
     tensor([[7.0711, 1.4142]])
     """
     stats = Statistics(needs, inputs_TI.shape[-1], inputs_TI.device)
-    stats.update(inputs_TI)
+    stats.update(inputs_TI, weights_T)
     return stats

@@ -14,17 +14,19 @@ from ..maths.orders.ordering import Ordering
 from ..maths.patterns import NM, OneOf, Unstructured
 from ..maths.pruners import MRP, Compose, DaSS, EachLayer, InOrder, OnGrid, SparseGPT
 from ..maths.pruners.units import UnitPruner
+from ..maths.reconstruction import Reconstruction
 from ..maths.refinements import Swaps
 from ..maths.scores import OBS
 from ..maths.scores.redundancy import Redundancy
 from ..maths.scores.units import SecondMoment
-from ..maths.shares import BESA, Allocation, Uniform
+from ..maths.shares import BESA, Across, Allocation, Evolve, Slope, Split, Uniform
 from ..maths.updates import Keep
 from .quantize import with_grid
 from .settings import set_field, set_fields
 from .table import (
     ALLOCATIONS,
     PERMUTATIONS,
+    RECONSTRUCTIONS,
     REFINEMENTS,
     SEARCHES,
     STRUCTURED,
@@ -41,11 +43,13 @@ class Composition(NamedTuple):
         pruner: of single weights, block by block; or of heads and neurons.
         allocation: how much of each layer is removed; one of heads and neurons has its own.
         sparsity: how much is removed in all.
+        reconstruction: of blocks, when their layers are pruned; None: they stay as they are.
     """
 
     pruner: BlockPruner | UnitPruner
     allocation: Allocation
     sparsity: float
+    reconstruction: Reconstruction | None = None
 
     @property
     def units(self) -> UnitPruner | None:
@@ -63,7 +67,8 @@ class Composition(NamedTuple):
         """Whether the method needs calibration."""
         if self.units is not None:
             return self.units.reads_text
-        return bool(self.weights.needs) or not isinstance(self.allocation, Uniform)
+        learns = self.reconstruction is not None or not isinstance(self.allocation, Uniform)
+        return bool(self.weights.needs) or learns
 
 
 def build_method(
@@ -111,12 +116,12 @@ def build_allocation(
     grid: Grid | None = None,
     row: Method | None = None,
 ) -> Allocation:
-    """Build an allocation. BESA learns in the order of the method's own score, if it has one.
+    """Build an allocation. It takes weights in the order of the method's own score, if it has one.
 
     Args:
         method: a row.
         pruner: what ``build_method`` made of it.
-        name: uniform, owl or besa; None: the method's own.
+        name: in the table of allocations; None: the method's own.
         settings: the allocation's fields, as ``allocation.steps``.
         grid: on which weights are put before they are pruned; BESA learns how to clip for it.
         row: of an object from outside.
@@ -131,13 +136,42 @@ def build_allocation(
     found = ALLOCATIONS[name]
     inner = pruner.pruner if isinstance(pruner, OnGrid) else pruner
     part = inner.pruner if isinstance(inner, EachLayer) else None
-    if isinstance(found, BESA):
-        score = part.score if isinstance(part, Compose) else found.score
-        rows = part is not None and part.pattern == Unstructured("row")
-        found = replace(found, score=score, per="row" if rows else "layer", grid=grid)
+    found = _ordered_by(found, part, grid)
     for path, value in (settings or {}).items():
         found = set_field(found, path, path.split(".")[1:], value)
     return found
+
+
+def _ordered_by(found: Allocation, part: LayerPruner | None, grid: Grid | None) -> Allocation:
+    """Have an allocation that tries masks make those of the method."""
+    if isinstance(found, Across):
+        split, inside = _ordered_by(found.split, part, None), _ordered_by(found.inside, part, grid)
+        return Across(cast(Split, split), cast(BESA, inside))
+    if isinstance(found, BESA | Slope | Evolve) and isinstance(part, Compose):
+        found = replace(found, score=part.score)
+    if isinstance(found, BESA):
+        rows = part is not None and part.pattern == Unstructured("row")
+        found = replace(found, per="row" if rows else "layer", grid=grid)
+    return found
+
+
+def build_reconstruction(
+    name: str | None, settings: Mapping[str, Any] | None = None
+) -> Reconstruction | None:
+    """Build the reconstruction of blocks or halves, with some fields set; None for none.
+
+    Raises:
+        UnknownNameError: no such span.
+        InputError: a setting that names no field, or a value of another type.
+    """
+    name = name or "none"
+    if name not in RECONSTRUCTIONS:
+        raise UnknownNameError("reconstruction", name, RECONSTRUCTIONS)
+    found = RECONSTRUCTIONS[name]
+    if found is None and settings:
+        raise InputError(f"--set {next(iter(settings))} is for a run with --reconstruct.")
+    within = {path.partition(".")[2]: value for path, value in (settings or {}).items()}
+    return None if found is None else set_fields(found, within, "reconstruct.")
 
 
 def build_units(

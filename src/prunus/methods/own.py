@@ -137,6 +137,16 @@ def check_merges(pruner: BlockPruner) -> None:
             )
 
 
+def check_weighs(pruner: BlockPruner) -> None:
+    """Raise InputError if a statistic cannot let some tokens count more than others."""
+    for kind in pruner.needs:
+        if len(inspect.signature(kind.update).parameters) < 3:  # self, inputs, weights
+            raise InputError(
+                f"{kind.__name__} has no update(inputs_TI, weights_T), which --set "
+                "calibration.answers needs. Add it, or leave that setting out."
+            )
+
+
 def spelled(pruner: object) -> str:
     """Return the object's ``repr``, the same in every process, also for parts without one."""
     text = repr(pruner)

@@ -23,6 +23,7 @@ from ..maths.pruners import (
     SparseGPT,
 )
 from ..maths.pruners.units import UnitPruner
+from ..maths.reconstruction import Reconstruction
 from ..maths.scores import OBS, RIA, Magnitude, RelativeImportance, Wanda
 from ..maths.scores.redundancy import Redundancy
 from ..maths.scores.taylor import Taylor
@@ -34,7 +35,7 @@ from ..maths.scores.units import (
     UnitScore,
     WandaSp,
 )
-from ..maths.shares import BESA, OWL, Allocation, Uniform
+from ..maths.shares import BESA, OWL, Across, Allocation, Evolve, Slope, Uniform
 from ..maths.updates import Keep, LeastSquares, SparseGPTSweep
 
 
@@ -114,12 +115,27 @@ def _mrp(mask: Literal["S", "M"], compensation: Literal["S", "M"]) -> Method:
     )
 
 
-ALLOCATIONS: Mapping[str, Allocation] = {"uniform": Uniform(), "owl": OWL(), "besa": BESA()}
+ALLOCATIONS: Mapping[str, Allocation] = {
+    "uniform": Uniform(),
+    "owl": OWL(),
+    "besa": BESA(),
+    "slope": Slope(),
+    "evolve": Evolve(),
+    "owl+besa": Across(OWL()),
+    "slope+besa": Across(Slope()),
+    "evolve+besa": Across(Evolve()),
+}
 
 UPDATES: Mapping[str, Update] = {
     "keep": Keep(),
     "sparsegpt": SparseGPTSweep(),
     "least-squares": LeastSquares(),
+}
+
+RECONSTRUCTIONS: Mapping[str, Reconstruction | None] = {
+    "none": None,
+    "block": Reconstruction(),
+    "half": Reconstruction("half"),
 }
 
 REFINEMENTS = ("none", "swaps")

@@ -98,6 +98,7 @@ class Recording:
         min_tokens: an expert that is given fewer of them counts as given none; see ``routing``.
         first: the number of its first sample; other processes have those before it.
         total: how many samples all processes have together; 0: those that are here.
+        weights: how much each token of each sample counts in statistics; None: all alike.
     """
 
     hidden: Hidden
@@ -105,6 +106,7 @@ class Recording:
     min_tokens: int | None = None
     first: int = 0
     total: int = 0
+    weights: Sequence[Tensor] | None = None
 
     @property
     def samples(self) -> int:
@@ -119,6 +121,7 @@ class Recording:
             hidden=[self.hidden[i] for i in range(own)],
             calls=[block[:own] for block in self.calls],
             total=min(samples, self.samples),
+            weights=None if self.weights is None else self.weights[:own],
         )
 
     def copy(self) -> Recording:

@@ -18,15 +18,24 @@ Sample = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Processed:
-    """Samples of any length, each with its processed images or sounds."""
+    """Samples of any length, each with its processed images or sounds.
+
+    Attributes:
+        samples: arguments of a forward each, one sample by itself.
+        weights: how much each token of each sample counts in the statistics; None: all alike.
+        said: of each sample the chat that it is, as a line of JSON; "" where it is none.
+    """
 
     samples: tuple[Sample, ...]
+    weights: tuple[Tensor, ...] | None = None
+    said: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, part: slice) -> Processed:
-        return Processed(self.samples[part])
+        weights = None if self.weights is None else self.weights[part]
+        return Processed(self.samples[part], weights, self.said[part])
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)

@@ -140,6 +140,9 @@ def _facts(report: PruningReport) -> Iterator[tuple[str, str]]:
     yield "coverage", str(report.coverage)
     yield "calibration", str(report.protocol or "none")
     yield "integer grid", str(report.grid or "none")
+    if report.reconstruction is not None:
+        lower = f"held-out error {1 - report.held_out_loss:.1%} lower in the mean"
+        yield "reconstruction", f"`{report.reconstruction}`: {lower}"
 
 
 def _facts_of_units(report: PruningReport, units: UnitsReport) -> Iterator[tuple[str, str]]:

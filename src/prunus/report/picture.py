@@ -11,11 +11,11 @@ from ..base.atomic import new_file
 from ..base.errors import InputError, UnknownNameError, at_least
 from .drawing import any_text, plain
 from .naming import title as titled
-from .plots import learning, over_depth
+from .plots import learning, over_depth, reconstruction, searched
 from .report import PruningReport, read_report
 from .unit_plots import closest_fifth, heads_graph, removed_share
 
-SINGLE = ("sparsity", "error", "learning")  # for a model that lost single weights
+SINGLE = ("sparsity", "error", "learning", "search", "reconstruction")  # single weights
 UNITS = ("removed", "error", "heads")  # for one that lost heads and neurons
 
 
@@ -37,7 +37,9 @@ def plot(
         folders: what ``prune`` wrote, or a ``pruning_report.json``; several for ``removed`` alone.
         output: file of the picture, which must not exist: .png, .pdf, .svg …
         show: ``sparsity`` or ``error`` (of the output) of every layer over depth; ``learning``
-            (the loss while BESA learned); of smaller models ``removed`` (each block's share),
+            (the loss while BESA learned); ``search`` (the divergence of candidates while shares
+            of blocks were searched); ``reconstruction`` (the held-out loss of --reconstruct);
+            of smaller models ``removed`` (each block's share),
             ``error``, or ``heads`` (which attend alike, which went). None: sparsity, or removed.
         threshold: for ``heads``: an edge joins heads whose divergence is below it; None: the
             closest fifth of all pairs.
@@ -103,6 +105,10 @@ def _draw(
         heads_graph(report.structured, path, most, title=f"{title}, below {most:.3g}")
     elif show == "learning":
         learning(report.learning, path, title)
+    elif show == "search":
+        searched(report.search, path, title)
+    elif show == "reconstruction":
+        reconstruction(report.reconstructed, path, title)
     else:
         what = "relative_output_error" if show == "error" else "sparsity"
         over_depth(report.layers, what, path, title)

@@ -94,29 +94,88 @@ def learning(curves: Sequence[Mapping[str, Any]], path: str | Path, title: str =
     Raises:
         InputError: nothing was learned.
     """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
     if not curves:
         raise InputError(
             "Nothing was learned in this run; --method besa or --allocation besa learns."
         )
+    named = [(f"block {curve['blocks'][0]}", learned_points(curve)) for curve in curves]
+    _over_steps(named, "loss, of the uniform mask's", path, title)
+
+
+def held_out_points(part: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Return the held-out loss of a reconstruction before the first step and after each pass."""
+    held, steps = part["held"], part["steps"]
+    return [(i * steps / max(len(held) - 1, 1), x) for i, x in enumerate(held)]
+
+
+def reconstruction(parts: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
+    """Draw how the held-out loss of every block fell; 1: that of the block as it was pruned.
+
+    Args:
+        parts: ``reconstructed`` of a report.
+        path: file of the picture, such as ``reconstruction.png``.
+        title: title of the picture.
+
+    Raises:
+        InputError: nothing was reconstructed.
+    """
+    if not parts:
+        raise InputError("Nothing was reconstructed in this run; --reconstruct block does that.")
+    named = [(part_name(part), held_out_points(part)) for part in parts]
+    _over_steps(named, "held-out loss, of the pruned block's", path, title)
+
+
+def part_name(part: Mapping[str, Any]) -> str:
+    """Name a part of a block that was reconstructed."""
+    half = "" if part["part"] == "block" else f", {part['part']}"
+    return f"block {part['block']}{half}"
+
+
+def _over_steps(
+    named: Sequence[tuple[str, list[tuple[float, float]]]], y: str, path: str | Path, title: str
+) -> None:
+    """Draw a curve for each name, of which the first and the last are shown."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     panel = figure.subplots()
-    for number, curve in enumerate(curves):
-        points = learned_points(curve)
-        depth = number / max(len(curves) - 1, 1)
-        label = f"block {curve['blocks'][0]}" if number in (0, len(curves) - 1) else None
-        color = colormaps["viridis"](0.9 * depth)
+    for number, (name, points) in enumerate(named):
+        depth = number / max(len(named) - 1, 1)
         panel.plot(
             [x for x, _ in points],
             [y for _, y in points],
             marker="o",
             markersize=2.5,
-            color=color,
-            label=label,
+            color=colormaps["viridis"](0.9 * depth),
+            label=name if number in (0, len(named) - 1) else None,
         )
     panel.axhline(1, color="grey", linewidth=0.8, linestyle=":")
-    panel.set(xlabel="step", ylabel="loss, of the uniform mask's", ylim=(0, None), title=title)
+    panel.set(xlabel="step", ylabel=y, ylim=(0, None), title=title)
     panel.legend(frameon=False, fontsize=9)
+    figure.savefig(str(path), dpi=150)
+
+
+def searched(search: Mapping[str, Any] | None, path: str | Path, title: str = "") -> None:
+    """Draw how candidates were judged in a search for shares; dotted: equal shares.
+
+    Args:
+        search: ``search`` of a report.
+        path: file of the picture, such as ``search.png``.
+        title: title of the picture.
+
+    Raises:
+        InputError: nothing was searched.
+    """
+    from matplotlib.figure import Figure
+
+    if search is None:
+        raise InputError(
+            "There was no search in this run; --allocation slope or --allocation evolve searches."
+        )
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    panel = figure.subplots()
+    panel.plot(search["steps"], search["loss"], marker="o", markersize=3, linewidth=1.4)
+    panel.axhline(search["uniform"], color="grey", linewidth=0.8, linestyle=":")
+    panel.set(xlabel=search["over"], ylabel="KL from the dense model, nats", title=title)
     figure.savefig(str(path), dpi=150)

@@ -104,6 +104,13 @@ class PruningReport:
         structured: widths before and after; None: single weights were pruned.
         learning: where shares were learned, for each unit its blocks, steps, seconds, and the loss
             (1: that of the uniform mask) in the mean over 16 steps each.
+        search: where shares were searched for: over what (``slope`` or ``generation``), the
+            ``steps``, and the ``loss`` there: the divergence of a candidate from the dense model in
+            nats, the ``uniform`` shares' beside it; the ``tokens`` that judged, and the seconds.
+        reconstruction: how blocks were reconstructed, spelled out; None: they were not.
+        reconstructed: for each part of a block that was, its steps, seconds, held-out loss before
+            the first step and after each pass (1: that of the block as it was pruned), mean loss of
+            each pass over the other samples in the same unit, and biases and norms that changed.
         grid: integer grid of the kept weights; None: they are not quantised.
         packed: whether the checkpoint holds integers.
         processes: number of processes that shared the run.
@@ -127,6 +134,9 @@ class PruningReport:
     structured: UnitsReport | None = None
     allocation: str = "Uniform()"
     learning: list[dict[str, Any]] = field(default_factory=list)
+    search: dict[str, Any] | None = None
+    reconstruction: str | None = None
+    reconstructed: list[dict[str, Any]] = field(default_factory=list)
     grid: Grid | None = None
     packed: bool = False
     paper: str | None = None
@@ -143,6 +153,12 @@ class PruningReport:
     def only_quantised(self) -> bool:
         """Whether this is a run of ``prunus quantize``, which removes nothing."""
         return self.method == "quantize"
+
+    @property
+    def held_out_loss(self) -> float:
+        """Return the held-out loss that reconstruction left, in the mean; 1 if nothing was."""
+        found = [min(part["held"]) for part in self.reconstructed]
+        return sum(found) / len(found) if found else 1.0
 
     def __repr__(self) -> str:
         """Return one line, without the layers, of which there may be thousands."""
@@ -166,6 +182,7 @@ class PruningReport:
             "layers": len(self.layers),
             "grid": str(self.grid) if self.grid else None,
             "packed": self.packed,
+            **({"held_out_loss": self.held_out_loss} if self.reconstructed else {}),
             **({"experts": [asdict(x) for x in self.experts]} if self.experts else {}),
             "calibration_sha256": self.protocol.sha256 if self.protocol else None,
             **(self.structured.summary() if self.structured else {}),

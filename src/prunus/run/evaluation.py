@@ -16,6 +16,7 @@ from ..base.device import Dtype, pick_device
 from ..base.errors import InputError
 from ..judge.dense import dense_model
 from ..judge.perplexity import Evaluation
+from ..judge.remembered import Remembered
 from ..judge.tasks import Tasks, TaskScore, load_tasks, run_tasks
 from ..judge.text import Asked, read_text
 from ..report.report import FILE as REPORT
@@ -43,7 +44,11 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be evaluated, and how: see ``prunus.evaluate_all``."""
+    """What is to be evaluated, and how: see ``prunus.evaluate_all``.
+
+    With ``remembered`` a dense model that is given as a path starts from what it made of the same
+    windows before; for a caller who compares many models with it.
+    """
 
     texts: Sequence[Any]
     tasks: Tasks | None = None
@@ -60,6 +65,7 @@ class Wanted:
     trust_remote_code: bool = False
     scored: Scored | None = None
     observer: Observer | None = None
+    remembered: Remembered | None = None
 
 
 def carry_out(model: str | Path | PreTrainedModel, wanted: Wanted) -> Evaluations:
@@ -143,7 +149,11 @@ def _beside(
     if against is None:
         yield {}
     elif isinstance(against, str | Path):
-        with dense_model(against, device, wanted.dtype, wanted.trust_remote_code, say) as dense:
+        remembered = wanted.remembered or Remembered()
+        with (
+            dense_model(against, device, wanted.dtype, wanted.trust_remote_code, say) as dense,
+            remembered.of(dense),
+        ):
             yield {"dense": dense, "name": str(against)}
     else:
         against.eval()

@@ -50,7 +50,16 @@ def texts(calibration: Protocol | None, recovery: Protocol | None) -> dict[str, 
     """Return the hashes of the texts that a run reads; None where it reads none."""
     return {
         "calibration sha256": calibration.sha256 if calibration else None,
+        **_parts(calibration),
         RECOVERY: recovery.sha256 if recovery else None,
+    }
+
+
+def _parts(text: Protocol | None) -> dict[str, str]:
+    """Return what each source of a mixture gave."""
+    return {
+        f"source {i}": f"{part.samples} samples, split {part.split}, sha256 {part.sha256}"
+        for i, part in enumerate(text.parts if text is not None else ())
     }
 
 

@@ -22,6 +22,8 @@ from ..recipe import Recipe
 from ..report import PruningReport, shown
 from ..report.card import model_card
 from ..report.report import FILE as REPORT
+from ..storage.answered import FILE as ANSWERS
+from ..storage.answered import has_answers
 from ..storage.assembly import assemble
 from ..storage.checkpoint import load_model
 from ..storage.journal import Journal
@@ -95,7 +97,7 @@ def carry_out(run: Run, request: Request, tokenizer: Any) -> Result:
     with run.job.team.agreed():
         if request.output is not None and run.job.team.first:
             job, trust = run.job, request.trust_remote_code
-            proof = write(result, tokenizer, job.recipe, job.observer, trust)
+            proof = write(result, tokenizer, job.recipe, job.observer, trust, job.answers)
             result = replace(result, verification=proof)
     return result
 
@@ -114,7 +116,7 @@ def _prune_journaled(run: Run, request: Request, output: Path, tokenizer: Any) -
                 with journal.finished(output) as folder:
                     job.observer.say(f"writing {output}")
                     report = _with_source(report, orders, job)
-                    texts = _texts(report, orders, job.recipe, job.model)
+                    texts = _texts(report, orders, job.recipe, job.model, job.answers)
                     packed = job.recipe.grid() if job.recipe.pack else None
                     kept = report.source
                     assemble(
@@ -169,7 +171,8 @@ def _journal(run: Run, request: Request, output: Path) -> Iterator[Journal | Non
     except NotVerifiedError:
         raise  # which says what is kept
     except BaseException:
-        if journal.blocks or journal.residual is not None:
+        found = journal.blocks or journal.searched or journal.residual is not None
+        if found or has_answers(journal.folder):
             done = f"{len(journal.blocks)} of {len(job.blocks)} blocks"
             job.observer.say(f"{done} are done and kept; --resume goes on from there")
         else:
@@ -185,18 +188,23 @@ def write(
     recipe: Recipe,
     observer: Observer,
     trust_remote_code: bool = False,
+    answers: str = "",
 ) -> Verification:
     """Write a model in memory to ``result.output``: under a temporary name until verified."""
     output = cast(Path, result.output)
     with new_folder(output) as folder:
         observer.say(f"writing {output}")
-        texts = _texts(result.report, result.orders, recipe, result.model)
+        texts = _texts(result.report, result.orders, recipe, result.model, answers)
         write_model(folder, result.model, tokenizer, texts, own_names=WIDTHS in texts)
         return _verified(folder, observer, trust_remote_code)
 
 
 def _texts(
-    report: PruningReport, orders: Orders, recipe: Recipe, model: PreTrainedModel
+    report: PruningReport,
+    orders: Orders,
+    recipe: Recipe,
+    model: PreTrainedModel,
+    answers: str,
 ) -> dict[str, str]:
     recipe_yaml, widths = recipe.to_yaml(report.model), widths_of(model)
     return {
@@ -204,6 +212,7 @@ def _texts(
         REPORT: report.to_json(),
         "README.md": model_card(report, recipe_yaml, widths is None, auto_of(model)),
         **({ORDERS: orders.to_json()} if orders else {}),
+        **({ANSWERS: answers} if answers else {}),
         **({WIDTHS: to_json(widths)} if widths is not None else {}),
     }
 

@@ -15,6 +15,9 @@ import psutil
 from ..base.errors import RoomError
 from ..base.memory import available_memory
 from ..report.units import UnitsReport
+from ..text import Protocol
+from ..text.given import TEXTS
+from ..text.mixture import counts_of, parts_of
 from .coverage import Kind, coverage_of, kinds_of
 from .need import block_bytes, checkpoint_bytes, need, writing_bytes
 from .prepare import Request, Run, prepare
@@ -121,9 +124,13 @@ def forecast(request: Request) -> Plan:
     if request.recipe.structured and request.path is None:
         request = replace(request, model=copy.deepcopy(request.model))
     run, _ = prepare(request.few(REHEARSED))
-    job, needed = run.job, need(run, samples, recovery or None)
+    job = run.job
+    if job.protocol is not None and job.protocol.answers is not None:
+        samples = min(samples, job.protocol.documents)  # every prompt is answered once
+    needed = need(run, samples, recovery or None)
     room = Room.of(needed, job.spill, job.observer.say)
     job.spill = room.spill
+    answering, each = _answering(job.protocol, request)
     covered, kinds, patterns = _covered(run)
     if isinstance(run, UnitsRun):
         tried = try_units(run, needed)
@@ -142,14 +149,25 @@ def forecast(request: Request) -> Plan:
         sparsity=asked,
         peak_bytes=peak,
         disk_bytes=_disk(run, request) + spilled,
-        seconds=tried.seconds,
+        seconds=tried.seconds + answering,
         blocks=len(job.blocks),
-        rehearsed=tried.once,
+        rehearsed={**tried.once, **each},
         patterns=patterns,
         structured=tried.units,
         exact=tried.exact,
         **room.beside(needed, peak),
     )
+
+
+def _answering(protocol: Protocol | None, request: Request) -> tuple[float, dict[str, float]]:
+    """Reckon the seconds of all answers by those of the few that were tried, and of one."""
+    if protocol is None or not protocol.answered:
+        return 0.0, {}
+    counts = counts_of(parts_of(request.recipe.calibration or TEXTS), request.samples)
+    own = protocol.parts or (protocol,)
+    pairs = [(x, x.answers, n) for x, n in zip(own, counts, strict=True) if x.answers is not None]
+    total = sum(done.seconds / done.prompts * min(n, x.documents) for x, done, n in pairs)
+    return total, {"answer": total / sum(min(n, x.documents) for x, _, n in pairs)}
 
 
 def _covered(run: Run) -> tuple[float, list[Kind], list[str]]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import NumericalError
+from ..base.errors import NumericalError, UnsupportedModelError
 from ..base.team import ALONE, Team
 from ..maths.contracts import Needs
 from ..maths.stats import Statistics, TokenSample
@@ -61,8 +61,17 @@ def gather(
     """
     stats = {n: Statistics(kinds, x.shape[1], device) for n, (x, kinds) in wanted.items()}
     number = recording.first  # of the sample that runs
+
+    def summing(layer: Layer, summed: Statistics) -> Watcher:
+        if recording.weights is None:
+            return summed.update
+        weights = recording.weights
+        return lambda inputs_TI: summed.update(
+            inputs_TI, _weights_of(layer, inputs_TI, weights[number - recording.first])
+        )
+
     readers: dict[int, tuple[nn.Module, list[Watcher]]] = {
-        id(x.module): (x.module, [stats[n].update]) for n, (x, _) in wanted.items()
+        id(x.module): (x.module, [summing(x, stats[n])]) for n, (x, _) in wanted.items()
     }
 
     def numbered(see: Numbered) -> Watcher:
@@ -87,6 +96,17 @@ def gather(
     for statistics in stats.values():
         statistics.merge(team)
     return stats
+
+
+def _weights_of(layer: Layer, inputs_TI: Tensor, weights_T: Tensor) -> Tensor:
+    """Return the weights of a layer's rows, which must be the sample's tokens."""
+    if len(inputs_TI) != len(weights_T):
+        raise UnsupportedModelError(
+            f"{layer.name} reads {len(inputs_TI)} rows of a sample of {len(weights_T)} tokens, so "
+            "it is not known which row is a token of an answer. Leave --set calibration.answers "
+            "out."
+        )
+    return weights_T
 
 
 def gathered(

@@ -11,17 +11,17 @@ from transformers import PreTrainedModel
 
 from ..base.errors import InputError
 from ..base.team import ALONE, Team
+from ..methods.answering import LENGTH
 from ..model.weights import InMemory, Weights
 from ..recipe import Recipe
 from ..storage.checkpoint import find, load_tokenizer, load_weights, tokenizer_to_copy
 from ..storage.hub import commit_of
 from ..storage.kinds import check_model
-from ..text import Documents, read_documents
-from ..text.bos import first_token
-from ..text.given import IDS, Given, Texts
-from ..text.tokens import calibration_tokens, given_samples, needed, window_length
+from ..text.given import IDS, Given
+from ..text.tokens import window_length
 from .job import Text
 from .observer import Observer
+from .reading import Journaled, Reading, Source, model_writes, read, unjournaled
 from .room import Need, fit
 from .whole import check_whole
 
@@ -37,6 +37,7 @@ def inputs(
     whole: bool = False,
     spill: str | Path | None = None,
     team: Team = ALONE,
+    journaled: Journaled = unjournaled,
 ) -> tuple[Weights, Text, Text | None, Any]:
     """Return the weights, the calibration tokens, those of recovery, and the tokenizer to save.
 
@@ -60,26 +61,26 @@ def inputs(
         elif tokenizer is None and written:
             found = tokenizer_to_copy(model, trust_remote_code, observer.say)
             saved = None if carried else found
-        documents = _all_documents(recipe, fit, tokenizer, given, observer)
+        sources = _all_read(recipe, fit, tokenizer, given, observer)
         # Text that the model writes takes hundreds of forwards: not from disk.
-        stream = written and all(r.calibration != "self" for r in texts) and not whole
+        stream = written and not any(map(model_writes, texts)) and not whole
         check_whole(model, recipe.dtype, stream, team.beside)
         weights = load_weights(
             model, dtype=recipe.dtype, trust_remote_code=trust_remote_code, stream=stream
         )
     else:
         in_memory(model, recipe.dtype)
-        documents = _all_documents(recipe, fit, tokenizer, given, observer)
+        sources = _all_read(recipe, fit, tokenizer, given, observer)
         model.eval()
         weights = InMemory(model)
     if texts:
         samples = sum(r.samples for r in texts)
         _check_text(weights.model, recipe, samples, None if spill is None else Path(spill), team)
-    tokens = _tokens(weights.model, tokenizer, recipe, documents[0], given, observer)
+    reader = Reading(weights.model, tokenizer, observer, journaled)
+    tokens = reader.tokens(recipe, sources[0], given)
     if fit is None:
         return weights, tokens, None, saved
-    recovery = _tokens(weights.model, tokenizer, fit, documents[1], None, observer, "recovery")
-    return weights, tokens, recovery, saved
+    return weights, tokens, reader.tokens(fit, sources[1], None, "recovery"), saved
 
 
 def _recovery(recipe: Recipe) -> Recipe | None:
@@ -102,14 +103,14 @@ def _recovery(recipe: Recipe) -> Recipe | None:
     return fit
 
 
-def _all_documents(
+def _all_read(
     recipe: Recipe, fit: Recipe | None, tokenizer: Any, given: Given | None, observer: Observer
-) -> tuple[Documents | None, Documents | None]:
+) -> tuple[list[Source], list[Source]]:
     """Return the calibration text and that of recovery, which may be the same."""
-    own = _documents(recipe, tokenizer, given, observer)
+    own = read(recipe, tokenizer, given, observer)
     if fit is None or recipe.recovery_text is None:
         return own, own
-    return own, _documents(fit, tokenizer, None, observer)
+    return own, read(fit, tokenizer, None, observer)
 
 
 def named(model: Any, loaded: PreTrainedModel) -> str:
@@ -179,6 +180,8 @@ def _check_text(
 ) -> None:
     """Raise RoomError for text that cannot fit, before it is drawn: by what is known by now."""
     length = window_length(model, recipe.length)
+    if recipe.answers:
+        length = min(length, recipe.answer_length or LENGTH)  # conversations may be as short
     features = getattr(model.config.get_text_config(), "hidden_size", 0)
     own = team.share(samples)
     need = Need(
@@ -190,54 +193,3 @@ def _check_text(
         beside=team.beside,
     )
     fit(need, spill, None)
-
-
-def _documents(
-    recipe: Recipe, tokenizer: Any, given: Given | None, observer: Observer
-) -> Documents | None:
-    """Return the calibration text; None where there is none, or none yet."""
-    source = recipe.calibration or "none"
-    if source in ("none", IDS):
-        if source == IDS and (recipe.bos, recipe.field) != ("auto", None):
-            raise InputError("bos and field are for text; token ids are taken as they are.")
-        return None
-    first_token(needed(tokenizer), recipe.bos)  # raises where there is none
-    if source == "self":
-        return None
-    documents = (
-        given.documents("calibration", recipe.field, tokenizer)
-        if isinstance(given, Texts)
-        else read_documents(
-            source, "calibration", recipe.data_dir, field=recipe.field, tokenizer=tokenizer
-        )
-    )
-    for line in documents.lines():
-        observer.say(line)
-    return documents
-
-
-def _tokens(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    recipe: Recipe,
-    documents: Documents | None,
-    given: Given | None,
-    observer: Observer,
-    purpose: str = "calibration",
-) -> Text:
-    """Calibration token ids and what they are; None where weights alone decide."""
-    if recipe.calibration in (None, "none"):
-        return None, None
-    if recipe.calibration == IDS:
-        return given_samples(given, model)
-    return calibration_tokens(
-        model,
-        tokenizer,
-        documents,
-        samples=recipe.samples,
-        length=recipe.length,
-        seed=recipe.seed,
-        bos=recipe.bos,
-        say=observer.say,
-        purpose=purpose,
-    )

@@ -18,7 +18,7 @@ from ..methods.table import published
 from ..model.blocks import Block
 from ..model.inspect import first_of, inspect, start
 from ..model.replay import Recording, Trace
-from ..model.samples import Samples
+from ..model.samples import Processed, Samples
 from ..model.weights import Weights
 from ..recipe import Recipe
 from ..report import PruningReport
@@ -94,6 +94,12 @@ class Job:
         )  # fmt: skip
 
     @property
+    def answers(self) -> str:
+        """The conversations that the model has had with the prompts, a line of JSON each."""
+        said = self.ids_ST.said if isinstance(self.ids_ST, Processed) else ()
+        return "".join(f"{line}\n" for line in said if line)
+
+    @property
     def model(self) -> PreTrainedModel:
         """The whole structure."""
         return self.weights.model
@@ -154,19 +160,21 @@ class Job:
         if self.ids_ST is None:
             return None
         with within or nullcontext():
-            return self._recorded(self.ids_ST[:samples])
+            return self.recorded(self.ids_ST[:samples])
 
     def recording_for_recovery(self) -> Recording | None:
         """Record this process's samples of recovery's own text; None if it has none."""
         if self.recovery is None or self.recovery[0] is None:
             return None
-        return self._recorded(self.recovery[0])
+        return self.recorded(self.recovery[0])
 
-    def _recorded(self, chosen: Samples) -> Recording:
+    def recorded(self, chosen: Samples) -> Recording:
+        """Record this process's share of these samples at the first block."""
         hidden = Spilled(self.spill) if self.spill is not None else None
         own = self.team.share(len(chosen))
         recording = start(self.model, self.blocks, self.traced, chosen[own], hidden)
         recording.first, recording.total = own.start, len(chosen)
+        recording.weights = chosen[own].weights if isinstance(chosen, Processed) else None
         recording.min_tokens = self.recipe.min_tokens
         return recording
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from ..base.errors import NumericalError
 from ..base.team import ALONE, Team
@@ -29,61 +28,8 @@ from ..model.replay import Hidden, Recording
 from ..storage.journal import Journal
 from .gather import gathered
 from .observer import Observer
+from .unit import Unit
 from .walk import on
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Consecutive blocks whose shares are learned together: a ``Replay``.
-
-    Attributes:
-        blocks: at hand, dense.
-        recording: at the first of them, on the pruned stream.
-        targets: what should come out of the last.
-        device: where they are.
-    """
-
-    blocks: Sequence[Block]
-    recording: Recording
-    targets: Hidden
-    device: torch.device
-
-    @property
-    def samples(self) -> int:
-        """How many calls were recorded, in all processes."""
-        return self.recording.samples
-
-    def has(self, sample: int) -> bool:
-        """Whether this process has that one."""
-        return 0 <= sample - self.recording.first < len(self.recording.hidden)
-
-    def forward(self, sample: int, weights: Mapping[str, Tensor]) -> Tensor:
-        """Run the calls one behind the other, with these weights in place of the blocks' own."""
-        here = sample - self.recording.first
-        hidden = self.recording.hidden[here].to(self.device)
-        for block in self.blocks:
-            hidden = self.recording.calls[block.index][here](_with(block, weights), hidden)
-        return hidden
-
-    def target(self, sample: int) -> Tensor:
-        """Return what should come out."""
-        return self.targets[sample - self.recording.first].to(self.device)
-
-
-def _with(block: Block, weights: Mapping[str, Tensor]) -> Any:
-    """Return a call of the block with some of its layers' weights replaced."""
-    own: dict[str, Tensor] = {}
-    experts: dict[str, list[Tensor]] = {}  # in order, and all of them: they are planned together
-    for layer in block.layers:
-        if layer.name in weights:
-            weight = weights[layer.name].T if layer.transposed else weights[layer.name]
-            name = layer.parameter.removeprefix(f"{block.name}.")
-            if layer.expert is None:
-                own[name] = weight
-            else:
-                experts.setdefault(name, []).append(weight)
-    own |= {name: torch.stack(stack) for name, stack in experts.items()}
-    return lambda *args, **kwargs: functional_call(block.module, own, args, kwargs)
 
 
 @dataclass

@@ -35,6 +35,7 @@ from ..storage.journal import Journal
 from .gather import recorded
 from .learn import Learner
 from .observer import Observer
+from .reconstruct import RECONSTRUCTED, Reconstructor
 from .walk import align, taken_up, walk
 
 
@@ -50,6 +51,7 @@ def prune_blocks(
     true_sequential: bool = False,
     channels: Channels | None = None,
     learner: Learner | None = None,
+    reconstructor: Reconstructor | None = None,
     orders: Orders | None = None,
     journal: Journal | None = None,
     dense_inputs: bool = False,
@@ -69,6 +71,7 @@ def prune_blocks(
             block.)
         channels: where the pruner wants an ordering of them.
         learner: finds the shares of each block's layers in place of the plan's.
+        reconstructor: learns new values for the kept weights of each block.
         orders: takes the orders of the layers, and gives them to the journal; None: those of
             ``channels``, where there are any.
         journal: takes every block when it is pruned, and gives those of an earlier run back.
@@ -90,12 +93,16 @@ def prune_blocks(
         if dense_inputs and recording is not None and _idle(block, plan, journal, team):
             recording.advance(block.index, block.module, device, observer.sample)
         shares, rule = learner(block) if learner is not None else (plan, pruner)
+        if reconstructor is not None:
+            reconstructor.aim(block, plan, _idle(block, plan, journal, team))
         before = taken_up(block, journal, team)
         if before is not None:
             done, noted = before
             orders.take_up(noted)
+            if reconstructor is not None:
+                reconstructor.curves += noted.get(RECONSTRUCTED, [])
         else:
-            done, beside = [], Beside(orders)
+            done, beside, noted = [], Beside(orders), {}
             for stage in _stages(block, shares, true_sequential):
                 stats = recorded(
                     block, len(blocks), recording, pruner.needs, device, observer, team,
@@ -103,11 +110,15 @@ def prune_blocks(
                 )  # fmt: skip
                 observer.block(block.index, len(blocks), block.name, "prune")
                 with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
+                    if reconstructor is not None:
+                        reconstructor.look(block.planned(stage), stats)
                     done += prune_block(block, stats, rule, stage, observer, notes, beside)
                 align(block, team)
+            if reconstructor is not None:
+                done, noted = reconstructor(block, plan, done, orders)
             if journal is not None:
                 names = {name for layer in block.layers for name in (layer.site, layer.name)}
-                journal.write(block, done, beside.packed, orders.noted(names))
+                journal.write(block, done, beside.packed, {**orders.noted(names), **noted})
         reports += done
     observer.done()
     return reports
@@ -250,10 +261,9 @@ def _write(
     updated = bool((new_OI != old_OI)[pruned.mask_OI].any())
     error = before = None
     if TokenSample in stats:
-        inputs_TI = stats[TokenSample].inputs_TI
-        error = before = _output_error(inputs_TI, old_OI, new_OI)
+        error = before = stats[TokenSample].error(old_OI, new_OI)
         if updated:
-            before = _output_error(inputs_TI, old_OI, old_OI.masked_fill(~pruned.mask_OI, 0))
+            before = stats[TokenSample].error(old_OI, old_OI.masked_fill(~pruned.mask_OI, 0))
     layer.write(new_OI)
     return error, before, updated
 
@@ -276,11 +286,3 @@ def _check_returned(layer: Layer, pruned: object) -> None:
         f"{layer.name}: a pruner returns Pruned(weight_OI, mask_OI), both {layer.shape}, the mask "
         f"of bools; this one returned {found}."
     )
-
-
-def _output_error(inputs_TI: Tensor, old_OI: Tensor, new_OI: Tensor) -> float | None:
-    """‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖; None where the layer puts out nothing."""
-    old_OI = old_OI.float()
-    size = (inputs_TI @ old_OI.T).norm()
-    moved = (inputs_TI @ (old_OI - new_OI.float()).T).norm()
-    return float(moved / size) if size > 0 else None

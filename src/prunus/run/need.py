@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from ..maths.likeliest import LIKELIEST
 from ..maths.moments import Moments
-from ..maths.shares import BESA
+from ..maths.shares import Evolve, Slope, learner_of, split_of
 from ..maths.shares.units import removable
 from ..model.blocks import Block
 from ..model.units import Depth2
@@ -19,6 +20,7 @@ from ..storage.streamed import Streamed
 from .job import Job
 from .prepare import Request, Run
 from .room import Need, bytes_of, fit, statistics_bytes
+from .search import pieces_of
 from .units_run import UnitsRun
 from .weights_run import WeightsRun
 
@@ -55,10 +57,52 @@ def _of_weights(run: WeightsRun, samples: int | None) -> Need:
         sum(statistics_bytes(kinds, layer.shape[1]) for layer in block.sites.values())
         for block in run.planned
     )
-    found = _of(job, statistics, 2 if isinstance(run.allocation, BESA) else 1, samples)
+    found = _of(job, statistics + _descent_bytes(run), _streams(run), samples)
+    split = split_of(run.allocation)
+    if isinstance(split, Slope | Evolve):
+        found = _with_search(found, run, split)
     total = bytes_of(job.model.parameters())
     twice = not job.recipe.pack and _journaled_twice(job.weights, job.blocks)
-    return replace(found, journal=total, written=total * (2 if twice else 1))
+    most = total + _state_bytes(run)  # when the last block is reconstructed
+    return replace(found, journal=most, written=max(total * (2 if twice else 1), most))
+
+
+def _state_bytes(run: WeightsRun) -> int:
+    """Size of the state of a block's reconstruction on disk: see ``maths.reconstruction.State``."""
+    if run.reconstruction is None:
+        return 0
+    return max(16 * sum(x.weight_OI.numel() for x in b.planned(run.plan)) for b in run.planned)
+
+
+def _streams(run: WeightsRun) -> int:
+    """Return how many activations of each sample are held at once."""
+    learns = learner_of(run.allocation)
+    beside = 1 if learns is not None and learns.reference == "dense" else 0
+    how = run.reconstruction
+    aims = 0 if how is None else 2 if how.span == "half" else 1
+    return 1 + max(beside + aims, learns is not None)
+
+
+def _descent_bytes(run: WeightsRun) -> int:
+    """Size of a block's dense weights, and of what its reconstruction holds, in float32.
+
+    That is the weights and the best of them, two moments, and the gradients of a sample and of all.
+    """
+    if run.reconstruction is None:
+        return 0
+    planned = [[x.weight_OI for x in block.planned(run.plan)] for block in run.planned]
+    return max(bytes_of(some) + 24 * sum(x.numel() for x in some) for some in planned)
+
+
+def _with_search(found: Need, run: WeightsRun, search: Slope | Evolve) -> Need:
+    """Add the depth of every weight, which may be on disk, and what candidates are in between."""
+    job, hidden = run.job, run.job.traced.inputs[0]
+    weights = sum(x.weight_OI.numel() for block in run.planned for x in block.planned(run.plan))
+    pieces, length = pieces_of(search, found.samples, found.length)
+    states = max(trials * count for trials, count in search.rounds(pieces)) + pieces
+    each = states * hidden.shape[-1] * hidden.itemsize + pieces * LIKELIEST * 8
+    own = -(-length * each // job.team.size)
+    return replace(found, activations=found.activations + 2 * weights, held=found.held + own)
 
 
 def _of_units(run: UnitsRun, samples: int | None, recovery: int | None) -> Need:

@@ -20,9 +20,10 @@ class Observer(Protocol):
     def block(self, index: int, total: int, name: str, step: str) -> None:
         """Hear that a step of a block begins.
 
-        "order", "learn", "record", "prune" or "advance"; where heads and neurons go, also
-        "gradients" (of the whole model), "recover", "compare" (heads), and "look record" … while
-        the dense model is looked at as a whole.
+        "answer" (of a prompt), "order", "learn", "record", "prune", "reconstruct" or "advance";
+        "search", where index and total count questions about candidates, and samples are blocks;
+        where heads and neurons go, also "gradients" (of the whole model), "recover", "compare"
+        (heads), and "look record" … while the dense model is looked at as a whole.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..base.atomic import no_new_parents
 from ..base.device import pick_device
 from ..base.errors import CalibrationError, InputError
 from ..base.team import ALONE, Team
@@ -16,14 +18,18 @@ from ..maths.contracts import BlockPruner
 from ..maths.orders.orders import Orders
 from ..maths.pruners import ActivationAware
 from ..methods.build import Composition
-from ..methods.own import check_written
+from ..methods.own import check_weighs, check_written
 from ..methods.table import QUANTIZE
+from ..model.samples import Processed
 from ..recipe import Recipe
+from ..storage.answered import AnswerJournal
 from ..storage.assembly import check_names
 from ..storage.checkpoint import folder_of
 from ..storage.widths import widths_of
 from ..text.given import Given, how_many, source_name
+from ..text.mixture import parts_of
 from .carried import Carried
+from .fingerprint import files_of
 from .inputs import inputs, named
 from .job import Job
 from .observer import Observer, Silent
@@ -83,7 +89,8 @@ class Request:
 
     def few(self, samples: int) -> Request:
         """Return the same request with at most that many samples of each text."""
-        least = {"samples": min(self.samples, samples)}
+        sources = len(parts_of(self.recipe.calibration or "none"))
+        least = {"samples": min(self.samples, max(samples, sources))}
         if self.recovery_samples:
             least["recovery_samples"] = min(self.recovery_samples, samples)
         return replace(self, recipe=self.recipe.model_copy(update=least))
@@ -112,7 +119,7 @@ def _prepared(request: Request) -> tuple[Run, Any]:
     weights, tokens, recovery, tokenizer = inputs(
         request.model, recipe, request.written, request.tokenizer, request.given,
         request.trust_remote_code, request.observer, units is not None and units.wants("gradients"),
-        request.spill, request.team,
+        request.spill, request.team, partial(_journal_of_answers, request),
     )  # fmt: skip
     name = named(request.model, weights.model)
     look = partial(
@@ -123,10 +130,41 @@ def _prepared(request: Request) -> tuple[Run, Any]:
         check_text(recipe, units, tokens[0], (tokens if recovery is None else recovery)[0])
         return UnitsRun.of(look, recipe, units), tokenizer
     pruner, orders = _with_claims(request, built.weights)
-    run = replace(WeightsRun.of(look, pruner, built.allocation), orders=orders)
+    run = replace(
+        WeightsRun.of(look, pruner, built.allocation, built.reconstruction), orders=orders
+    )
+    if isinstance(tokens[0], Processed) and tokens[0].weights is not None:
+        _check_weighs(run)
     if request.written:
         check_written(run.pruner, [x for block in run.planned for x in block.planned(run.plan)])
     return run, tokenizer
+
+
+def _journal_of_answers(
+    request: Request, fingerprint: Mapping[str, Any], purpose: str
+) -> AnswerJournal:
+    """Open the first process's journal of answers, where there is to be a checkpoint."""
+    if request.output is None or request.path is None or not request.team.first:
+        return AnswerJournal()
+    whole = {**files_of(request.path), **fingerprint}
+    with no_new_parents(request.output):
+        return AnswerJournal.open(
+            request.output, whole, request.resume, request.allow_different, request.observer.say,
+            purpose,
+        )  # fmt: skip
+
+
+def _check_weighs(run: WeightsRun) -> None:
+    """Raise InputError where tokens cannot count differently."""
+    check_weighs(run.pruner)
+    for block in run.planned:
+        for layer in block.planned(run.plan):
+            if layer.expert is not None:
+                raise InputError(
+                    f"{layer.name} is an expert, which reads some of the tokens, and prunus does "
+                    "not follow an answer's tokens there. Leave --set calibration.answers out: "
+                    "every token then counts alike."
+                )
 
 
 def _with_claims(request: Request, pruner: BlockPruner) -> tuple[BlockPruner, Orders]:

@@ -30,16 +30,24 @@ Scored = Callable[[int, int, float], None]
 
 # Where each step of a block begins and how long it takes, as shares of the block's time.
 STEPS = {
+    "answer": (0.0, 1.0),
     "order": (0.0, 1.0),
+    "search": (0.0, 1.0),
     "learn": (0.0, 0.9),
     "record": (0.0, 0.5),
     "prune": (0.5, 0.1),
+    "reconstruct": (0.6, 0.35),
     "advance": (0.6, 0.4),
     "gradients": (0.0, 1.0),
     "recover": (0.0, 0.3),
     "compare": (0.5, 0.1),
 }
-PASSES = {"order": "ordering", "gradients": "gradients"}  # before the one that prunes
+PASSES = {
+    "answer": "answering",
+    "order": "ordering",
+    "search": "searching",
+    "gradients": "gradients",
+}  # before the one that prunes
 
 
 class PruningBar:

@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from ..maths.shares import BESA, OWL
+from ..maths.shares import Evolve, Slope, learner_of, split_of
 from ..model.blocks import Block
+from ..model.inspect import first_of
 from ..model.weights import InMemory
 from ..report.units import UnitsReport
+from .candidates import end
 from .loop import prune_blocks
 from .need import block_bytes
 from .observer import LOOK, Silent
 from .room import Need
+from .search import pieces_of
 from .units_gather import MAPS
 from .units_run import UnitsRun
 from .walk import on
@@ -68,7 +71,7 @@ class Stopwatch(Silent):
 
 def try_weights(run: WeightsRun, needed: Need) -> Tried:
     """Prune the largest block by a few samples, and give it its weights back."""
-    learns = run.allocation if isinstance(run.allocation, BESA) else None
+    learns, split = learner_of(run.allocation), split_of(run.allocation)
     units = [x for x in run.planned if learns is None or x.index % learns.span == 0]
     once = _one_block(run, max(units or run.planned, key=block_bytes))
     ordering, planned = run.pruner.ordering, len(run.planned)
@@ -77,14 +80,26 @@ def try_weights(run: WeightsRun, needed: Need) -> Tried:
         passes = sum(len({x.site for x in block.planned(run.plan)}) for block in run.planned)
     if ordering is not None and ordering.realisation == "fold":
         passes += planned
-    if isinstance(run.allocation, OWL):
+    if split is not None:
         passes += planned
     before = run.planned[-1].index  # blocks that are advanced, dense ones among them
     seconds = once["record"] * needed.samples * passes + once["prune"] * planned
     seconds += once["advance"] * needed.samples * before
+    if isinstance(split, Slope | Evolve):
+        once["search"], times = _one_piece(run, split, needed, once["advance"])
+        seconds += once["search"] * times
     if learns is not None:
         seconds += once["learn"] * learns.steps_over(needed.samples) * len(units)
+    if run.reconstruction is not None:
+        seconds += once["reconstruct"] * _forwards(run, needed.samples) * planned
     return Tried(seconds, once, beside=_search_bytes(run))
+
+
+def _forwards(run: WeightsRun, samples: int) -> int:
+    """Return how many forwards of a sample it takes to reconstruct a block."""
+    how = run.reconstruction
+    assert how is not None
+    return (2 if how.span == "half" else 1) * (how.work_over(samples) + samples)
 
 
 def try_units(run: UnitsRun, needed: Need) -> Tried:
@@ -110,6 +125,19 @@ def try_units(run: UnitsRun, needed: Need) -> Tried:
     return Tried(seconds, once, units, needed.samples <= REHEARSED or known)
 
 
+def _one_piece(
+    run: WeightsRun, search: Slope | Evolve, needed: Need, advance: float
+) -> tuple[float, int]:
+    """Seconds in which one candidate reads a piece of held-out text, and how often one does."""
+    job, hidden = run.job, run.job.traced.inputs[0]
+    begun = time.perf_counter()
+    end(job, first_of(job.ids_ST, job.model), hidden)
+    each = (time.perf_counter() - begun) / hidden.shape[1]
+    pieces, length = pieces_of(search, needed.samples, needed.length)
+    once = length * (each + advance / needed.length * len(job.blocks))
+    return once, sum(trials * count for trials, count in search.rounds(pieces))
+
+
 def _search_bytes(run: WeightsRun) -> int:
     """Size of the scores among which an order of the residual stream is searched."""
     ordering = run.pruner.ordering
@@ -123,10 +151,15 @@ def _one_block(run: WeightsRun, block: Block) -> dict[str, float]:
     watch, job = Stopwatch(), run.job
     recording = replace(job, spill=None).recording(REHEARSED)
     plan = run.alike(block.planned(run.plan))
-    learner = None
-    if isinstance(run.allocation, BESA):
-        few = replace(run.allocation, epochs=0, steps=STEPS)
-        learner = replace(run, job=replace(job, observer=watch), allocation=few).learner(recording)
+    watched = replace(run, job=replace(job, observer=watch))
+    learner, reconstructor, learns = None, None, learner_of(run.allocation)
+    if learns is not None:
+        few = replace(learns, epochs=0, steps=STEPS)
+        learner = replace(watched, allocation=few).learner(recording)
+    if run.reconstruction is not None:
+        short = replace(run.reconstruction, steps=STEPS, patience=0)
+        watched = replace(watched, reconstruction=short)
+        reconstructor = watched.reconstructor(recording)
     with _kept(run, block):
         prune_blocks(
             [block],
@@ -137,6 +170,7 @@ def _one_block(run: WeightsRun, block: Block) -> dict[str, float]:
             observer=watch,
             channels=run.channels(),
             learner=learner,
+            reconstructor=reconstructor,
         )
         begun = time.perf_counter()
         if recording is not None:
@@ -145,6 +179,8 @@ def _one_block(run: WeightsRun, block: Block) -> dict[str, float]:
         advance = time.perf_counter() - begun
     samples = len(recording.hidden) if recording is not None else 1
     learn = {"learn": watch.seconds("learn") / STEPS} if learner is not None else {}
+    if reconstructor is not None:
+        learn["reconstruct"] = watch.seconds("reconstruct") / _forwards(watched, samples)
     return {
         "record": watch.seconds("record") / samples,
         "prune": watch.seconds("prune"),

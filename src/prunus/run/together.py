@@ -33,7 +33,7 @@ from .prepare import Request, filled, prepare
 from .walk import walk
 from .weights_run import WeightsRun
 
-TEXT = ("calibration", "field", "data_dir", "samples", "length", "seed", "bos")
+TEXT = ("calibration", "field", "data_dir", "samples", "length", "seed", "bos", "answers")
 ALIKE = (*TEXT, "dtype", "device", "mlp_only", "skip_blocks", "statistics")
 
 
@@ -48,7 +48,7 @@ def reads_alike(recipe: Recipe) -> tuple[object, ...] | None:
     built = recipe.build()
     if built.weights.ordering is not None or not built.reads_text:
         return None
-    return tuple(getattr(recipe, name) for name in ALIKE)
+    return (*(getattr(recipe, name) for name in ALIKE), recipe.answering())
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def prune_together(
     request = Request(
         model, recipe, True, first, trust_remote_code=trust_remote_code, observer=observer
     )
-    base, _ = prepare(request)
+    base, _ = prepare(replace(request, resume=True))
     assert isinstance(base, WeightsRun)
     make_room(base, request)
     with ExitStack() as stack:
@@ -112,7 +112,7 @@ def _own(job: Job, model: str | Path, output: Path, recipe: Recipe, stack: ExitS
         output, job.fingerprint(model), True, job.observer.say, defaults=defaults()
     )
     stack.callback(journal.close)
-    return _Own(run, run.allocated(journal), journal)
+    return _Own(run, run.allocated(journal)[0], journal)
 
 
 def _walked(job: Job, runs: Mapping[Path, _Own]) -> dict[Path, float]:

@@ -299,8 +299,8 @@ def check_text(
         )
     if pruner.wants("gradients") and isinstance(ids_ST, Processed):
         raise InputError(
-            f"{recipe.method} reads the loss of every token, and inputs has positions that are "
-            "no text. Give text, or tokens_ST."
+            f"{recipe.method} reads the loss of every token in windows of one length, and inputs "
+            "(and conversations of --answers) are of many. Give text, or tokens_ST."
         )
 
 

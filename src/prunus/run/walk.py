@@ -78,16 +78,21 @@ def taken_up(
                     if fit is not None:
                         fit(block, line, tensors)
                     fill(block, tensors)
-                    like = {k: (str(x.dtype), list(x.shape)) for k, x in tensors.items()}
-                    found = {"line": line, "like": like}
+                    found = {"line": line, "like": likeness(tensors)}
     told = team.told(found)
     if told is None:
         return None
     if fit is not None and not team.first:
-        fit(block, told["line"], {name: _empty(*like) for name, like in told["like"].items()})
+        fit(block, told["line"], {name: empty(*like) for name, like in told["like"].items()})
     align(block, team)
     return REPORTS.validate_python(told["line"]["reports"]), told["line"]
 
 
-def _empty(dtype: str, shape: list[int]) -> Tensor:
+def likeness(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, list[int]]]:
+    """Return dtypes and shapes, as JSON can hold them: what ``empty`` takes."""
+    return {name: (str(x.dtype), list(x.shape)) for name, x in tensors.items()}
+
+
+def empty(dtype: str, shape: list[int]) -> Tensor:
+    """Return a tensor of a dtype by its name, as ``str`` gives it, to be filled."""
     return torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))

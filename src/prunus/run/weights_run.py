@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..base.errors import InputError, UnsupportedModelError
-from ..maths.contracts import BlockPruner, Pattern, Plan
+from ..maths.contracts import BlockPruner, Pattern, Plan, requested
 from ..maths.orders.orders import Orders
-from ..maths.patterns import NM
-from ..maths.pruners import ActivationAware
-from ..maths.shares import BESA, OWL, Allocation, Uniform
+from ..maths.patterns import NM, OneOf, Unstructured
+from ..maths.pruners import ActivationAware, Compose, EachLayer, OnGrid
+from ..maths.reconstruction import Reconstruction
+from ..maths.shares import OWL, Allocation, Evolve, Slope, Uniform, learner_of, split_of
 from ..maths.shares.budget import settle, total
 from ..methods.own import check_merges, spelled
 from ..methods.table import METHODS, QUANTIZE
@@ -34,6 +36,8 @@ from .job import Further, Job
 from .learn import Learner
 from .loop import prune_blocks
 from .passes import outliers, residual_order
+from .reconstruct import RECONSTRUCTED, Reconstructor, parts
+from .search import HeldOut, searched
 
 
 @dataclass
@@ -46,6 +50,7 @@ class WeightsRun:
         allocation: how much of each layer is removed.
         plan: sparsity by layer, before the allocation has looked at any text.
         coverage: which share of the model that is.
+        reconstruction: of blocks, when their layers are pruned; None: they stay as they are.
         orders: in which the patterns of layers held before, where they were pruned before.
     """
 
@@ -54,11 +59,16 @@ class WeightsRun:
     allocation: Allocation
     plan: Plan
     coverage: Coverage
+    reconstruction: Reconstruction | None = None
     orders: Orders = field(default_factory=Orders)
 
     @classmethod
     def of(
-        cls, look: Callable[[Further | None], Job], pruner: BlockPruner, allocation: Allocation
+        cls,
+        look: Callable[[Further | None], Job],
+        pruner: BlockPruner,
+        allocation: Allocation,
+        reconstruction: Reconstruction | None = None,
     ) -> WeightsRun:
         """Look at the model and plan. Nothing is changed.
 
@@ -78,12 +88,14 @@ class WeightsRun:
             if grid is not None:
                 packing.check(block.planned(plan), grid)
         _check_gated(recipe.method, [block for block in blocks if block.planned(plan)])
+        if reconstruction is not None:
+            _check_reconstruction(reconstruction, job, plan)
         for layer in layers:
             _check_free(pruner.pattern(layer), allocation, layer, plan)
         coverage = coverage_of(job.model, blocks, set(plan))
         if not recipe.mlp_only and recipe.skip_blocks is None:
             coverage.check()
-        return cls(job, pruner, allocation, plan, coverage)
+        return cls(job, pruner, allocation, plan, coverage, reconstruction)
 
     def check_team(self) -> None:
         """Raise InputError where several processes cannot do this together."""
@@ -99,11 +111,12 @@ class WeightsRun:
             f"{verb} {len(self.plan)} layers in {len(job.blocks)} blocks: {self.coverage}"
         )
         channels = self._ordered(journal)
-        plan = self.allocated(journal)
+        plan, search = self.allocated(journal)
         done = job.has_done(self.touched, journal)
         orders = channels.orders if channels else self.orders
         recording = None if done else job.recording()  # which nothing would read any more
-        learner = None if done else self.learner(recording, journal)
+        learner = None if done else replace(self, plan=plan).learner(recording, journal)
+        reconstructor = None if done else self.reconstructor(recording, journal)
         reports = prune_blocks(
             job.blocks,
             recording,
@@ -114,6 +127,7 @@ class WeightsRun:
             true_sequential=job.recipe.true_sequential,
             channels=channels,
             learner=learner,
+            reconstructor=reconstructor,
             orders=orders,
             journal=journal,
             dense_inputs=job.recipe.statistics == "dense",
@@ -130,6 +144,11 @@ class WeightsRun:
             layers=reports,
             experts=ExpertTokens.of(reports),
             learning=learner.curves if learner is not None else _curves(journal),
+            search=search,
+            reconstruction=None if self.reconstruction is None else repr(self.reconstruction),
+            reconstructed=_reconstructed(journal)
+            if reconstructor is None
+            else reconstructor.curves,
             grid=job.recipe.grid(),
             packed=job.recipe.pack,
         )
@@ -191,14 +210,28 @@ class WeightsRun:
         self, recording: Recording | None, journal: Journal | None = None
     ) -> Learner | None:
         """Of the allocation, if it learns; the loop will advance this recording."""
-        if not isinstance(self.allocation, BESA):
+        allocation = learner_of(self.allocation)
+        if allocation is None:
             return None
         assert recording is not None  # an allocation that learns is given text
-        dense = self.allocation.reference == "dense"
+        dense = allocation.reference == "dense"
         reference = recording.copy() if dense else None
         return Learner(
-            self.allocation, self.job.blocks, recording, reference, self.plan, self.pruner,
+            allocation, self.job.blocks, recording, reference, self.plan, self.pruner,
             self.job.device, self.job.observer, journal, self.job.team,
+        )  # fmt: skip
+
+    def reconstructor(
+        self, recording: Recording | None, journal: Journal | None = None
+    ) -> Reconstructor | None:
+        """Of the run, if it reconstructs blocks; the loop will advance this recording."""
+        how, job = self.reconstruction, self.job
+        if how is None:
+            return None
+        assert recording is not None  # a run that learns is given text
+        return Reconstructor(
+            how, recording, recording.copy() if how.reference == "dense" else None,
+            len(job.blocks), job.device, job.observer, journal, job.team,
         )  # fmt: skip
 
     def alike(self, layers: Sequence[Layer]) -> Plan:
@@ -211,27 +244,76 @@ class WeightsRun:
         patterns = [self.pruner.pattern(layer) for layer in layers]
         return settle(layers, shares, patterns, total(layers, self.plan)[0])[0]
 
-    def allocated(self, journal: Journal | None) -> Plan:
-        """Return the plan; with OWL after a dense pass, unless an earlier run has made it."""
-        if not isinstance(self.allocation, OWL):
-            return self.plan
+    def allocated(self, journal: Journal | None) -> tuple[Plan, dict[str, Any] | None]:
+        """Return the shares of layers or blocks, and notes on a search for them.
+
+        They take looks at the dense model, unless an earlier run has taken them.
+        """
+        split, notes = split_of(self.allocation), None
+        if split is None or len(self.planned) < 2 or not 0 < self.share < 1:
+            return self.plan, None
+        if isinstance(split, OWL):
+            plan = self._by_outliers(split, journal)
+        else:
+            plan, notes = self._by_search(split, journal)
+        if learner_of(self.allocation) is not None:
+            plan = {x: share for block in self.planned for x, share in _whole(block, plan).items()}
+        return plan, notes
+
+    def _by_outliers(self, owl: OWL, journal: Journal | None) -> Plan:
         job = self.job
         told = job.team.told(journal.outliers if journal is not None else None)
         found = None if told is None else {int(block): share for block, share in told.items()}
         if found is None:
-            recording = job.recording()
-            found = outliers(job.blocks, recording, self.allocation, self.plan, **self._where)
+            found = outliers(job.blocks, job.recording(), owl, self.plan, **self._where)
             if journal is not None:
                 journal.note_outliers(found)
-        shares = self.allocation.shares(found)
+        shares = owl.shares(found)
         layers = [layer for block in job.blocks for layer in block.planned(self.plan)]
         return self._settled(layers, [torch.tensor([shares[layer.block]]) for layer in layers])
+
+    def _by_search(
+        self, search: Slope | Evolve, journal: Journal | None
+    ) -> tuple[Plan, dict[str, Any]]:
+        groups = [block.planned(self.plan) for block in self.planned]
+        if search.per == "layer":
+            groups = [[layer] for layers in groups for layer in layers]
+        judge = HeldOut(self.job, search, groups, self._tried, self._settled, journal)
+        return searched(judge, self.plan)
+
+    def _tried(self, layer: Layer) -> Pattern:
+        """Return the pattern of candidates: the method's, or rows if it has no score to compare."""
+        inner = self.pruner.pruner if isinstance(self.pruner, OnGrid) else self.pruner
+        scored = isinstance(inner, EachLayer) and isinstance(inner.pruner, Compose)
+        pattern = self.pruner.pattern(layer)
+        return pattern if scored or isinstance(pattern, OneOf) else Unstructured("row")
+
+
+def _whole(block: Block, plan: Plan) -> Plan:
+    """Return one share for all planned layers of a block, which removes as many weights."""
+    layers = block.planned(plan)
+    sizes = [layer.weight_OI.numel() for layer in layers]
+    gone = [round(requested(plan[x.name]) * n) for x, n in zip(layers, sizes, strict=True)]
+    return dict.fromkeys([layer.name for layer in layers], Fraction(sum(gone), sum(sizes)))
 
 
 def _curves(journal: Journal | None) -> list[dict[str, Any]]:
     """Return what earlier runs learned, unit by unit."""
     learned = journal.learned if journal is not None else {}
     return [learned[index]["curve"] for index in sorted(learned)]
+
+
+def _reconstructed(journal: Journal | None) -> list[dict[str, Any]]:
+    """Return the curves of earlier runs, block by block."""
+    blocks = journal.blocks if journal is not None else {}
+    return [curve for index in sorted(blocks) for curve in blocks[index].get(RECONSTRUCTED, [])]
+
+
+def _check_reconstruction(how: Reconstruction, job: Job, plan: Plan) -> None:
+    """Raise InputError for too few samples, UnsupportedModelError for blocks without halves."""
+    how.judges(0 if job.ids_ST is None else len(job.ids_ST))
+    for block in job.blocks:
+        parts(block, plan, how)
 
 
 def _check_gated(method: str, blocks: Sequence[Block]) -> None:

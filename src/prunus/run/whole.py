@@ -42,7 +42,7 @@ def _levers(source: Source, dtype: str, streamed: bool, never: bool) -> str:
     if not never and not streamed:
         levers.append(
             "what is read block by block: with --output, another method than llm-pruner, "
-            "and --calibration of a text instead of self"
+            "--calibration of a text instead of self, and no --answers"
         )
     if source.gguf_file:
         levers.append("a folder of safetensors, which is read block by block")

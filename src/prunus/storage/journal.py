@@ -32,6 +32,7 @@ from ..report.layer import LayerReport
 from .resuming import LINES, Differences, check_same, followed, told
 
 REPORTS = TypeAdapter(list[LayerReport])
+DESCENT = "descent"  # how the file of a state begins
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Journal:
         blocks: by index, what the journal says of a block.
         outliers: of each block, where they were counted.
         learned: by the first block of a unit, what was noted of its shares.
+        searched: by the number of the question, what candidates were judged to be.
         different: what differed between the runs that made it, where they were allowed to.
         held: the open file that keeps other processes away.
     """
@@ -53,6 +55,7 @@ class Journal:
     blocks: dict[int, dict[str, Any]]
     outliers: dict[int, float] | None = None
     learned: dict[int, dict[str, Any]] = field(default_factory=dict)
+    searched: dict[int, dict[str, Any]] = field(default_factory=dict)
     different: Differences = field(default_factory=dict)
     held: IO[bytes] | None = None
 
@@ -77,7 +80,7 @@ class Journal:
             InputError: the unfinished run is another one; says what differs.
         """
         folder = unfinished(output)
-        with _explained(folder):
+        with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
         journal = cls(folder, None, {})
         journal._lock()  # before anything is read, mended or written
@@ -99,7 +102,7 @@ class Journal:
         defaults: Mapping[str, Any],
     ) -> None:
         """Read what an earlier run left, or begin."""
-        lines = _read(self.folder / LINES)
+        lines = lines_of(self.folder / LINES)
         if not lines and not any(self.folder.glob("block-*")):  # or killed at birth
             if resume:
                 say(f"nothing to resume: {output} has no unfinished run; this one starts it")
@@ -126,6 +129,7 @@ class Journal:
         counted = next((x["outliers"] for x in lines if "outliers" in x), None)
         self.outliers = None if counted is None else {int(k): v for k, v in counted.items()}
         self.learned = {x["learned"]: x for x in lines if "learned" in x}
+        self.searched = {x["searched"]: x for x in lines if "searched" in x}
         say(f"resuming: {len(self.blocks)} blocks are done")
 
     def holds(self, blocks: Iterable[int]) -> bool:
@@ -141,6 +145,11 @@ class Journal:
         """Note what the look at the dense model found."""
         self.outliers = dict(outliers)
         self._append({"outliers": self.outliers})
+
+    def note_searched(self, number: int, notes: Mapping[str, Any]) -> None:
+        """Note how candidates were judged, the ``number``-th time."""
+        self.searched[number] = {"searched": number, **notes}
+        self._append(self.searched[number])
 
     def note_learned(self, index: int, notes: Mapping[str, Any]) -> None:
         """Note what was learned for the blocks from ``index`` on."""
@@ -169,6 +178,29 @@ class Journal:
         }
         self._append(line)
         self.blocks[block.index] = line
+        for path in self.folder.glob(f"{DESCENT}-*"):
+            path.unlink()
+
+    def keep_descent(self, index: int, part: str, tensors: Mapping[str, Tensor]) -> None:
+        """Put the state of a descent on disk; it goes when the block is written."""
+        write_shard(self._descent(index, part), dict(tensors))
+
+    def descent(self, index: int, part: str) -> dict[str, Tensor] | None:
+        """Return the state of a descent that was interrupted; None: there was none.
+
+        Raises:
+            CheckpointError: its file is damaged.
+        """
+        path = self._descent(index, part)
+        try:
+            return load_file(path) if path.exists() else None
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({error}). Remove that file, and the block begins anew."
+            ) from None
+
+    def _descent(self, index: int, part: str) -> Path:
+        return self.folder / f"{DESCENT}-{index:05d}-{part}.safetensors"
 
     def put(self, block: Block) -> Path:
         """Write the tensors of a block that is at hand into its shard."""
@@ -213,7 +245,7 @@ class Journal:
         folder = self.folder / "checkpoint"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed right here
         try:
-            with _explained(output):
+            with explained(output):
                 folder.mkdir()
                 yield folder
                 check_free(output)
@@ -239,7 +271,7 @@ class Journal:
             import fcntl
         except ImportError:
             return
-        with _explained(self.folder):
+        with explained(self.folder):
             self.held = open(self.folder / LINES, "ab")
         try:
             fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -250,7 +282,7 @@ class Journal:
             # else a network file system without locks: two runs at once would not be noticed
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        with _explained(self.folder), open(self.folder / LINES, "a", encoding="utf-8") as file:
+        with explained(self.folder), open(self.folder / LINES, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             kept_safe(file.fileno())
@@ -282,7 +314,7 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file as a whole or not at all, even after a power cut."""
     part = path.with_suffix(".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with _explained(path):
+    with explained(path):
         try:
             save_file(tensors, part, metadata={"format": "pt"})
             readable(part)
@@ -294,7 +326,8 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into one that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -304,7 +337,7 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def lines_of(path: Path) -> list[dict[str, Any]]:
     """Read all whole lines; a line that was cut off at the end is ignored."""
     lines: list[dict[str, Any]] = []
     try:
@@ -323,6 +356,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
                 f"{path} is damaged. Remove {path.parent} and start again."
             ) from None
     if not text.endswith("\n") and text:  # cut off: what follows must not continue that line
-        with _explained(path):
+        with explained(path):
             os.truncate(path, len(text[: text.rfind("\n") + 1].encode()))
     return lines

@@ -33,7 +33,7 @@ from .shards import INDEX
 
 ANEW_FILES = {
     "recipe.yaml", "pruning_report.json", "channel_orders.json", "widths.json", "README.md",
-    "config.json",
+    "config.json", "answers.jsonl", "recovery-answers.jsonl",
 }  # fmt: skip
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth",
            ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf", ".npz",

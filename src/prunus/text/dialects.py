@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ..base.errors import CalibrationError
 from .chats import Message, chat_text, is_blank, messages_of
@@ -69,6 +69,18 @@ DIALECTS: Sequence[Dialect] = (  # the first that fits a row's names
 )
 
 
+class Reader(Protocol):
+    """What reads the rows of a file: as texts (``RowReader``) or as prompts."""
+
+    def texts(self, rows: Iterable[tuple[str, Row]], keep_empty: bool = False) -> list[str]:
+        """Return the texts of rows with their positions."""
+        ...
+
+    def columns(self, where: str, names: Sequence[str]) -> list[str]:
+        """Return which columns of a table to read."""
+        ...
+
+
 @dataclass
 class RowReader:
     """A reader that turns rows into texts, and remembers what it read.
@@ -108,7 +120,7 @@ class RowReader:
         self.names.update(dict.fromkeys(names))
         if self.wanted is not None:
             return [name for name in names if name == self.wanted]
-        return list(_dialect(tuple(names), where)[1].values())
+        return list(choose(tuple(names), where)[1].values())
 
     def check(self, name: str) -> None:
         """Raise CalibrationError if no row had the field that was asked for."""
@@ -118,8 +130,8 @@ class RowReader:
                     f"{name} has no fields, so --field {self.wanted} does not apply. Leave it out."
                 )
             raise CalibrationError(
-                f"{name} has no field {self.wanted!r}; it has {_listed(self.names)}. Give one of "
-                "them as --field."
+                f"{name} has no field {self.wanted!r}; it has {fields_listed(self.names)}. Give "
+                "one of them as --field."
             )
 
     @property
@@ -158,7 +170,7 @@ class RowReader:
             kind: Kind = "text"
             fields = {0: self.wanted}
         else:
-            kind, fields = _dialect(tuple(map(str, row)), where)
+            kind, fields = choose(tuple(map(str, row)), where)
         label = "+".join(dict.fromkeys(fields.values()))
         self.read[label] += 1
         values = {place: row[name] for place, name in fields.items()}
@@ -167,7 +179,7 @@ class RowReader:
         except NoTextError as error:
             raise CalibrationError(
                 f"{where}: the field {label} holds {error}, which is no text. "
-                f"The fields are {_listed(row)}; give one that has text as --field."
+                f"The fields are {fields_listed(row)}; give one that has text as --field."
             ) from None
 
     def _rendered(self, kind: Kind, values: dict[int, Any]) -> str | None:
@@ -207,27 +219,33 @@ class RowReader:
         return text
 
 
-def _dialect(names: tuple[str, ...], where: str) -> tuple[Kind, dict[int, str]]:
-    """Choose how to read rows with these fields, and which of them."""
-    found = _first(names)
+def choose(
+    names: tuple[str, ...], where: str, table: Sequence[Dialect] = DIALECTS
+) -> tuple[Kind, dict[int, str]]:
+    """Choose how to read rows with these fields, and which of them, by a tuple of dialects.
+
+    Raises:
+        CalibrationError: none of the fields has a known name.
+    """
+    found = _first(names, table)
     if found is not None:
         return found
     raise CalibrationError(
         f"{where}: no text; expected an object with a field of a known name (text, content, "
-        f"messages …); it has {_listed(names)}. Say which holds the text: --field NAME."
+        f"messages …); it has {fields_listed(names)}. Say which holds the text: --field NAME."
     )
 
 
 @lru_cache(maxsize=256)
-def _first(names: tuple[str, ...]) -> tuple[Kind, dict[int, str]] | None:
-    for dialect in DIALECTS:
+def _first(names: tuple[str, ...], table: Sequence[Dialect]) -> tuple[Kind, dict[int, str]] | None:
+    for dialect in table:
         fields = dialect.fields(names)
         if fields is not None:
             return dialect.kind, fields
     return None
 
 
-def _listed(names: Iterable[str]) -> str:
+def fields_listed(names: Iterable[str]) -> str:
     """List names of fields of a sensible length: a file without a header has sentences instead."""
     shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in map(str, names)]
     more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..base.errors import CalibrationError
-from .dialects import Row, RowReader
+from .dialects import Reader, Row
 
 BOM = "\ufeff"
 Rows = Iterator[tuple[str, Row]]
@@ -41,7 +41,7 @@ def is_plain(path: Path) -> bool:
     return (ending(path) or "").startswith((".txt", ".raw"))
 
 
-def read_file(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
+def read_file(path: Path, reader: Reader, keep_empty: bool) -> list[str]:
     """Read the documents of a file, without byte-order marks.
 
     Raises:
@@ -63,18 +63,18 @@ def read_file(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
     return [text.removeprefix(BOM) for text in texts]
 
 
-def _plain(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
+def _plain(path: Path, reader: Reader, keep_empty: bool) -> list[str]:
     # newline="" keeps the file's own line ends: token ids must not depend on the platform.
     with _opened(path, newline="") as file:
         return [file.read()]
 
 
-def _json_lines(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
+def _json_lines(path: Path, reader: Reader, keep_empty: bool) -> list[str]:
     with _opened(path) as file:
         return reader.texts(_lines(path, file), keep_empty)
 
 
-def _json(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
+def _json(path: Path, reader: Reader, keep_empty: bool) -> list[str]:
     """Read one array of rows, or one row; or JSON lines under another name, as C4 has them."""
     with _opened(path) as file:
         content = file.read().removeprefix(BOM)
@@ -100,7 +100,7 @@ def _lines(path: Path, file: TextIO) -> Rows:
             yield where, row
 
 
-def _table(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
+def _table(path: Path, reader: Reader, keep_empty: bool) -> list[str]:
     with _opened(path, newline="") as file, _any_length():
         return reader.texts(_cells(path, file), keep_empty)
 
@@ -132,7 +132,7 @@ def _any_length() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _parquet(path: Path, reader: RowReader, keep_empty: bool) -> list[str]:
+def _parquet(path: Path, reader: Reader, keep_empty: bool) -> list[str]:
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError:
@@ -186,7 +186,7 @@ def _from_zstandard(path: Path) -> bytes:
     return b"".join(parts)
 
 
-KINDS: Mapping[str, Callable[[Path, RowReader, bool], list[str]]] = {
+KINDS: Mapping[str, Callable[[Path, Reader, bool], list[str]]] = {
     ".txt": _plain,
     ".raw": _plain,
     ".jsonl": _json_lines,

@@ -61,6 +61,15 @@ def chosen_answer(choices: Any, key: Any) -> str | None:
     return texts[place] if 0 <= place < len(texts) else None
 
 
+def listed_choices(choices: Any) -> str:
+    """Return the choices as lines, each with its label or a letter."""
+    if isinstance(choices, Mapping) and "choices" in choices:
+        choices = choices["choices"]
+    texts, labels = _choices(choices)
+    named = labels if len(labels) == len(texts) else list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    return "\n".join(f"{label}. {text}" for label, text in zip(named, texts, strict=False))
+
+
 def _choices(choices: Any) -> tuple[list[str], list[str]]:
     """Return the texts of the choices, and their labels if they have any."""
     if isinstance(choices, Mapping) and "text" in choices:

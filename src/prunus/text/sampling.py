@@ -6,7 +6,7 @@ import hashlib
 import random
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +15,50 @@ from ..base.errors import CalibrationError
 from .documents import Documents
 
 DIGESTED = 1024  # windows that are copied at once
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How the model answered prompts.
+
+    Attributes:
+        prompts: how many were answered.
+        prompt_tokens: of all prompts, through the chat template.
+        tokens: of all answers.
+        ended: how many answers ended by themselves.
+        longest: tokens of an answer at most.
+        temperature: of the sampling; 0: greedy.
+        top_p: share of the probability that was sampled from.
+        longer: prompts that were left out, for they left no room for an answer.
+        refused: prompts that the chat template did not take.
+        seconds: that the answers took.
+    """
+
+    prompts: int
+    prompt_tokens: int
+    tokens: int
+    ended: int
+    longest: int
+    temperature: float
+    top_p: float
+    longer: int = 0
+    refused: int = 0
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def mean(self) -> float:
+        """The mean length of an answer in tokens."""
+        return self.tokens / self.prompts
+
+    def __str__(self) -> str:
+        how = f"temperature {self.temperature:g}" if self.temperature else "greedy"
+        how += f", top-p {self.top_p:g}" if self.temperature and self.top_p < 1 else ""
+        left = [f"{self.longer} too long"] * bool(self.longer)
+        left += [f"{self.refused} refused by the chat template"] * bool(self.refused)
+        return (
+            f"answered by the model ({how}): {self.mean:.1f} tokens in the mean, {self.ended} "
+            f"ended before {self.longest}{'; left out: ' + ', '.join(left) if left else ''}"
+        )
 
 
 @dataclass(frozen=True)
@@ -35,6 +79,10 @@ class Protocol:
         skipped: rows that were null or empty.
         bos: whether every window begins with the beginning-of-text token (yes), none has one (no),
             or those that begin where a document does, if the tokenizer says so (auto).
+        answers: of prompts, how the model answered them; ``length`` is then that of the longest
+            conversation, and ``sha256`` of each one's length and token ids.
+        share: of the statistics' weight that the tokens of answers have; 0: all count alike.
+        parts: where there are several sources, each by itself.
     """
 
     source: str
@@ -49,8 +97,24 @@ class Protocol:
     split: str | None = None
     skipped: int = 0
     bos: str = "auto"
+    answers: Answered | None = None
+    share: float = 0.0
+    parts: tuple[Protocol, ...] = ()
+
+    @property
+    def answered(self) -> tuple[Answered, ...]:
+        """How prompts were answered, source by source."""
+        return tuple(x.answers for x in self.parts or (self,) if x.answers is not None)
 
     def __str__(self) -> str:
+        weight = f"answers have {self.share:g} of the weight; " if self.share else ""
+        end = f"{weight}seed {self.seed}; sha256 {self.sha256[:12]}"
+        if self.parts:
+            each = "; ".join(f"[{part}]" for part in self.parts)
+            return f"{self.samples} samples of {len(self.parts)} sources: {each}; {end}"
+        if self.answers is not None:
+            few = f"{self.documents_used} of {self.documents} prompts"
+            return f"{self.source}: {few}, {self.answers}; {end}"
         origin = f"from {self.documents_used} of {self.documents} documents"
         if self.concatenated:
             origin = (

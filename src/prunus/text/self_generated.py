@@ -54,7 +54,7 @@ def generate(
         for batch_BT in start_ST.split(BATCH):
             written_BT = batch_BT
             if length > 1:
-                with _own_generation_config(model):
+                with own_generation_config(model):
                     written_BT = model.generate(  # type: ignore[operator]
                         batch_BT,
                         attention_mask=torch.ones_like(batch_BT),
@@ -67,7 +67,7 @@ def generate(
 
 
 @contextmanager
-def _own_generation_config(model: PreTrainedModel) -> Iterator[None]:
+def own_generation_config(model: PreTrainedModel) -> Iterator[None]:
     """Drop the checkpoint's temperature, top-p and penalties, which fill what a config omits."""
     theirs = model.generation_config
     model.generation_config = GenerationConfig()

@@ -146,6 +146,8 @@ def _choices(checkpoint: Checkpoint) -> Iterator[tuple[str, str | Markup]]:
         yield "Refinement", f"`{recipe['refine']}`: masks were improved after they were chosen"
     if report.structured is None:
         yield "Values", _values(report)
+        if report.reconstruction is not None:
+            yield "Reconstruction", f"`{report.reconstruction}`"
     elif any({"repair", "recovery"} & layer.notes.keys() for layer in report.layers):
         yield "Recovery", "the layers behind what went were solved anew, on text"
     orders = {layer.notes.get("order") for layer in report.layers}
@@ -199,6 +201,9 @@ def protocol(checkpoint: Checkpoint) -> Section:
 
 
 def _text(text: Protocol) -> Iterator[tuple[str, str]]:
+    if text.parts or text.answers is not None:
+        yield from _of_answers(text)
+        return
     own = ": the model wrote the text itself" if text.source == "self" else ""
     yield "Calibration text", words.without_folders(text.source) + own
     windows = words.count(text.samples, "window")
@@ -213,3 +218,18 @@ def _text(text: Protocol) -> Iterator[tuple[str, str]]:
     first = {"auto": "as the tokenizer puts it", "yes": "in every window", "no": "in no window"}
     yield "Beginning-of-text token", first.get(text.bos, text.bos)
     yield "SHA-256 of the token ids", f"`{text.sha256}`"
+
+
+def _of_answers(text: Protocol) -> Iterator[tuple[str, str]]:
+    """Return the rows of several sources, or of prompts that the model answered."""
+    for part in text.parts or (text,):
+        count = words.count(part.samples, "sample")
+        how = f": {part.answers}" if part.answers is not None else f" of {part.length:,} tokens"
+        split = f", split `{part.split}`" if part.split else ""
+        name = words.without_folders(part.source)
+        yield "Calibration text", f"{name}: {count}{how}{split}; SHA-256 `{part.sha256}`"
+    if text.share:
+        yield "Weight of answers", f"{text.share:g} of that of all tokens"
+    yield "Seed", str(text.seed)
+    if text.parts:
+        yield "SHA-256 of all samples", f"`{text.sha256}`"

@@ -236,9 +236,14 @@ def time_and_size(checkpoint: Checkpoint) -> Section:
     report = checkpoint.report
     spent = sum(layer.seconds for layer in report.layers)
     pairs = [("Whole run", f"{duration(report.seconds)}, without loading and saving")]
+    if report.search is not None:
+        pairs.append(("Search for shares", duration(report.search["seconds"])))
     if report.learning:
         learned = sum(float(curve.get("seconds", 0)) for curve in report.learning)
         pairs.append(("Learning the shares", duration(learned)))
+    if report.reconstructed:
+        learned = sum(float(part["seconds"]) for part in report.reconstructed)
+        pairs.append(("Reconstructing blocks", duration(learned)))
     pairs.append(("Scores, masks, values", duration(spent)))
     pairs.append(("Memory", "not measured; `prunus plan` states what such a run needs"))
     if checkpoint.bytes:

@@ -1,11 +1,11 @@
-"""Shares that were learned: how the loss fell."""
+"""Shares that were learned or searched for, blocks that were reconstructed: how the loss fell."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..plots import learned_points
+from ..plots import held_out_points, learned_points, part_name
 from .charts import Line, line_chart
 from .rendering import beside, prose
 from .skeleton import Section
@@ -26,7 +26,7 @@ def learning(curves: Sequence[Mapping[str, Any]]) -> Section:
         f"block {best[0]}, the lowest."
     )
     over_steps = line_chart(
-        [_line(curve, i / max(len(curves) - 1, 1), len(curves)) for i, curve in enumerate(curves)],
+        _lines([(f"block {curve['blocks'][0]}", learned_points(curve)) for curve in curves]),
         caption="The loss of every unit while it learned, means over 16 steps. Curves that are "
         "still falling at the end could have learned longer.",
         x="step",
@@ -44,7 +44,65 @@ def learning(curves: Sequence[Mapping[str, Any]]) -> Section:
     return Section("Learned shares", [said, beside(over_steps, over_depth)])
 
 
-def _line(curve: Mapping[str, Any], depth: float, curves: int) -> Line:
-    """Return a curve; the first and the last of all are named."""
-    label = f"block {curve['blocks'][0]}" if depth in (0, 1) else ""
-    return Line(learned_points(curve), label, depth if curves > 1 else "plum")
+def searching(search: Mapping[str, Any] | None) -> Section:
+    """Return the section on the search for shares of blocks or layers; without one it is empty."""
+    if search is None:
+        return Section("Searched shares", [])
+    best, uniform = search["best"], search["uniform"]
+    said = prose(
+        f"How much of each block is removed was searched for: candidates were compared with the "
+        f"dense model on {count(search['tokens'], 'token')} of held-out calibration text. The best "
+        f"diverges from it by {best:.3g} nats a token; with equal shares it is {uniform:.3g}."
+    )
+    points = list(zip(search["steps"], search["loss"], strict=True))
+    chart = line_chart(
+        [Line(points, dots=search["over"] == "slope")],
+        caption="The divergence from the dense model. Dotted: that of equal shares.",
+        x=search["over"],
+        y="KL in nats",
+        reference=uniform,
+    )
+    return Section("Searched shares", [said, chart])
+
+
+def reconstruction(parts: Sequence[Mapping[str, Any]]) -> Section:
+    """Return the section on reconstructed blocks; without any it is empty."""
+    if not parts:
+        return Section("Reconstruction", [])
+    left = [(part["block"], min(part["held"])) for part in parts]
+    best, mean = min(left, key=lambda x: x[1]), sum(loss for _, loss in left) / len(left)
+    same = sum(loss == 1 for _, loss in left)
+    kept = f" {count(same, 'part')} kept its old weights, because none were better." if same else ""
+    said = prose(
+        "When a block was pruned, its kept weights learned from the error of what it puts out, on "
+        "some samples of the calibration text. The others judged them: the held-out loss is in "
+        f"terms of that of the block as it was pruned, which is 1. It ended at {mean:.2f} in the "
+        f"mean, and at {best[1]:.2f} in block {best[0]}, the lowest.{kept}"
+    )
+    over_steps = line_chart(
+        _lines([(part_name(part), held_out_points(part)) for part in parts]),
+        caption="The held-out loss of every block after each pass over the other samples. Of a "
+        "curve that rises again, the weights at its lowest point are kept.",
+        x="step",
+        y="held-out loss, of the pruned block's",
+        reference=1,
+    )
+    last = [(part["block"], part["loss"][-1]) for part in parts if part["loss"]]
+    over_depth = line_chart(
+        [Line(left, "held out", dots=True), Line(last, "learned from", "ochre", dots=True)],
+        caption="The loss at the end, over depth. Where that of the samples that were learned from "
+        "is far lower, more text would help.",
+        x="block",
+        y="loss, of the pruned block's",
+        reference=1,
+    )
+    return Section("Reconstruction", [said, beside(over_steps, over_depth)])
+
+
+def _lines(named: Sequence[tuple[str, list[tuple[float, float]]]]) -> list[Line]:
+    """Return curves in the order of depth; the first and the last of all are named."""
+    ends, most = (0, len(named) - 1), max(len(named) - 1, 1)
+    return [
+        Line(points, name if i in ends else "", i / most if len(named) > 1 else "plum")
+        for i, (name, points) in enumerate(named)
+    ]

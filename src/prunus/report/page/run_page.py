@@ -12,7 +12,7 @@ from .checkpoint import Checkpoint
 from .degrees import orders
 from .done import lead, numbers, protocol, what_was_done
 from .layers import errors, sparsity, time_and_size
-from .learned import learning
+from .learned import learning, reconstruction, searching
 from .quality import quality
 from .routed import experts
 from .skeleton import Section, page
@@ -29,7 +29,9 @@ def report_page(checkpoint: Checkpoint) -> str:
         quality(checkpoint.measured),
         heads_and_neurons(report),
         *([sparsity(report)] if report.structured is None else []),
+        searching(report.search),
         learning(report.learning),
+        reconstruction(report.reconstructed),
         orders(report, checkpoint.folder),
         errors(report),
         experts(report.experts),
