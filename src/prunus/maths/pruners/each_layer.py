@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from ...base.errors import PatternError
 from ..contracts import LayerPruner, Needs, Pattern, Plan, Pruned, Share
@@ -55,7 +55,7 @@ class EachLayer:
 def for_share(pruner: P, share: Share) -> P:
     """Return the pruner with the one of its patterns that has this share."""
     if isinstance(pruner, InOrder):
-        return replace(pruner, pruner=for_share(pruner.pruner, share))
+        return cast(P, replace(pruner, pruner=for_share(pruner.pruner, share)))
     if isinstance(pruner.pattern, OneOf):
         pruner = replace(pruner, pattern=pruner.pattern.at(share))  # type: ignore[type-var]
     return pruner
