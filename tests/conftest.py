@@ -7,13 +7,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import constants
 
+from helpers.forks import ForkedTimed, run_code
 from helpers.models import FAMILIES, load_tiny
-from prunus.judge import reload
+from prunus.judge import fresh_process, reload, turns
 from prunus.maths.stats import ColumnNorm, Statistics, TokenSample, gather
 from prunus.storage.hub import downloaded
 
@@ -48,8 +50,19 @@ def _without_reload() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _reload(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("reload") is not None:
+    """Bring the last look back: in a fork, or with ``fresh=True`` where users have it."""
+    mark = request.node.get_closest_marker("reload")
+    if mark is not None:
         monkeypatch.setattr(reload, "check", RELOAD)
+        if not mark.kwargs.get("fresh"):
+            monkeypatch.setattr(fresh_process, "subprocess", SimpleNamespace(run=run_code))
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``prunus bench`` fork its processes, which imports nothing anew."""
+    processes = SimpleNamespace(Popen=ForkedTimed, PIPE=None, DEVNULL=None)
+    monkeypatch.setattr(turns, "subprocess", processes)
 
 
 @pytest.fixture

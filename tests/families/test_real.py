@@ -1,8 +1,6 @@
 """SmolLM2-135M and real texts, end to end; skipped where they are not installed."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -25,13 +23,19 @@ BLOCKS = 4
 
 
 @pytest.fixture(scope="module")
-def cut(smollm2, tmp_path_factory):
+def dense(smollm2):
+    """All thirty blocks, which no test changes."""
+    return load_model(smollm2)
+
+
+@pytest.fixture(scope="module")
+def cut(smollm2, dense, tmp_path_factory):
     """The first four of its thirty blocks: for what depends on its shapes and not on its depth."""
     folder = tmp_path_factory.mktemp("cut")
-    model = load_model(smollm2)
-    model.model.layers = model.model.layers[:BLOCKS]
-    model.config.num_hidden_layers = BLOCKS
-    model.save_pretrained(folder)
+    layers, dense.model.layers = dense.model.layers, dense.model.layers[:BLOCKS]
+    dense.config.num_hidden_layers = BLOCKS
+    dense.save_pretrained(folder)
+    dense.model.layers, dense.config.num_hidden_layers = layers, len(layers)
     load_tokenizer(smollm2).save_pretrained(folder)
     return folder
 
@@ -39,11 +43,10 @@ def cut(smollm2, tmp_path_factory):
 def test_a_gguf_becomes_a_pruned_checkpoint_that_plain_transformers_loads(smollm2, tmp_path):
     """Three of thirty blocks, as a user runs it; a folder with a GGUF is as good as the file."""
     output = tmp_path / "pruned"
-    command = [sys.executable, "-m", "prunus", "prune", str(smollm2.parent), "--method", "wanda"]
-    command += ["--pattern", "2:4", "--samples", "1", "--length", "64", "--json"]
-    command += ["--skip-blocks", "3:30"]
-    done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    words = ["prune", str(smollm2.parent), "--method", "wanda", "--pattern", "2:4"]
+    words += ["--samples", "1", "--length", "64", "--json", "--skip-blocks", "3:30"]
+    done = CliRunner().invoke(app, [*words, "--output", str(output)])
+    assert done.exit_code == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["layers"] == 3 * 7
     assert said["sparsity"] == pytest.approx(0.5, abs=0.001)
@@ -52,6 +55,9 @@ def test_a_gguf_becomes_a_pruned_checkpoint_that_plain_transformers_loads(smollm
     found = prunus.verify(output, source=smollm2, reload=False)
     assert found.problems == []
     assert found.pattern == "2:4"
+    plain = AutoModelForCausalLM.from_pretrained(output)
+    weight_OI = plain.model.layers[2].mlp.up_proj.weight
+    assert 2 * (weight_OI == 0).sum() >= weight_OI.numel()
     text = "The capital of France is"
     ids = load_tokenizer(output)(text, return_tensors="pt").input_ids
     assert torch.equal(ids, load_tokenizer(smollm2)(text, return_tensors="pt").input_ids)
@@ -105,11 +111,13 @@ def test_a_packed_model_is_small_and_the_same(cut, tmp_path):
     assert (states[0]["model.layers.3.mlp.up_proj.weight"] == 0).float().mean() >= 0.5
 
 
-def test_the_demo_runs_and_leaves_the_best_on_disk(smollm2, tmp_path, monkeypatch):
+def test_the_demo_runs_and_leaves_the_best_on_disk(smollm2, cut, tmp_path, monkeypatch):
     """Two of its six runs; the last step of a run is to verify what it has written."""
     assert (demonstration.METHODS, demonstration.PATTERNS) == (
         ("magnitude", "wanda", "ria"), (None, "2:4"),
     )  # fmt: skip
+    assert demonstration.find_smollm2() == smollm2
+    monkeypatch.setattr(demonstration, "find_smollm2", lambda install: cut)
     monkeypatch.setattr(demonstration, "METHODS", ("magnitude", "wanda"))
     monkeypatch.setattr(demonstration, "PATTERNS", (None,))
     output = tmp_path / "demo"
@@ -119,17 +127,18 @@ def test_the_demo_runs_and_leaves_the_best_on_disk(smollm2, tmp_path, monkeypatc
     said = json.loads(done.stdout)
     found = {row["method"]: row["perplexity"] for row in said["rows"]}
     assert list(found) == ["dense", "magnitude", "wanda"]
-    assert found["dense"] < found["wanda"] < found["magnitude"]
-    assert said["best"] == read_report(output).method == "wanda"
-    assert len(read_report(output).layers) == 210
+    assert len(set(found.values())) == 3
+    best = min(("magnitude", "wanda"), key=lambda method: found[method])
+    assert said["best"] == read_report(output).method == best
+    assert len(read_report(output).layers) == 7 * BLOCKS
 
 
-def test_dense_wikitext2_perplexity_is_the_known_one(smollm2, data):
-    """Of an independent loop over the same two windows: the mean of its losses is 3.009916."""
-    model, tokenizer = load_model(smollm2), load_tokenizer(smollm2)
+def test_dense_wikitext2_perplexity_is_the_known_one(smollm2, dense, data):
+    """Of an independent loop over the same two windows: the mean of its losses is 3.284056."""
     text = str(data / "wikitext2" / "wiki.test.raw")
-    found = prunus.evaluate(model, text, tokenizer=tokenizer, length=1024, windows=2)
-    assert found.perplexity == pytest.approx(20.2857, abs=0.005)
+    tokenizer = load_tokenizer(smollm2)
+    found = prunus.evaluate(dense, text, tokenizer=tokenizer, length=512, windows=2)
+    assert found.perplexity == pytest.approx(26.6838, abs=0.005)
 
 
 def test_the_texts_are_read_as_the_papers_read_them(data):

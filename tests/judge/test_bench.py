@@ -62,6 +62,7 @@ def pruned(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(pruned):
+    """In processes of their own, as users have them; the other tests fork theirs."""
     said = []
     return bench(pruned, prompt=16, new=4, repeats=3, threads=1, say=said.append), said
 
@@ -96,7 +97,7 @@ def test_a_pruned_checkpoint_against_what_its_report_names(measured):
     assert [line.split()[0] for line in said] == ["loading", "loading", "turn", "turn", "turn"]
 
 
-def test_every_way_at_every_batch_size_and_length(pruned):
+def test_every_way_at_every_batch_size_and_length(pruned, forked):
     ways = ["pruned", "csr,int8", f"pruned={LLAMA}"]
     found = bench(pruned, ways=ways, batch=[1, 3], prompt="8,12", new=3, repeats=1, threads=1)
     labels = ["dense", "pruned", "csr", "int8", f"pruned={LLAMA}"]
@@ -116,7 +117,7 @@ def test_every_way_at_every_batch_size_and_length(pruned):
         assert found.model(row.way).rest_bytes < 2 * row.memory_bytes.value
 
 
-def test_a_way_in_another_dtype_is_compared_with_the_dense_model_in_its_own(pruned):
+def test_a_way_in_another_dtype_is_compared_with_the_dense_model_in_its_own(pruned, forked):
     found = bench(
         pruned, ways="pruned,csr", dtype="bfloat16", prompt=8, new=2, repeats=2, threads=1
     )
@@ -133,7 +134,7 @@ def test_a_way_in_another_dtype_is_compared_with_the_dense_model_in_its_own(prun
     assert rows["dense-float32"].decode.ratio == rows["dense"].decode.ratio == 1
 
 
-def test_packed_ways(pruned):
+def test_packed_ways(pruned, forked):
     ways = "packed-fp32,packed-bf16,packed-int8"
     found = bench(pruned, ways=ways, prompt=8, new=2, repeats=1, threads=1)
     assert [(m.way, m.against) for m in found.models] == [
@@ -156,7 +157,7 @@ def test_packed_ways(pruned):
             assert model.bound == pytest.approx(dense.read_bytes / model.read_bytes)
 
 
-def test_the_command_line_prints_one_json_object(pruned):
+def test_the_command_line_prints_one_json_object(pruned, forked):
     arguments = ("--threads", "1", "--new", "2", "--repeats", "1", "--json")
     other = str(MODELS / "gpt_neox")
     result = CliRunner().invoke(app, ["bench", str(pruned), "--dense", other, *arguments])
@@ -189,7 +190,7 @@ def test_the_command_line_prints_tables(measured, monkeypatch):
     assert "4 new tokens, cpu" in result.stdout
 
 
-def test_bad_input(pruned, tmp_path):
+def test_bad_input(pruned, forked, tmp_path):
     for arguments, message in [
         ({"repeats": 0}, "at least once; got new 64, repeats 0"),
         ({"new": 1}, "writes at least 2"),

@@ -67,7 +67,7 @@ def test_what_prune_writes_passes(name, source, pattern, checkpoints):
     assert found.sparsity == pytest.approx({"row": 0.3, "fused": 0.55}.get(name, 0.5), abs=0.02)
 
 
-@pytest.mark.reload
+@pytest.mark.reload(fresh=True)
 def test_a_fresh_process_reloads_it(checkpoints):
     found = verify(checkpoints / "conv1d")
     assert found.ok

@@ -18,7 +18,14 @@ from prunus.run.loop import prune_blocks
 from prunus.run.observer import Silent
 
 CASES = [(None, 0.5), (None, 0.1), ("layer", 0.3), ("row", 0.999), ("column", 0.7)]
-CASES += [(None, 0.0), (None, 1.0), ("2:4", 0.5), ("1:4", 0.75), ("4:8", 0.5), ("2:4:output", 0.5)]
+CASES += [
+    (None, 0.0),
+    (None, 1.0),
+    ("2:4", 0.5),
+    ("1:4", 0.75),
+    ("8:16", 0.5),
+    ("16:32:output", 0.5),
+]
 
 NM_ALONE = ("mrp-ms", "mrp-mm")  # their masks weigh the subsets of N:M groups of inputs
 UPDATING = ("sparsegpt", "mrp-ss", "mrp-sm", "mrp-ms", "mrp-mm")
@@ -26,7 +33,7 @@ ALL = [
     (method, *case)
     for method in METHODS
     for case in CASES
-    if method not in NM_ALONE or case in [(None, 0.5), ("2:4", 0.5), ("1:4", 0.75), ("4:8", 0.5)]
+    if method not in NM_ALONE or case in [(None, 0.5), ("2:4", 0.5), ("1:4", 0.75), ("8:16", 0.5)]
 ]
 
 

@@ -71,7 +71,7 @@ def desk(tmp_path, monkeypatch, hub):
         tokenizer.save_pretrained(made)
     hub("org/model", folder / "model")
     prunus.write_gguf(folder / "model", folder / "model.gguf")
-    words = " ".join(f"word {i} of a text about plums and their stones." for i in range(1500))
+    words = " ".join(f"word {i} of a text about plums and their stones." for i in range(300))
     (folder / "wiki.test.raw").write_text(words)
     (folder / "my.jsonl").write_text('{"text": "' + words + '"}\n')
     (folder / "texts" / "c4").mkdir(parents=True)
@@ -109,7 +109,7 @@ def press_second(write):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
-def test_every_command_runs(path, desk, monkeypatch):
+def test_every_command_runs(path, desk, forked, monkeypatch):
     for words in commands(path):
         named = given(words, "--calibration") or given(words, "--text") or ""
         words += [] if "--data-dir" in words else ELSEWHERE.get(named, [])

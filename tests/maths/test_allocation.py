@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import prunus
-from helpers.models import load_tiny
+from helpers.models import MODELS, load_tiny
 from prunus.base.errors import (
     CalibrationError,
     InputError,
@@ -349,12 +349,35 @@ def test_patterns_from_a_list_meet_an_average(allocation):
 def test_dass_groups_along_outputs_also_where_it_may_choose():
     model, tokenizer = load_tiny("llama")
     report = prunus.prune(
-        model, method="dass", pattern="1:4,2:4,3:4", sparsity=0.55, allocation="owl",
+        model, method="dass", pattern="4:16,8:16,12:16", sparsity=0.55, allocation="owl",
         refine="swaps", tokenizer=tokenizer, **FEW,
     ).report  # fmt: skip
     for layer in report.layers:
         assert layer.pattern.endswith(":output") == (layer.role in ("gate", "up"))
         assert layer.sparsity == parse_pattern(layer.pattern).sparsity
+
+
+@pytest.mark.parametrize("permutation", ["fold", "gather", "free"])
+def test_a_choice_of_long_patterns_in_an_order_meets_the_budget(permutation, tmp_path):
+    """Quarters of 2,048, 4,096 and 10,240 weights add up to the budget exactly."""
+    result = prunus.prune(
+        MODELS / "llama", method="mrp-sm", pattern="4:16,8:16,12:16", sparsity=0.5,
+        allocation="owl", settings={"allocation.reach": 0.3, "permutation.sweeps": 1},
+        permutation=permutation, output=tmp_path / "out", samples=3, length=48,
+    )  # fmt: skip
+    layers = result.report.layers
+    assert len({layer.pattern for layer in layers}) > 1
+    assert result.report.sparsity == 0.5
+    said = [parse_pattern(layer.pattern).sparsity for layer in layers]
+    assert [layer.sparsity for layer in layers] == said
+    found = prunus.verify(tmp_path / "out", reload=False)
+    assert found.ok, found.problems
+    assert sum(found.patterns.values()) == len(layers)
+
+
+def test_an_order_is_for_groups_of_one_size():
+    with pytest.raises(InputError, match="groups of one size, and the patterns 2:4,6:16 have"):
+        build_method("wanda", parse_pattern("2:4,6:16"), permutation="fold")
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.9])

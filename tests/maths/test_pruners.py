@@ -55,6 +55,9 @@ class Double:
 def test_compose_scores_masks_and_keeps(layer):
     weight_OI, _, stats = layer
     pruned = Compose(Wanda(), NM(2, 4))(weight_OI, stats, 0.5)
+    scores = Wanda()(weight_OI, stats).double().flatten().tolist()
+    kept = [x for x, stays in zip(scores, pruned.mask_OI.flatten().tolist(), strict=True) if stays]
+    assert pruned.notes["score_kept"] == pytest.approx(sum(kept) / sum(scores))
     expected_OI = NM(2, 4).mask(Wanda()(weight_OI, stats), 0.5)
     assert torch.equal(pruned.mask_OI, expected_OI)
     assert torch.equal(pruned.weight_OI, torch.where(expected_OI, weight_OI, 0))

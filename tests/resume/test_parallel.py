@@ -1,4 +1,7 @@
-"""Two processes under torchrun, on gloo, against one; and what happens when one of them dies."""
+"""Two processes on gloo against one, and what happens when one of them dies.
+
+They are forked and get what ``torchrun`` would tell them; one test runs ``torchrun`` itself.
+"""
 
 import json
 import os
@@ -6,27 +9,27 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import prunus
+from helpers.forks import Fork, command, together
 from helpers.models import MODELS
 from helpers.processes import ENV
 from helpers.runs import same, tensors
 from helpers.two_processes import (
     FAST,
-    LONG,
     PRUNERS,
     RESUMED,
     ROWS,
     RUNS,
     UNITS,
     layer,
+    main,
     numbers,
     run_statistics,
 )  # fmt: skip
@@ -51,9 +54,9 @@ def torchrun(processes, *arguments):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    command = torchrun(2, "-m", "helpers.two_processes", folder)
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    ran = together(2, lambda env: Fork(main, folder, env=env))
+    for code, _, errors in [process.ended() for process in ran]:
+        assert code == 0, errors
     return folder
 
 
@@ -248,45 +251,37 @@ def test_two_resume(name, two):
 
 
 def test_one_process_under_torchrun_is_no_torchrun(tmp_path):
-    arguments = ["prune", str(LLAMA), "--method", "sparsegpt", "--samples", "2", "--length", "64"]
-    command = torchrun(1, *COMMAND, *arguments, "--output", tmp_path / "one")
-    subprocess.run(command, env=ENV, check=True, capture_output=True)
-    prunus.prune(LLAMA, method="sparsegpt", samples=2, length=64, output=tmp_path / "none")
+    [only] = together(1, partial(command, *asked("sparsegpt", tmp_path / "one")))
+    code, _, errors = only.ended()
+    assert code == 0, errors
+    prunus.prune(LLAMA, output=tmp_path / "none", **RUNS["sparsegpt"], **FAST)
     same(tmp_path / "one", tmp_path / "none")
 
 
-def asked(method):
-    """A long run on the command line."""
-    fields = dict(LONG[method])
-    settings = fields.pop("settings", {})
-    chosen = [f"--{name}={value}" for name, value in fields.items()]
-    chosen += [f"--set={path}={value}" for path, value in settings.items()]
-    return ["prune", str(LLAMA), *chosen]
+def asked(name, output):
+    """One of the runs on the command line."""
+    fields = {**RUNS, **UNITS}[name] | FAST
+    words = [f"--set={path}={value}" for path, value in fields.pop("settings", {}).items()]
+    words += ["--true-sequential"] if fields.pop("true_sequential", False) else []
+    words += [f"--{option}={value}" for option, value in fields.items()]
+    return ["prune", str(LLAMA), *words, "--output", str(output)]
 
 
-def kill(run, work, victim):
-    """SIGKILL for the process of that rank, when a block is done."""
-    while not (work / "block-00000.safetensors").exists():
-        assert run.poll() is None
-        time.sleep(0.005)
-    for child in psutil.Process(run.pid).children():
-        if child.environ()["RANK"] == str(victim):
-            child.send_signal(signal.SIGKILL)
+def first_block(output):
+    return unfinished(output) / "block-00000.safetensors"
 
 
-@pytest.mark.parametrize(("victim", "method"), [(0, "besa"), (1, "goa")])
+@pytest.mark.parametrize(("victim", "name"), [(0, "besa"), (1, "goa")])
 def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
-    victim, method, tmp_path, two
+    victim, name, tmp_path, two
 ):
     output = tmp_path / "out"
-    command = torchrun(2, *COMMAND, *asked(method), "--json", "--output")
-    spilled = ["--spill", str(tmp_path / "spill")]
-    run = subprocess.Popen(
-        [*command, str(output), *spilled], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    kill(run, unfinished(output), victim)
-    shown, errors = (stream.decode() for stream in run.communicate())
-    assert run.returncode != 0
+    words = [*asked(name, output), "--json", "--spill", tmp_path / "spill"]
+    dies = {"DIES": f"{victim}:{first_block(output)}"}
+    ran = [run.ended() for run in together(2, lambda env: command(*words, env=env | dies))]
+    assert ran[victim] == (-signal.SIGKILL, "", ran[victim][2])
+    code, shown, errors = ran[1 - victim]
+    assert code == 2
     if victim == 0:  # the one that writes
         assert shown == ""
     else:
@@ -294,46 +289,44 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
     [sentence] = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert "another process of" in sentence.lower()
     assert sentence.endswith("start all processes again with --resume.")
-    streams = {"besa": 1, "goa": 2}[method]  # of the killed process: pruned, and dense beside it
+    streams = {"besa": 1, "goa": 2}[name]  # of the killed process: pruned, and dense beside it
     assert len(os.listdir(tmp_path / "spill")) == streams
-    alone = [*asked(method), "--output", str(output), "--resume"]
-    refused = CliRunner().invoke(app, alone)
+    refused = CliRunner().invoke(app, [*asked(name, output), "--resume"])
     assert refused.exit_code == 2
     assert "its number of processes was 2, now it is 1" in refused.stderr
     shutil.copytree(unfinished(output), unfinished(tmp_path / "alone"))
-    alone = [*asked(method), "--output", str(tmp_path / "alone"), "--resume"]
+    alone = [*asked(name, tmp_path / "alone"), "--resume"]
     allowed = CliRunner().invoke(app, [*alone, "--allow-different"])
     assert allowed.exit_code == 0, allowed.stderr
     assert read_report(tmp_path / "alone").different == {"number of processes": [2, 1]}
-    again = subprocess.run([*command, str(output), *spilled, "--resume"], env=ENV, capture_output=1)
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["sparsity"] == read_report(output).sparsity
-    assert b"resuming: " in again.stderr
+    again = [run.ended() for run in together(2, partial(command, *words, "--resume"))]
+    assert [code for code, _, _ in again] == [0, 0], again
+    assert json.loads(again[0][1])["sparsity"] == read_report(output).sparsity
+    assert "resuming: " in again[0][2]
     assert os.listdir(tmp_path / "spill") == []
-    same(two / f"long {method}", output)
+    same(two / name, output)
 
 
 def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path, two):
     output = tmp_path / "out"
-    command = torchrun(2, *COMMAND, *asked("sparsegpt"), "--resume", "--output", output)
-    run = subprocess.Popen(
-        [*command[:3], "--max-restarts=1", *command[3:]], env=ENV, stderr=subprocess.PIPE
-    )
-    kill(run, unfinished(output), 1)
-    errors = run.communicate()[1].decode()
-    assert run.returncode == 0, errors
-    assert "start all processes again with --resume" in errors
-    same(two / "long sparsegpt", output)
+    words = [*COMMAND, *asked("sparsegpt", output), "--resume"]
+    launcher, *more = torchrun(2, *words)
+    done = subprocess.run(
+        [launcher, *more[:2], "--max-restarts=1", *more[2:]],
+        env={**ENV, "DIES": f"1:{first_block(output)}"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "start all processes again with --resume" in done.stderr
+    same(two / "sparsegpt", output)
 
 
 def test_a_bad_argument_is_said_once(tmp_path):
     shutil.copytree(LLAMA, tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").unlink()
-    command = torchrun(2, *COMMAND, "prune", tmp_path / "model", "--method", "wanda")
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path / "out")], env=ENV, capture_output=True, text=True
-    )
-    assert done.returncode != 0
-    [sentence] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    words = ["prune", tmp_path / "model", "--method", "wanda", "--output", tmp_path / "out"]
+    ran = [run.ended() for run in together(2, partial(command, *words))]
+    assert [code for code, _, _ in ran] == [2, 2]
+    lines = [line for _, _, errors in ran for line in errors.splitlines()]
+    [sentence] = [line for line in lines if line.startswith("error: ")]
     assert "has no tokenizer" in sentence
     assert os.listdir(tmp_path) == ["model"]

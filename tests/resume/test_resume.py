@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import prunus
+from helpers.forks import command
 from helpers.models import MODELS, load_tiny
-from helpers.processes import ENV
 from helpers.runs import FAST, Ends, end, same, tensors
 from prunus.base.errors import CheckpointError, InputError, NotVerifiedError, NumericalError
 from prunus.base.team import ALONE
@@ -502,19 +501,15 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("run", range(3))
 def test_killed_at_a_random_moment(run, tmp_path, whole):
     """SIGKILL, which no handler sees; then the same command with --resume."""
-    command = [*KILLED, str(tmp_path / "out")]
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "helpers.command", *command],
-        env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    work = unfinished(tmp_path / "out")
-    while killed.poll() is None and not (work / LINES).exists():
+    words = [*KILLED, str(tmp_path / "out")]
+    killed, work = command(*words), unfinished(tmp_path / "out")
+    while killed.alive() and not (work / LINES).exists():
         time.sleep(0.005)
     time.sleep(random.Random(run).uniform(0, 0.5))
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
+    killed.ended()
     if not (tmp_path / "out").exists():
-        again = CliRunner().invoke(app, [*command, "--resume"])
+        again = CliRunner().invoke(app, [*words, "--resume"])
         assert again.exit_code == 0, again.output
     same(whole, tmp_path / "out")
 
@@ -566,9 +561,9 @@ def test_what_a_killed_process_spilled_goes_with_the_next_run(tmp_path):
         "spilled = Spilled(Path(sys.argv[1])); spilled.append(torch.ones(3))\n"
         "print('spilled', flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
+    words = [sys.executable, "-c", code, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes) as killed, subprocess.Popen(command, **pipes) as alive:
+    with subprocess.Popen(words, **pipes) as killed, subprocess.Popen(words, **pipes) as alive:
         for process in (killed, alive):
             assert process.stdout.readline() == b"spilled\n"
         killed.kill()

@@ -91,7 +91,7 @@ def test_what_a_pruned_folder_says_is_read_on_the_hub_too(hub, tmp_path):
     assert prunus.write_gguf("org/plain", tmp_path / "m.gguf").blocks == 3
 
 
-def test_bench_finds_the_dense_model_again(tiny, tmp_path):
+def test_bench_finds_the_dense_model_again(tiny, forked, tmp_path):
     prunus.prune("org/tiny", method="magnitude", output=tmp_path / "out")
     found = prunus.bench(tmp_path / "out", prompt=8, new=2, repeats=1)
     assert found.dense_model == f"org/tiny@{A}"

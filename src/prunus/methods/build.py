@@ -11,7 +11,7 @@ from ..base.errors import InputError, UnknownNameError
 from ..maths.contracts import BlockPruner, LayerPruner, Pattern
 from ..maths.grids import Grid
 from ..maths.orders.ordering import Ordering
-from ..maths.patterns import NM, Unstructured
+from ..maths.patterns import NM, OneOf, Unstructured
 from ..maths.pruners import MRP, Compose, DaSS, EachLayer, InOrder, OnGrid, SparseGPT
 from ..maths.pruners.units import UnitPruner
 from ..maths.reconstruction import Reconstruction
@@ -273,11 +273,7 @@ def _ordered(name: str, permutation: str, search: str | None, pruner: BlockPrune
     if not isinstance(pruner, EachLayer):
         raise InputError(f"{name} prunes some layers along outputs; no --permutation fits all.")
     part, found = pruner.pruner, SEARCHES[search or "assignment"]
-    if not isinstance(part.pattern, NM) or part.pattern.along != "input":
-        raise InputError(
-            f"--permutation is for N:M along inputs, such as --pattern 2:4; {name} has the pattern "
-            f"{part.pattern}."
-        )
+    pattern = _grouped(name, part.pattern)
     score = part.score if isinstance(part, Compose) else OBS()
     for kind in (*part.needs, *score.needs):
         if not hasattr(kind, "reordered"):
@@ -287,7 +283,24 @@ def _ordered(name: str, permutation: str, search: str | None, pruner: BlockPrune
     if permutation == "free":
         return EachLayer(InOrder(part, score, found))
     realisation = cast(Literal["fold", "gather"], permutation)
-    return EachLayer(part, Ordering(realisation, score, part.pattern, found))
+    return EachLayer(part, Ordering(realisation, score, pattern, found))
+
+
+def _grouped(name: str, pattern: Pattern) -> NM:
+    """Return the N:M that an order is searched for; of a choice, the one in the middle."""
+    options = pattern.options if isinstance(pattern, OneOf) else (pattern,)
+    found = [x for x in options if isinstance(x, NM) and x.along == "input"]
+    if len(found) < len(options):
+        raise InputError(
+            f"--permutation is for N:M along inputs, such as --pattern 2:4; {name} has the pattern "
+            f"{pattern}."
+        )
+    if len({x.of for x in found}) > 1:
+        raise InputError(
+            f"--permutation puts channels into groups of one size, and the patterns {pattern} have "
+            "several. Give a choice with one M, such as 4:16,8:16,12:16."
+        )
+    return sorted(found, key=lambda x: x.sparsity)[len(found) // 2]
 
 
 def data_free(pruner: UnitPruner) -> UnitPruner:

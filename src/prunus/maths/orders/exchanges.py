@@ -76,13 +76,8 @@ class Exchanges:
         """Recompute thresholds and kept scores of these boxes."""
         size = self.pattern.of
         position_R = (box_R[:, None] * size + torch.arange(size, device=box_R.device)).flatten()
-        threshold_MRO = torch.stack(
-            [
-                thresholds(self.channels_IO, self.boxes_KM[box_R], self.pattern, slot)
-                for slot in range(size)
-            ]
-        )
-        self._threshold_IO[position_R] = threshold_MRO.transpose(0, 1).flatten(0, 1)
+        threshold_RMO = all_thresholds(self.channels_IO, self.boxes_KM[box_R], self.pattern)
+        self._threshold_IO[position_R] = threshold_RMO.flatten(0, 1)
         ordered_IO = self.channels_IO[self.boxes_KM.flatten()]
         total_I = ordered_IO.sum(1)
         rows_RI = torch.cdist(self._threshold_IO[position_R], ordered_IO, p=1)
@@ -96,3 +91,11 @@ def thresholds(channels_IO: Tensor, boxes_KM: Tensor, pattern: NM, slot: int) ->
     """Return t: per box and row, the keep-th largest score of the box without its slot."""
     rest_KR = torch.cat([boxes_KM[:, :slot], boxes_KM[:, slot + 1 :]], 1)
     return torch.stack([channels_IO[rest_R].topk(pattern.keep, 0).values[-1] for rest_R in rest_KR])
+
+
+def all_thresholds(channels_IO: Tensor, boxes_RM: Tensor, pattern: NM) -> Tensor:
+    """Return the same for every slot, (R, M, O): the next score where the slot's own is kept."""
+    own_RMO = channels_IO[boxes_RM]
+    highest_RKO = own_RMO.topk(pattern.keep + 1, 1).values
+    last_R1O, next_R1O = highest_RKO[:, -2:].split(1, 1)
+    return torch.where(own_RMO >= last_R1O, next_R1O, last_R1O)

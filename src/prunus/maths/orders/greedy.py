@@ -144,6 +144,8 @@ def kept(columns_BCO: Tensor, chosen: tuple[int, ...], keep: int) -> Tensor:
 
     For 2 of 4 it is max(h + h', a + b, c + d), h the higher of a pair: no sorting.
     """
+    if keep == 1:
+        return columns_BCO[:, list(chosen)].amax(1).sum(1)
     if (keep, len(chosen)) != (2, 4):
         return columns_BCO[:, list(chosen)].topk(keep, 1).values.sum((1, 2))
     a, b, c, d = (columns_BCO[:, i] for i in chosen)

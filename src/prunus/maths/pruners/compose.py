@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...base.errors import InputError
@@ -15,7 +16,11 @@ from ..updates.keep import Keep
 
 @dataclass(frozen=True)
 class Compose:
-    """One layer through score → mask → (refinement) → update."""
+    """One layer through score → mask → (refinement) → update.
+
+    The report notes the share of all scores that the mask keeps, before any refinement:
+    ``score_kept``.
+    """
 
     score: Score
     pattern: Pattern
@@ -45,7 +50,7 @@ class Compose:
                 f"{type(self.score).__name__} returned {found}."
             )
         mask_OI = self.pattern.mask(score_OI, sparsity)
-        notes: dict[str, Any] = {}
+        notes: dict[str, Any] = {"score_kept": _share(score_OI, mask_OI)}
         if self.refinement is not None:
             mask_OI, refined = self.refinement(weight_OI, mask_OI, stats, self.pattern)
             notes.update(refined)
@@ -53,3 +58,9 @@ class Compose:
             new_OI, updated = self.update.solve(weight_OI, mask_OI, stats)
             return Pruned(new_OI, mask_OI, notes={**notes, **updated})
         return Pruned(self.update(weight_OI, mask_OI, stats), mask_OI, notes=notes)
+
+
+def _share(score_OI: Tensor, mask_OI: Tensor) -> float | None:
+    """Return Σ of the kept scores over Σ of all; None where a sum of 0 leaves none."""
+    total = float(score_OI.sum(dtype=torch.float64))
+    return float((score_OI * mask_OI).sum(dtype=torch.float64)) / total if total else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from ...base.errors import PatternError
 from ..contracts import LayerPruner, Needs, Pattern, Plan, Pruned, Share
@@ -12,6 +12,7 @@ from ..orders.ordering import Ordering
 from ..patterns import OneOf
 from ..stats import Statistics
 from ..views import BlockView, LayerView
+from .in_order import InOrder
 
 P = TypeVar("P", bound=LayerPruner)
 
@@ -53,6 +54,8 @@ class EachLayer:
 
 def for_share(pruner: P, share: Share) -> P:
     """Return the pruner with the one of its patterns that has this share."""
+    if isinstance(pruner, InOrder):
+        return cast(P, replace(pruner, pruner=for_share(pruner.pruner, share)))
     if isinstance(pruner.pattern, OneOf):
         pruner = replace(pruner, pattern=pruner.pattern.at(share))  # type: ignore[type-var]
     return pruner

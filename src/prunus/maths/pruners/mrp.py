@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -22,6 +21,7 @@ from ..updates.least_squares import LeastSquares
 from ..updates.multipliers import Multipliers
 from ..updates.sparsegpt import Decide, SparseGPTSweep
 from .sparsegpt import by_score, swept, whole_groups
+from .subsets import best_subsets
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class MRP:
     """Algorithm 1: for each block of columns, choose what to remove, then compensate everything.
 
     Mask S (eq. 14) scores each weight alone: OBS. Mask M (eq. 12), for N:M, takes in every group
-    the subset whose joint removal costs least. Compensation M (eq. 11) gives all kept weights of
-    the row, left and right of the block, their optimal values: ``LeastSquares``. Compensation S is
-    SparseGPT's sweep.
+    the subset whose joint removal costs least; of more than 1,000, as 8:16 has, it is searched.
+    Compensation M (eq. 11) gives all kept weights of the row, left and right of the block, their
+    optimal values: ``LeastSquares``. Compensation S is SparseGPT's sweep.
 
     Compensations nest: after the last block the weights depend on the dense weights and the final
     mask alone. Those between blocks only steer the masks: they are solved for the ``Multipliers``
@@ -126,35 +126,3 @@ class MRP:
             if hi < inputs:
                 multipliers.solve(mask_OI[:, :hi])
         return mask_OI, multipliers.weights(0, inputs)
-
-
-def best_subsets(system: Damped, pattern: NM, lo: int, hi: int, weight_OB: Tensor) -> Tensor:
-    """Mask M of columns lo to hi − 1: per row and group, remove the cheapest subset P.
-
-    Its cost is ``½ w_P (H⁻¹_PP)⁻¹ w_Pᵀ``: equation (12) within each group, groups apart. Inverses
-    in float64, once per group and subset. Weights of dead inputs cost nothing.
-    """
-    weight_OB = weight_OB.masked_fill(system.dead_I[lo:hi], 0)
-    outputs, width = weight_OB.shape
-    removed_per_group = pattern.of - pattern.keep
-    if not removed_per_group:
-        return torch.ones_like(weight_OB, dtype=torch.bool)
-    start = torch.arange(lo, hi, pattern.of, device=weight_OB.device)
-    weight_OGM = weight_OB.reshape(outputs, -1, pattern.of)
-    least_OG = torch.full(weight_OGM.shape[:2], float("inf"), device=weight_OB.device)
-    best_OG = torch.zeros_like(least_OG, dtype=torch.int64)
-    subsets = list(combinations(range(pattern.of), removed_per_group))
-    for index, subset in enumerate(subsets):
-        chosen = torch.tensor(subset, device=weight_OB.device)
-        columns_GP = start[:, None] + chosen
-        square_GPP = system.inverse_II[columns_GP[:, :, None], columns_GP[:, None, :]]
-        inverse_GPP = torch.linalg.inv(square_GPP.double()).float()
-        part_OGP = weight_OGM[:, :, chosen]
-        loss_OG = torch.einsum("ogp,gpq,ogq->og", part_OGP, inverse_GPP, part_OGP) / 2
-        better_OG = loss_OG < least_OG
-        least_OG = torch.where(better_OG, loss_OG, least_OG)
-        best_OG[better_OG] = index
-    table = torch.ones(len(subsets), pattern.of, dtype=torch.bool, device=weight_OB.device)
-    for index, subset in enumerate(subsets):
-        table[index, list(subset)] = False
-    return table[best_OG].reshape(outputs, width)

@@ -193,8 +193,21 @@ def _errors_by_kind(kinds: Kinds) -> Markup:
         ("kind", *columns, "highest", "in block"),
         rows,
         caption="Means by kind of layer, and the highest.",
-        legend=_certificate(kinds),
+        legend=f"{_score_kept(kinds)} {_certificate(kinds)}".strip(),
     )
+
+
+def _score_kept(kinds: Kinds) -> str:
+    """Say which share of the method's scores the masks keep, where it scores each weight once."""
+    found = [
+        layer.notes["score_kept"]
+        for layers in kinds.layers.values()
+        for layer in layers
+        if isinstance(layer.notes.get("score_kept"), float)
+    ]
+    if not found:
+        return ""
+    return f"The masks keep {percent(sum(found) / len(found))} of a layer's scores in the mean."
 
 
 def _before(layers: Sequence[LayerReport]) -> float | None:
