@@ -21,9 +21,9 @@ from ..model.replay import Hidden, Recording, around, with_hidden
 from ..model.samples import Sample, Samples, each
 from ..storage.scratch import Spilled
 from .job import Job
-from .learn import Unit
 from .observer import Silent
 from .passes import dense_pass
+from .unit import Unit
 from .walk import walk
 
 
