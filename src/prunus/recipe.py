@@ -15,6 +15,7 @@ from .base.yaml import read_mapping
 from .maths.grids import Grid
 from .maths.patterns import NM, check_sparsity, parse_pattern
 from .maths.pruners.units import DEFAULT
+from .maths.reconstruction import Reconstruction
 from .maths.shares import Uniform, learner_of
 from .methods.answering import PARTS as OF_TEXT
 from .methods.answering import Answering, of_text
@@ -262,13 +263,13 @@ class Recipe(BaseModel):
                 f"{what} reads outputs of what has been pruned already, so --statistics dense does "
                 "not apply. Give --statistics pruned."
             )
-        reconstruction = build_reconstruction(self.reconstruct, own)
-        if reconstruction is not None:
-            self._check_reconstruction()
-        return Composition(pruner, allocation, sparsity, reconstruction)
+        return Composition(pruner, allocation, sparsity, self._reconstruction(own))
 
-    def _check_reconstruction(self) -> None:
-        """Raise InputError for what does not go together with reconstruction."""
+    def _reconstruction(self, settings: dict[str, Any]) -> Reconstruction | None:
+        """Build the reconstruction; raise InputError for what does not go together with it."""
+        found = build_reconstruction(self.reconstruct, settings)
+        if found is None:
+            return None
         if self.bits is not None:
             raise InputError(
                 "--reconstruct gives kept weights new values, which would be off the grid of "
@@ -285,6 +286,7 @@ class Recipe(BaseModel):
                 "order moves rows of an earlier one, whose error is then not known any more. "
                 "Leave one of them out."
             )
+        return found
 
     def grid(self) -> Grid | None:
         """Return the integer grid of the kept weights, where there is one."""
