@@ -32,17 +32,13 @@ class Preset:
 
 PRESETS = {
     "fast": Preset(
-        "within twice Wanda's time",
+        "better than SparseGPT, in about its time",
         {"method": "mrp-sm"},
         {"method": "mrp-sm", "permutation": "fold"},
     ),
     "best": Preset(
-        "the lowest perplexity, for hours if need be",
-        {
-            "method": "besa",
-            "settings": {"allocation.granularity": "two-blocks"},
-            "update": "least-squares",
-        },
+        "the lowest perplexity that docs/results.md has; learns for hours if need be",
+        {"method": "besa", "settings": {"allocation.granularity": "two-blocks"}},
         {"method": "mrp-sm", "permutation": "fold"},
     ),
 }
