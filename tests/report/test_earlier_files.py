@@ -83,7 +83,9 @@ def test_a_report_of_heads_and_neurons(tmp_path):
         (190848, 141248), 124032, 49600, (155648, 106496), False, [changed, same]
     )
     added = json.loads(REPORT)  # the same keys, and those that are new
-    added["recovery_protocol"] = None
+    added |= {"recovery_protocol": None, "search": None, "reconstruction": None}
+    added["reconstructed"] = []
+    added["protocol"] |= {"answers": None, "share": 0.0, "parts": []}
     added["structured"]["in_range"] = None
     for block in added["structured"]["blocks"]:
         block["below"] = None
