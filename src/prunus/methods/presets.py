@@ -32,7 +32,7 @@ class Preset:
 
 PRESETS = {
     "fast": Preset(
-        "better than SparseGPT, in about its time",
+        "better than SparseGPT, and learns nothing",
         {"method": "mrp-sm"},
         {"method": "mrp-sm", "permutation": "fold"},
     ),
