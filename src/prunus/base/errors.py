@@ -117,6 +117,14 @@ def first_line(error: Exception) -> str:
     return first.rstrip(".: ")
 
 
+def one_of(part: object, **choices: Iterable[str]) -> None:
+    """Raise InputError for a field of ``part`` whose value is none of its choices."""
+    for name, known in choices.items():
+        value = getattr(part, name)
+        if value not in known:
+            raise InputError(f"{name} is {' or '.join(known)}, not {value!r}.")
+
+
 def at_least(least: float, **numbers: float) -> None:
     """Raise InputError, with the name, for a number below ``least``, one that is none, or inf."""
     for name, number in numbers.items():

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..base.errors import InputError, at_least
+from ..base.errors import InputError, at_least, one_of
 from ..base.team import ALONE, Team
 from .contracts import Replay
 
@@ -66,10 +66,7 @@ class Reconstruction:
     norms: bool = False
 
     def __post_init__(self) -> None:
-        choices = {"span": ("block", "half"), "reference": ("pruned", "dense")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}.")
+        one_of(self, span=("block", "half"), reference=("pruned", "dense"))
         if self.steps < 1 or self.batch < 1 or not self.rate > 0:
             raise InputError(
                 "Reconstruction needs at least one step, one sample in each, and a positive rate; "

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...base.errors import InputError, at_least
+from ...base.errors import InputError, at_least, one_of
 from ...base.team import ALONE, Team
 from ..contracts import Needs, Replay, Score
 from ..grids import Grid
@@ -104,16 +104,14 @@ class BESA:
     clip_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        choices = {
-            "per": ("row", "layer"),
-            "granularity": ("attention-mlp", "block", "two-blocks"),
-            "reference": ("dense", "pruned"),
-            "rule": ("probability", "count"),
-            "norm": ("frobenius", "channel"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}.")
+        one_of(
+            self,
+            per=("row", "layer"),
+            granularity=("attention-mlp", "block", "two-blocks"),
+            reference=("dense", "pruned"),
+            rule=("probability", "count"),
+            norm=("frobenius", "channel"),
+        )
         if not 2 <= self.candidates <= 1000 or self.steps < 1 or not self.rate > 0:
             raise InputError(
                 "BESA needs 2 to 1000 candidates, at least one step, and a positive rate; got "

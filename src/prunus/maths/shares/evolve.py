@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from ...base.errors import InputError, at_least
+from ...base.errors import InputError, at_least, one_of
 from ..contracts import Needs, Score
 from ..scores import Wanda
 from .slope import Slope, check_text
@@ -59,9 +59,7 @@ class Evolve:
         check_text(self.tokens, self.length)
         at_least(1, swaps=self.swaps, offspring=self.offspring)
         at_least(0, generations=self.generations)
-        for name, known in {"per": ("block", "layer"), "start": ("uniform", "slope")}.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}.")
+        one_of(self, per=("block", "layer"), start=("uniform", "slope"))
         if not 0 < self.step < 1:
             raise InputError(f"The step of a mutation is between 0 and 1, not {self.step:g}.")
 
