@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..base.atomic import kept_safe, unfinished
-from ..base.errors import CheckpointError
-from .journal import explained, lines_of
+from ..base.atomic import unfinished
+from .journal import append_line, explained, fingerprint_of, lines_of
 from .resuming import check_same, told
 
 FILE = "answers.jsonl"
@@ -58,14 +57,8 @@ class AnswerJournal:
         if not lines:
             journal._append({"fingerprint": dict(fingerprint)})
             return journal
-        if not resume:
-            raise CheckpointError(
-                f"An unfinished run is in {folder}. Continue with --resume, or remove that folder."
-            )
+        first = fingerprint_of(lines, journal.path, resume)
         now = json.loads(json.dumps(fingerprint))
-        first = lines[0].get("fingerprint")
-        if not isinstance(first, dict):
-            raise CheckpointError(f"{journal.path} is damaged. Remove {folder} and start again.")
         if different := check_same(first, now, folder, allow_different, {}):
             say(f"continuing although {told(different)}: later answers may differ")
         journal.answers = {line["prompt"]: line for line in lines[1:] if "prompt" in line}
@@ -92,12 +85,9 @@ class AnswerJournal:
             raise
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        if self.path is None:
-            return
-        with explained(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            kept_safe(file.fileno())
+        if self.path is not None:
+            with explained(self.path):
+                append_line(self.path, line)
 
 
 def has_answers(folder: Path) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from errno import EACCES, EWOULDBLOCK
@@ -108,16 +108,7 @@ class Journal:
                 say(f"nothing to resume: {output} has no unfinished run; this one starts it")
             self._append({"fingerprint": fingerprint})
             return
-        if not resume:
-            raise CheckpointError(
-                f"An unfinished run is in {self.folder}. Continue with --resume, or remove that "
-                "folder."
-            )
-        first = lines[0].get("fingerprint") if lines else None
-        if not isinstance(first, dict):
-            raise CheckpointError(
-                f"{self.folder / LINES} is damaged. Remove {self.folder} and start again."
-            )
+        first = fingerprint_of(lines, self.folder / LINES, resume)
         if different := check_same(first, fingerprint, self.folder, allow_different, defaults):
             say(f"continuing although {told(different)}: the last bits may differ")
             lines.append({"different": different})
@@ -282,10 +273,8 @@ class Journal:
             # else a network file system without locks: two runs at once would not be noticed
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        with explained(self.folder), open(self.folder / LINES, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            kept_safe(file.fileno())
+        with explained(self.folder):
+            append_line(self.folder / LINES, line)
 
 
 @torch.no_grad()
@@ -335,6 +324,30 @@ def explained(path: Path) -> Iterator[None]:
             f"{path} could not be written: {reason(error)}. Make room (finished blocks are kept, "
             "and --resume continues from there), or choose another --output."
         ) from error
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Put a line of JSON on the disk, at the end of a file."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        kept_safe(file.fileno())
+
+
+def fingerprint_of(lines: Sequence[Mapping[str, Any]], path: Path, resume: bool) -> dict[str, Any]:
+    """Return the fingerprint with which a journal of an unfinished run begins.
+
+    Raises:
+        CheckpointError: it is not to be resumed, or there is none.
+    """
+    if not resume:
+        raise CheckpointError(
+            f"An unfinished run is in {path.parent}. Continue with --resume, or remove that folder."
+        )
+    first = lines[0].get("fingerprint") if lines else None
+    if not isinstance(first, dict):
+        raise CheckpointError(f"{path} is damaged. Remove {path.parent} and start again.")
+    return first
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
