@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,10 +149,10 @@ def _beside(
     if against is None:
         yield {}
     elif isinstance(against, str | Path):
-        remembered = wanted.remembered or Remembered()
+        remembered = wanted.remembered
         with (
             dense_model(against, device, wanted.dtype, wanted.trust_remote_code, say) as dense,
-            remembered.of(dense),
+            nullcontext() if remembered is None else remembered.of(dense),
         ):
             yield {"dense": dense, "name": str(against)}
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,7 +58,16 @@ class HeldOut:
     @property
     def pieces(self) -> int:
         """The number of pieces of text, in all processes."""
-        return len(held_out(self.job, self.search)[1])
+        return len(self._text[1])
+
+    @cached_property
+    def _text(self) -> tuple[int, Samples]:
+        return held_out(self.job, self.search)
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that judge, in all processes."""
+        return self._text[1].numel()
 
     @property
     def questions(self) -> int:
@@ -95,7 +105,7 @@ class HeldOut:
 
     def _look(self) -> Candidates:
         """Look at the dense model: at every weight, and at what it says of the text."""
-        job, (scoring, judging) = self.job, held_out(self.job, self.search)
+        job, (scoring, judging) = self.job, self._text
         plan = self.plan((0.0,) * len(self.groups))
         depths = dense_depths(job, scoring, plan, self.search.score, self.pattern)
         own = job.team.share(len(judging))
@@ -164,7 +174,7 @@ def searched(judge: HeldOut, plan: Plan) -> tuple[Plan, dict[str, Any]]:
         "loss": found.losses,
         "uniform": found.uniform,
         "best": found.loss,
-        "tokens": held_out(judge.job, search)[1].numel(),
+        "tokens": judge.tokens,
         "seconds": judge.seconds,
     }
 
