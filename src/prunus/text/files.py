@@ -36,6 +36,14 @@ def ending(path: Path) -> str | None:
     return next((e for e in ENDINGS if name.endswith(e)), None)
 
 
+def exists(path: Path) -> bool:
+    """Return whether there is such a path; a name that is too long for one is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def is_plain(path: Path) -> bool:
     """Return whether a file is text as a whole, without rows."""
     return (ending(path) or "").startswith((".txt", ".raw"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import InputError
+from .files import exists
 from .known import HUB
 
 ALONE = ("builtin", "self", "none", *HUB)  # names that are no paths
@@ -99,7 +100,4 @@ def order_of(counts: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _exists(path: str) -> bool:
-    try:
-        return bool(path) and Path(path).expanduser().exists()
-    except OSError:  # a name too long for a path
-        return False
+    return bool(path) and exists(Path(path).expanduser())

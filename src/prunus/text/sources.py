@@ -15,7 +15,7 @@ from typing import Any
 from ..base.errors import CalibrationError, UnknownNameError
 from .dialects import RowReader
 from .documents import Documents, Split
-from .files import ending, is_plain, read_file, text_files
+from .files import ending, exists, is_plain, read_file, text_files
 from .known import HUB, known_text, split_named
 
 __all__ = ["Documents", "finished", "read_documents"]
@@ -51,7 +51,7 @@ def read_documents(
         documents = _builtin(split)
     elif source in HUB:
         documents = known_text(source, split, data_dir, reader)
-    elif _exists(source):
+    elif exists(Path(source)):
         documents = _from_path(source, Path(source), split, reader)
     elif Path(source).suffix or "/" in source:
         raise CalibrationError(
@@ -94,13 +94,6 @@ def finished(documents: Documents, split: Split, reader: RowReader) -> Documents
         skipped=reader.skipped,
         remarks=(*documents.remarks, *reader.remarks),
     )
-
-
-def _exists(source: str) -> bool:
-    try:
-        return Path(source).exists()
-    except OSError:  # a name too long for a path
-        return False
 
 
 def _builtin(split: Split) -> Documents:

@@ -199,15 +199,16 @@ def _errors_by_kind(kinds: Kinds) -> Markup:
 
 def _score_kept(kinds: Kinds) -> str:
     """Say which share of the method's scores the masks keep, where it scores each weight once."""
-    found = [
-        layer.notes["score_kept"]
-        for layers in kinds.layers.values()
-        for layer in layers
-        if isinstance(layer.notes.get("score_kept"), float)
-    ]
+    found = _noted(kinds, "score_kept")
     if not found:
         return ""
     return f"The masks keep {percent(sum(found) / len(found))} of a layer's scores in the mean."
+
+
+def _noted(kinds: Kinds, name: str) -> list[float]:
+    """Return a number that the notes of some layers hold, of each layer that has it."""
+    notes = [layer.notes.get(name) for layers in kinds.layers.values() for layer in layers]
+    return [note for note in notes if isinstance(note, float)]
 
 
 def _before(layers: Sequence[LayerReport]) -> float | None:
@@ -217,12 +218,7 @@ def _before(layers: Sequence[LayerReport]) -> float | None:
 
 def _certificate(kinds: Kinds) -> str:
     """Say how far the least squares are from their optimum, where that was certified."""
-    gaps = [
-        layer.notes["gap"]
-        for layers in kinds.layers.values()
-        for layer in layers
-        if isinstance(layer.notes.get("gap"), float)
-    ]
+    gaps = _noted(kinds, "gap")
     if not gaps:
         return ""
     return (
