@@ -18,8 +18,10 @@ LENIENT := -W default
 demo: $(READY)   ## prune a real model (SmolLM2-135M), compare methods, leave the best on disk
 	$(BIN)/prunus demo --yes --output prunus-demo
 
-test: $(READY)   ## the test suite
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # long files are not last
+# A test that hangs for ten minutes says where, and ends the process that it hangs in.
+HANGS := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
+test: $(READY)   ## the test suite; unsorted, so that long files are not last
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(HANGS)
 
 test-oldest: $(VENV)-oldest/.ready  ## fast tests with the oldest transformers and torch allowed
 	$(VENV)-oldest/bin/python -m pytest -n auto --dist loadfile $(LENIENT) $(FAST)
