@@ -10,6 +10,7 @@ from prunus.compare import Grid, compare
 from prunus.compare import checkpoints as module
 from prunus.compare import run as loop
 from prunus.compare.cost import token_bytes
+from prunus.compare.facts import of_cell
 from prunus.compare.log import FILE, Log
 from prunus.maths.grids import Grid as Integers
 from prunus.run.observer import Silent
@@ -162,3 +163,16 @@ def test_runs_on_one_walk_are_the_runs_alone(tmp_path):
         "one walk for 2 runs: wanda, 50 %, seed 0; ria, 50 %, seed 0"
     ]
     assert not kept(tmp_path / "2")
+
+
+def test_a_field_that_is_new_or_has_its_default_changes_no_earlier_run():
+    rows = {
+        "as it is": {"method": "wanda"},
+        "spelled out": {"method": "wanda", "answers": False, "true_sequential": False, "seed": 0},
+        "another seed": {"method": "wanda", "seed": 1},
+    }
+    cells, _ = Grid.of(rows=rows, columns=[0.5], recipe=RECIPE).cells()
+    usual, spelled, other = (of_cell({}, cell) for cell in cells)
+    assert usual == spelled
+    assert set(other) - set(usual) == {"recipe seed"}
+    assert not {"recipe answers", "recipe reconstruct", "recipe dtype"} & set(usual)

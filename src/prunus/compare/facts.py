@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..report.report import VERSIONS
-from ..run.fingerprint import choices, files_of
+from ..run.fingerprint import choices, defaults, files_of
 from ..storage.journal import sha256
 from ..text.mixture import parts_of
 from .grid import Cell, Protocol
@@ -21,10 +21,14 @@ def of_all(model: str | Path, judge: Protocol) -> dict[str, Any]:
 
 
 def of_cell(common: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
-    """Return what decides one run."""
-    recipe = cell.recipe
+    """Return what decides one run.
+
+    Fields that have their default are left out, so a field that is new changes no earlier run's.
+    """
+    recipe, usual = cell.recipe, defaults()
+    chosen = {k: v for k, v in choices(recipe).items() if k not in usual or v != usual[k]}
     texts = {name: content(getattr(recipe, name)) for name in ("calibration", "recovery_text")}
-    return {**common, **choices(recipe), **texts}
+    return {**common, **chosen, **texts}
 
 
 def content(source: str | None) -> str | None:
