@@ -11,6 +11,8 @@ from torch import Tensor
 from ..base.errors import InputError
 from .layer import LayerReport
 
+FEW = 8  # curves that a legend names one by one
+
 
 def retained_degree(
     masks: Mapping[str, Mapping[str, Tensor]], path: str | Path, title: str = ""
@@ -134,7 +136,7 @@ def part_name(part: Mapping[str, Any]) -> str:
 def _over_steps(
     named: Sequence[tuple[str, list[tuple[float, float]]]], y: str, path: str | Path, title: str
 ) -> None:
-    """Draw a curve for each name, of which the first and the last are shown."""
+    """Draw a curve for each name; of many, the legend has the first and the last."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -148,7 +150,7 @@ def _over_steps(
             marker="o",
             markersize=2.5,
             color=colormaps["viridis"](0.9 * depth),
-            label=name if number in (0, len(named) - 1) else None,
+            label=name if len(named) <= FEW or number in (0, len(named) - 1) else None,
         )
     panel.axhline(1, color="grey", linewidth=0.8, linestyle=":")
     panel.set(xlabel="step", ylabel=y, ylim=(0, None), title=title)
@@ -176,6 +178,8 @@ def searched(search: Mapping[str, Any] | None, path: str | Path, title: str = ""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     panel = figure.subplots()
     panel.plot(search["steps"], search["loss"], marker="o", markersize=3, linewidth=1.4)
-    panel.axhline(search["uniform"], color="grey", linewidth=0.8, linestyle=":")
+    equal = search["uniform"]
+    panel.axhline(equal, color="grey", linewidth=0.8, linestyle=":", label="equal shares")
     panel.set(xlabel=search["over"], ylabel="KL from the dense model, nats", title=title)
+    panel.legend(frameon=False, fontsize=9)
     figure.savefig(str(path), dpi=150)
