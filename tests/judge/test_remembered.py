@@ -38,3 +38,14 @@ def test_a_model_without_a_head_of_its_own_just_runs():
     with Remembered().of(model), torch.no_grad():
         assert model(input_ids=torch.arange(8)[None]).last_hidden_state.shape[1] == 8
     assert "forward" not in vars(model)
+
+
+def test_windows_beyond_the_room_are_read_each_time():
+    model = load_tiny("llama")[0]
+    runs = []
+    model.model.layers[0].register_forward_pre_hook(lambda *args: runs.append(1))
+    remembered = Remembered(room=24 * model.config.hidden_size * 4)
+    with remembered.of(model), torch.no_grad():
+        for start in (0, 1, 0, 1):
+            model(input_ids=torch.arange(start, start + 24)[None], use_cache=False)
+    assert len(runs) == 3  # the first window once, the second twice

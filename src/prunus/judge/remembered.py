@@ -10,15 +10,22 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..base.memory import available_memory
+
 
 class Remembered:
     """States behind the last block, of windows that a model has read: bytes T · d · itemsize each.
 
     Later readings of the same window start from them, so that only the head runs; logits are the
     same bits. Several rows at once are not remembered: those are texts that the other model wrote.
+    Windows that come when the room is used up are read anew each time.
+
+    Args:
+        room: bytes of memory for the states; None: a quarter of what is free.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, room: int | None = None) -> None:
+        self._room = available_memory() // 4 if room is None else room
         self._states: dict[bytes, tuple[type[Any], Tensor]] = {}
 
     @contextmanager
@@ -39,8 +46,10 @@ class Remembered:
             if known is not None:
                 return known[0](last_hidden_state=known[1].to(ids_BT.device))
             out = forward(*args, **kwargs)
-            if getattr(out, "last_hidden_state", None) is not None:
-                self._states[window] = type(out), out.last_hidden_state.cpu()
+            states_BTD = getattr(out, "last_hidden_state", None)
+            if states_BTD is not None and states_BTD.nbytes <= self._room:
+                self._room -= states_BTD.nbytes
+                self._states[window] = type(out), states_BTD.cpu()
             return out
 
         body.forward = remembering
