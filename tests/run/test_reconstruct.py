@@ -68,7 +68,7 @@ def ready(model, how, index=0):
 
 def test_the_gradient_of_a_real_block_is_that_of_finite_differences():
     model = load_tiny("gpt2")[0].double()  # whose norms compute in float64, unlike Llama's
-    learner, block, plan = ready(model, Reconstruction(norms=True))
+    learner, block, plan = ready(model, Reconstruction(reference="pruned", norms=True))
     [part] = parts(block, plan, learner.how)
     with torch.no_grad():
         learner.aim(block, plan, False)
@@ -101,7 +101,7 @@ def test_the_gradient_of_a_real_block_is_that_of_finite_differences():
 
 def test_targets_are_what_the_dense_model_puts_out_behind_each_half():
     model = load_tiny("llama")[0]
-    learner, block, plan = ready(model, Reconstruction("half"), 1)
+    learner, block, plan = ready(model, Reconstruction("half", "pruned"), 1)
     with torch.no_grad():
         learner.aim(block, plan, False)
         _, attention, whole = outputs(model, 1)

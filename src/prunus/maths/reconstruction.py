@@ -34,9 +34,9 @@ class Reconstruction:
     Attributes:
         span: what is reconstructed together: a ``"block"``, or each ``"half"`` of it, first
             attention and then the MLP.
-        reference: what the output is compared with. ``"pruned"``: the dense block on the pruned
-            stream, F(W, X_p). ``"dense"``: the dense block on the dense stream, F(W, X), which
-            also asks the block to mend what the blocks before it have broken.
+        reference: what the output is compared with. ``"dense"``: the dense block on the dense
+            stream, F(W, X), which also asks the block to mend what the blocks before it have
+            broken. ``"pruned"``: the dense block on the pruned stream, F(W, X_p).
         steps: at least so many, rounded up to whole passes over the samples.
         batch: samples in a step.
         rate: Adam's, in terms of the root mean square of a layer's kept weights.
@@ -53,7 +53,7 @@ class Reconstruction:
     """
 
     span: Literal["block", "half"] = "block"
-    reference: Literal["pruned", "dense"] = "pruned"
+    reference: Literal["pruned", "dense"] = "dense"
     steps: int = 96
     batch: int = 1
     rate: float = 3e-3
