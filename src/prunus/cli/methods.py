@@ -48,4 +48,5 @@ def run(
     for name, preset in PRESETS.items():
         print_line(f"  {name:<8} {preset.about}")
         print_line(f"           {options(preset.free)}")
-        print_line(f"           of one N:M: {options(preset.fixed)}")
+        if preset.fixed != preset.free:
+            print_line(f"           of one N:M: {options(preset.fixed)}")
