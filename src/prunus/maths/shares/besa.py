@@ -70,7 +70,7 @@ class BESA:
             stream, F(W, X_fp), as algorithm 1 prints it and as the authors' code does for shares
             of layers (``--prune-dense``). Behind the first blocks, what came in with the inputs
             outweighs what a mask can change, and shares follow noise: on SmolLM2-135M at 60 %
-            70.97 instead of 60.09; with a share for each layer 166.33, where Wanda has 122.19.
+            70.97 instead of 60.09; with a share for each layer 166.33, where Wanda has 120.03.
         rule: how shares become masks while learning; see ``Shares.hard``.
         norm: ``"frobenius"`` of equation (1), or ``"channel"``: each channel's error by the norm of
             its reference, as in the authors' code.
