@@ -38,7 +38,13 @@ PRESETS = {
     ),
     "best": Preset(
         "the lowest perplexity that docs/results.md has; learns for hours if need be",
-        {"method": "besa", "settings": {"allocation.granularity": "two-blocks"}},
+        {
+            "method": "besa",
+            "update": "least-squares",
+            "refine": "swaps",
+            "reconstruct": "block",
+            "settings": {"allocation.granularity": "two-blocks", "reconstruct.norms": True},
+        },
         {"method": "mrp-sm", "permutation": "fold"},
     ),
 }
