@@ -10,6 +10,7 @@ import prunus
 from helpers.models import MODELS
 from prunus.base.errors import CheckpointError
 from prunus.storage.journal import Journal
+from prunus.storage.scratch import Scratch
 
 
 def failing(number):
@@ -28,6 +29,19 @@ def test_a_network_drive_without_locks_modes_or_links_is_written_to(tmp_path, mo
     monkeypatch.setattr("pathlib.Path.chmod", failing(errno.EPERM))
     prunus.prune(MODELS / "llama", method="magnitude", output=tmp_path / "out")
     assert prunus.verify(tmp_path / "out", source=MODELS / "llama", reload=False).problems == []
+
+
+def test_a_folder_without_a_lock_is_left_alone_by_processes_that_know_locks(tmp_path, monkeypatch):
+    import fcntl
+
+    with monkeypatch.context() as here:
+        here.setattr(fcntl, "flock", failing(errno.ENOLCK))
+        unlocked = Scratch(tmp_path)
+    locked = Scratch(tmp_path)
+    assert unlocked.path.is_dir() and locked.path.is_dir()
+    path = unlocked.path
+    del unlocked
+    assert not path.exists() and locked.path.is_dir()
 
 
 def test_a_lock_that_another_process_has_is_respected(tmp_path):

@@ -23,7 +23,8 @@ class Scratch:
     """A folder that is removed when nobody holds it any more, at the latest by the next one.
 
     A lock says whether its process lives, where the system knows such locks. A process that was
-    killed leaves its folder, unlocked: whoever makes one beside it removes it.
+    killed leaves its folder, unlocked: whoever makes one beside it removes it. A folder that could
+    not be locked has no lock's file, and nobody but its own process removes it.
     """
 
     def __init__(self, where: Path | None = None) -> None:
@@ -34,6 +35,8 @@ class Scratch:
         new = Path(tempfile.mkdtemp(prefix=".prunus.", dir=where))
         (new / LOCK).touch()
         lock = _locked(new / LOCK)
+        if lock is None:  # a process that knows locks would take this one, and remove the folder
+            (new / LOCK).unlink()
         self.path = new.rename(where / new.name[1:])  # seen by others from now on, and locked
         weakref.finalize(self, _remove, self.path, lock)
 
