@@ -24,7 +24,7 @@ MACHINE = platform.machine().lower()
 FLAGS = [*build.FLAGS, "-O1", "-Wall", "-Wextra", "-Werror"]
 EMULATED = f"-I{TESTS / 'emulated'}"
 AVX512 = [EMULATED, "-Wno-psabi", "-DRUNS=1", "-DIN_REGISTER(v)="]
-AVX512 += [f"-D__AVX512{feature}__" for feature in ("VBMI2", "VNNI", "BF16", "VL", "BW")]
+AVX512 += [f"-D__AVX512{feature}__" for feature in ("VBMI", "VBMI2", "VNNI", "VL", "BW")]
 NEON = [] if MACHINE in build.ARM else [EMULATED, "-D__aarch64__"]
 KERNELS = {"avx512": AVX512, "neon": NEON, "portable": []}
 if MACHINE in build.X86:
@@ -39,10 +39,10 @@ def cc(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def driver(folder: Path, *flags: str, sources: Path = SOURCES, kernels=tuple(KERNELS)) -> Path:
-    """Compile the driver with these kernels; a warning is an error."""
+def driver(folder: Path, *flags: str, sources: Path = SOURCES, kernels=KERNELS) -> Path:
+    """Compile the driver with these kernels, each with its flags; a warning is an error."""
     flags = (f"-I{sources}", *FLAGS, *flags)
-    parts = {sources / f"{name}.c": KERNELS[name] for name in kernels}
+    parts = {sources / f"{name}.c": own for name, own in kernels.items()}
     parts[sources / "api.c"] = [f"-DWITH_{name.upper()}" for name in kernels]
     parts[TESTS / "driver.c"] = []
     objects = [folder / f"{source.stem}.o" for source in parts]
@@ -67,6 +67,14 @@ def test_every_instruction_set_equals_a_loop(tmp_path):
     assert equal(driver(tmp_path)) >= {"avx512", "neon", "portable"}
 
 
+def test_this_processors_own_avx512_equals_a_loop(tmp_path):
+    if MACHINE not in build.X86:
+        pytest.skip("another processor")
+    own = {"avx512": build.AVX512, "portable": []}
+    if "avx512" not in equal(driver(tmp_path, kernels=own)):
+        pytest.skip("no AVX-512 here")
+
+
 def test_the_same_under_sanitizers(tmp_path):
     (tmp_path / "empty.c").write_text("int main(void) { return 0; }\n")
     try:
@@ -80,6 +88,8 @@ def test_the_same_under_sanitizers(tmp_path):
     ("kernel", "right", "wrong", "seen"),
     [
         ("portable", "sums[r][0] += ", "sums[r][0] -= ", "multiply 1 inputs"),
+        ("avx512", "shifts[n % 2]", "shifts[0]", "multiply 1 inputs"),
+        ("avx512", "masks + r, values", "masks, values", "multiply 1 inputs"),
         ("neon", "vshrq_n_u8(v, 4)", "vshrq_n_u8(v, 3)", "expand to f32"),
         ("portable", "a[2 * lane + 1] *", "a[2 * lane] *", r"multiply ([2-9]|1\d) inputs"),
     ],
@@ -90,6 +100,7 @@ def test_a_broken_kernel_is_noticed(tmp_path, kernel, right, wrong, seen):
     text = (sources / f"{kernel}.c").read_text()
     assert right in text
     (sources / f"{kernel}.c").write_text(text.replace(right, wrong))
-    done = run(driver(tmp_path, sources=sources, kernels=dict.fromkeys((kernel, "portable"))))
+    kernels = {name: KERNELS[name] for name in {kernel, "portable"}}
+    done = run(driver(tmp_path, sources=sources, kernels=kernels))
     assert done.returncode == 1
     assert re.match(f"{kernel}: {seen}", done.stdout)

@@ -38,10 +38,12 @@ def test_a_folder_without_a_lock_is_left_alone_by_processes_that_know_locks(tmp_
         here.setattr(fcntl, "flock", failing(errno.ENOLCK))
         unlocked = Scratch(tmp_path)
     locked = Scratch(tmp_path)
-    assert unlocked.path.is_dir() and locked.path.is_dir()
+    assert unlocked.path.is_dir()
+    assert locked.path.is_dir()
     path = unlocked.path
     del unlocked
-    assert not path.exists() and locked.path.is_dir()
+    assert not path.exists()
+    assert locked.path.is_dir()
 
 
 def test_a_lock_that_another_process_has_is_respected(tmp_path):

@@ -101,7 +101,7 @@ static void dispose(Product *p)
 }
 
 /* The product of row o and input b, and how far a kernel may be off before it is stored: one rounding
- * for each sum in a lane, subnormals that are flushed, and half a step of the integers that one input
+ * for each sum in a lane, half the smallest subnormal, and half a step of the integers that one input
  * becomes; a span below 1e-30 becomes zeros. */
 static double reference(const Case *c, const Built *built, const Product *p, int64_t b, int64_t o,
                         double *apart)
@@ -122,7 +122,7 @@ static double reference(const Case *c, const Built *built, const Product *p, int
         }
         *apart += integers ? weights * top * (top > 1e-30 ? 0.51 / 32767 : 1) : 0;
     }
-    *apart += ((double)c->inputs / 4 + 16) * 0x1p-24 * size + (double)c->inputs * 0x1p-126;
+    *apart += ((double)c->inputs / 4 + 16) * 0x1p-24 * size + (double)c->inputs * 0x1p-150;
     return integers && !finite ? NAN : sum; /* some weight is pruned */
 }
 

@@ -241,24 +241,18 @@ EXPORTED int prunus_multiply(const Matrix *m, const void *x, int64_t batch, cons
 {
     const int64_t padded = m->words * WORD, spans = (m->words + m->span - 1) / m->span;
     const size_t floats = (size_t)(batch * (padded + spans)) * sizeof(float);
-    float *f = malloc(floats + (size_t)((batch + 1) * padded) * sizeof(int16_t));
+    float *f = malloc(floats + (size_t)(batch * padded) * sizeof(int16_t));
     if (f == NULL)
         return 1;
     float *q_scales = f + batch * padded;
     int16_t *q = (int16_t *)(q_scales + batch * spans);
-    uint16_t *h = (uint16_t *)(q + batch * padded);
     for (int64_t b = 0; b < batch; b++) {
         widen((const char *)x + (size_t)(b * m->inputs) * size_of(dtype), m->inputs, dtype, f + b * padded);
         memset(f + b * padded + m->inputs, 0, (size_t)(padded - m->inputs) * sizeof *f);
     }
-    Job job = {m, {f, NULL, q, q_scales, batch}, bias, y, dtype, 0, (m->outputs + ROWS - 1) / ROWS, 1};
+    Job job = {m, {f, q, q_scales, batch}, bias, y, dtype, 0, (m->outputs + ROWS - 1) / ROWS, 1};
     for (int64_t b = 0; b < batch && m->kind >= I8; b++)
         quantise(f + b * padded, m->words, m->span, q + b * padded, q_scales + b * spans);
-    if (dtype == BF16 && m->kind == BF16 && batch == 1) {
-        memset(h, 0, (size_t)padded * sizeof *h);
-        memcpy(h, x, (size_t)m->inputs * sizeof *h);
-        job.x.h = h;
-    }
     run(multiply, &job, threads);
     free(f);
     return 0;

@@ -20,7 +20,7 @@ NAME = "_kernels.library"
 FLAGS = "-O3 -std=gnu11 -fPIC -ffp-contract=fast -fvisibility=hidden".split()
 AVX2 = "-mavx2 -mfma -mf16c -mpopcnt -mbmi -mbmi2".split()
 TUNED = {"avx2": ["-mtune=znver3"]}  # a fifth faster for integers, where it was measured (Zen 3)
-AVX512 = [*AVX2, *(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl", "vbmi2", "vnni", "bf16"))]
+AVX512 = [*AVX2, *(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl", "vbmi", "vbmi2", "vnni"))]
 X86 = {"x86_64", "amd64"}
 ARM = {"aarch64", "arm64"}
 

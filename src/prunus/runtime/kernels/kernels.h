@@ -7,6 +7,7 @@
  *   pairs (sums, a, b)                    adds the products of as many of them as a vector holds, each
  *                                         lane of sums two of them
  *   unpack (p, values, levels, to)        nibbles as levels; returns the whole byte behind them
+ *   nibbles (masks, words, p, levels, q, sums)   as span, of nibbles; only with OWN_NIBBLES
  *
  * and includes this. Pruned weights are zeros that are multiplied too, as in a dense product: zero
  * times infinity is not a number. */
@@ -28,7 +29,8 @@ INLINE float total(vec v)
         const uint32_t *masks = masks_of(m, g, 0);                                                 \
         const type *p = stream(m, g);                                                              \
         vec kept[ROWS];                                                                            \
-        memset(kept, 0, sizeof kept);                                                              \
+        UNROLL for (int r = 0; r < ROWS; r++)                                                      \
+            kept[r] = (vec){0};                                                                    \
         for (int64_t w = 0; w < m->words; w++, masks += ROWS) {                                    \
             vec at[PARTS];                                                                         \
             for (int i = 0; i < PARTS; i++)                                                        \
@@ -44,50 +46,63 @@ INLINE float total(vec v)
                 p += ones(masks[r]);                                                               \
             }                                                                                      \
         }                                                                                          \
-        for (int r = 0; r < ROWS; r++)                                                             \
+        UNROLL for (int r = 0; r < ROWS; r++)                                                      \
             sums[r] = total(kept[r]);                                                              \
     }
 VECTOR_OF(f32, float)
-#ifndef OWN_BF16
 VECTOR_OF(bf16, uint16_t)
-#endif
 VECTOR_OF(f16, uint16_t)
 
-/* One input and integer weights: products are summed as integers within a span. */
-INLINE void integers(const Matrix *m, int64_t g, const Inputs *x, float sums[ROWS], int nibbles)
+#ifndef OWN_NIBBLES
+INLINE const uint8_t *nibbles(const uint32_t *masks, int64_t words, const uint8_t *p,
+                              const int8_t *levels, const int16_t *q, ivec sums[ROWS])
 {
     int8_t unpacked[UNPACKED];
-    const int8_t *p = stream(m, g);
+    p = unpack(p, count(masks, words), levels, unpacked);
+    span(masks, words, unpacked, q, sums);
+    return p;
+}
+#endif
+
+/* One input and integer weights: products are summed as integers within a span. */
+INLINE void integers(const Matrix *m, int64_t g, const Inputs *x, float sums[ROWS], int kind)
+{
+    const uint32_t *masks = masks_of(m, g, 0);
+    const uint16_t *scales = scales_of(m, g, 0);
+    const float *of_inputs = x->q_scales;
+    const void *p = stream(m, g);
     vec kept[ROWS];
-    memset(kept, 0, sizeof kept);
-    for (int64_t w = 0, step; w < m->words; w += step) {
+    UNROLL for (int r = 0; r < ROWS; r++)
+        kept[r] = (vec){0};
+    for (int64_t w = 0, step; w < m->words; w += step, of_inputs++) {
         step = step_of(m, w);
-        const uint32_t *masks = masks_of(m, g, w);
-        const uint16_t *scales = scales_of(m, g, w);
         ivec whole[ROWS];
-        memset(whole, 0, sizeof whole);
-        if (nibbles) {
-            p = (const int8_t *)unpack((const uint8_t *)p, count(masks, step), m->levels, unpacked);
-            span(masks, step, unpacked, x->q + w * WORD, whole);
-        } else
+        UNROLL for (int r = 0; r < ROWS; r++)
+            whole[r] = (ivec){0};
+        if (kind == I4)
+            p = nibbles(masks, step, p, m->levels, x->q + w * WORD, whole);
+        else
             p = span(masks, step, p, x->q + w * WORD, whole);
-        for (int r = 0; r < ROWS; r++) {
-            const float scale = from_bfloat16(scales[r]) * x->q_scales[w / m->span];
+        UNROLL for (int r = 0; r < ROWS; r++)
+        {
+            const float scale = from_bfloat16(scales[r]) * *of_inputs;
             kept[r] += __builtin_convertvector(whole[r], vec) * scale;
         }
+        masks += step * ROWS;
+        scales += m->whole ? 0 : ROWS;
     }
-    for (int r = 0; r < ROWS; r++)
+    UNROLL for (int r = 0; r < ROWS; r++)
         sums[r] = total(kept[r]);
 }
 
 static void vector_i8(const Matrix *m, int64_t g, const Inputs *x, float sums[ROWS])
 {
-    integers(m, g, x, sums, 0);
+    integers(m, g, x, sums, I8);
 }
 
 static void vector_i4(const Matrix *m, int64_t g, const Inputs *x, float sums[ROWS])
 {
-    integers(m, g, x, sums, 1);
+    integers(m, g, x, sums, I4);
 }
 
 /* A tile of dense weights, (ROWS, TILE). */

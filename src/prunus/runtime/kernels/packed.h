@@ -32,7 +32,6 @@ typedef struct {
 /* What is multiplied, padded with zeros to whole words. */
 typedef struct {
     const float *f;         /* (batch, words * WORD) */
-    const uint16_t *h;      /* the same as bfloat16 where it came as that, else NULL */
     const int16_t *q;       /* I8 and I4: x = q * q_scale */
     const float *q_scales;  /* (batch, spans) */
     int64_t batch;

@@ -12,11 +12,11 @@
 #define BYTES(n) __attribute__((vector_size(n), may_alias))
 typedef float __m512 BYTES(64);
 typedef int64_t __m512i BYTES(64);
-typedef uint16_t __m512bh BYTES(64);
 typedef int64_t __m256i BYTES(32);
 typedef int64_t __m128i BYTES(16);
 typedef uint16_t __mmask16;
 typedef uint32_t __mmask32;
+typedef uint64_t __mmask64;
 
 typedef int8_t bytes_64 BYTES(64);
 typedef int16_t words_64 BYTES(64);
@@ -25,8 +25,8 @@ typedef int32_t ints_64 BYTES(64);
 typedef uint32_t unsigned_ints_64 BYTES(64);
 typedef int8_t bytes_32 BYTES(32);
 typedef uint8_t unsigned_bytes_32 BYTES(32);
+typedef int16_t words_32 BYTES(32);
 typedef uint16_t unsigned_words_32 BYTES(32);
-typedef int8_t bytes_16 BYTES(16);
 #undef BYTES
 
 #define EMULATED static inline __attribute__((unused))
@@ -46,13 +46,13 @@ typedef int8_t bytes_16 BYTES(16);
 LOAD(_mm_loadu_si128, __m128i)
 LOAD(_mm256_loadu_si256, __m256i)
 LOAD(_mm512_loadu_si512, __m512i)
-LOAD(_mm512_loadu_ps, __m512)
 
 EMULATED void _mm512_storeu_si512(void *to, __m512i v) { memcpy(to, &v, sizeof v); }
 
 /* ---- constants ---- */
 
-EMULATED __m512 _mm512_setzero_ps(void) { return (__m512){0}; }
+EMULATED __m512i _mm512_setzero_si512(void) { return (__m512i){0}; }
+EMULATED __m512i _mm512_set1_epi64(long long v) { return (__m512i){v, v, v, v, v, v, v, v}; }
 
 EMULATED __m512i _mm512_set1_epi8(char value)
 {
@@ -69,6 +69,13 @@ EMULATED __m512i _mm512_broadcast_i32x4(__m128i part)
 /* ---- bits ---- */
 
 EMULATED __m512 _mm512_castsi512_ps(__m512i v) { return (__m512)v; }
+EMULATED __m256i _mm512_castsi512_si256(__m512i v) { return (__m256i){v[0], v[1], v[2], v[3]}; }
+
+EMULATED __m256i _mm512_extracti64x4_epi64(__m512i v, int half)
+{
+    return half ? (__m256i){v[4], v[5], v[6], v[7]} : _mm512_castsi512_si256(v);
+}
+
 EMULATED __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
 EMULATED __m512i _mm512_or_si512(__m512i a, __m512i b) { return a | b; }
 
@@ -98,6 +105,29 @@ EMULATED __m512i _mm512_shuffle_epi8(__m512i v, __m512i at)
     return (__m512i)to;
 }
 
+/* VPERMB: from anywhere, by the lowest six bits of the index. */
+EMULATED __m512i _mm512_permutexvar_epi8(__m512i at, __m512i v)
+{
+    const bytes_64 from = (bytes_64)v, index = (bytes_64)at;
+    bytes_64 to = {0};
+    for (int i = 0; i < 64; i++)
+        to[i] = from[index[i] & 63];
+    return (__m512i)to;
+}
+
+/* VPMULTISHIFTQB: eight bits of the same 64, from the bit that the control names on, round the end. */
+EMULATED __m512i _mm512_multishift_epi64_epi8(__m512i control, __m512i v)
+{
+    const bytes_64 by = (bytes_64)control;
+    bytes_64 to = {0};
+    for (int i = 0; i < 64; i++) {
+        const uint64_t all = (uint64_t)v[i / 8];
+        const int bit = by[i] & 63;
+        to[i] = (int8_t)(bit ? all >> bit | all << (64 - bit) : all);
+    }
+    return (__m512i)to;
+}
+
 /* ---- widening ---- */
 
 #define WIDEN(name, narrow, from_vector, wide, to_vector, count)                                   \
@@ -111,7 +141,7 @@ EMULATED __m512i _mm512_shuffle_epi8(__m512i v, __m512i at)
     }
 WIDEN(_mm512_cvtepi8_epi16, __m256i, bytes_32, words_64, __m512i, 32)
 WIDEN(_mm512_cvtepu8_epi16, __m256i, unsigned_bytes_32, words_64, __m512i, 32)
-WIDEN(_mm512_cvtepi8_epi32, __m128i, bytes_16, ints_64, __m512i, 16)
+WIDEN(_mm512_cvtepi16_epi32, __m256i, words_32, ints_64, __m512i, 16)
 WIDEN(_mm512_cvtepu16_epi32, __m256i, unsigned_words_32, ints_64, __m512i, 16)
 
 EMULATED __m512 _mm512_cvtepi32_ps(__m512i v)
@@ -140,23 +170,21 @@ EMULATED __m512 _mm512_cvtph_ps(__m256i v)
     return (__m512)to;
 }
 
-/* ---- expansion: the next element for each set bit, zero for the others ---- */
+/* ---- expansion: the next element for each set bit, the target's own for the others ---- */
 
 #define EXPANSION(name, mask_type, vector, elements, count)                                        \
-    EMULATED vector name(mask_type mask, vector v)                                                 \
+    EMULATED vector name(vector target, mask_type mask, vector v)                                  \
     {                                                                                              \
         const elements from = (elements)v;                                                         \
-        elements to = {0};                                                                         \
+        elements to = (elements)target;                                                            \
         for (int i = 0, next = 0; i < (count); i++)                                                \
             if (mask >> i & 1)                                                                     \
                 to[i] = from[next++];                                                              \
         return (vector)to;                                                                         \
     }
-EXPANSION(_mm512_maskz_expand_ps, __mmask16, __m512, __m512, 16)
-EXPANSION(_mm512_maskz_expand_epi16, __mmask32, __m512i, words_64, 32)
-EXPANSION(_mm256_maskz_expand_epi16, __mmask16, __m256i, unsigned_words_32, 16)
-EXPANSION(_mm256_maskz_expand_epi8, __mmask32, __m256i, bytes_32, 32)
-EXPANSION(_mm_maskz_expand_epi8, __mmask16, __m128i, bytes_16, 16)
+EXPANSION(_mm512_mask_expand_ps, __mmask16, __m512, __m512, 16)
+EXPANSION(_mm512_mask_expand_epi16, __mmask32, __m512i, words_64, 32)
+EXPANSION(_mm512_mask_expand_epi8, __mmask64, __m512i, bytes_64, 64)
 
 /* ---- products ---- */
 
@@ -169,30 +197,6 @@ EMULATED __m512i _mm512_dpwssd_epi32(__m512i sums, __m512i a, __m512i b)
         for (int j = 2 * i; j < 2 * i + 2; j++)
             to[i] += (uint32_t)((int32_t)x[j] * y[j]);
     return (__m512i)to;
-}
-
-/* Subnormals as zeros of the same sign. */
-EMULATED float flushed(float f) { return fabsf(f) < 0x1p-126f ? copysignf(0, f) : f; }
-
-EMULATED float bfloat16_flushed(uint16_t h)
-{
-    const uint32_t bits = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return flushed(f);
-}
-
-/* VDPBF16PS: the odd element first, each product added with one rounding; subnormals that come in
- * or go out are flushed. */
-EMULATED __m512 _mm512_dpbf16_ps(__m512 sums, __m512bh a, __m512bh b)
-{
-    for (int i = 0; i < 16; i++) {
-        float sum = flushed(sums[i]);
-        for (int j = 2 * i + 1; j >= 2 * i; j--)
-            sum = flushed(fmaf(bfloat16_flushed(a[j]), bfloat16_flushed(b[j]), sum));
-        sums[i] = sum;
-    }
-    return sums;
 }
 
 #endif
