@@ -307,6 +307,12 @@ def test_the_command_writes_a_page_and_overwrites_none(tmp_path, monkeypatch):
         write_page(tmp_path, "page.html")
 
 
+def test_a_column_with_an_empty_cell_is_still_one_of_numbers():
+    shown = make_table(["method", "2:4", "pattern"], [["a", "12.0", "2:4"], ["b", "—", "—"]])
+    assert shown.count('class="number"') == 3
+    assert '<td class="number">—</td>' in shown
+
+
 def test_any_page_is_made_of_the_same_parts():
     parts = [
         prose("a `b` < c"),

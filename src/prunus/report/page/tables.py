@@ -17,7 +17,7 @@ Hue = Literal["plum", "ochre", "leaf"]
 NUMBER = re.compile(
     r"[−+<≈±-]?[\d.,]+([ \u202f]?(%|×|[µm]?s|h|min|[kMGT]i?B|B|[MB]))?( ± [\d.,]+)?"
 )
-EMPTY = ("", "–", "none")
+EMPTY = ("", "–", "—", "none")
 FAINTEST = 7  # per cent of a heat map's colour that its lowest value gets
 
 
