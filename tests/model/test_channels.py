@@ -285,6 +285,10 @@ def test_gathered_weights_are_real_behind_an_index(name, tmp_path):
     assert not (tmp_path / "again").exists()
     with pytest.raises(InputError, match="through indices"):
         prunus.prune(indexed, method="magnitude")
+    one = {"tokenizer": load_tiny(name)[1], "length": 64, "windows": 2}
+    beside = prunus.evaluate(indexed, "builtin", against=indexed, **one)
+    assert beside.perplexity == pytest.approx(prunus.evaluate(plain, "builtin", **one).perplexity)
+    assert beside.against.kl == pytest.approx(0, abs=1e-9)
     assert "prunus.load" in (out / "README.md").read_text()
 
 

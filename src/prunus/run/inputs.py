@@ -70,6 +70,7 @@ def inputs(
         )
     else:
         in_memory(model, recipe.dtype)
+        check_stored(model)
         sources = _all_read(recipe, fit, tokenizer, given, observer)
         model.eval()
         weights = InMemory(model)
@@ -139,15 +140,19 @@ def in_memory(model: Any, dtype: str) -> None:
             "Tensors of torch.inference_mode() have no gradients, which the look at a model needs. "
             "Call prunus outside of it."
         )
+    if dtype != "auto":
+        raise InputError(f"dtype={dtype} is for models that are loaded; convert this one first.")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    check_place({name: x.device for name, x in tensors}, getattr(model, "hf_device_map", {}))
+
+
+def check_stored(model: PreTrainedModel) -> None:
+    """Raise InputError if a layer reads its inputs through indices, which pruning would lose."""
     if any(hasattr(module, "input_order") for module in model.modules()):
         raise InputError(
             "This model reads some inputs through indices (prunus.load of a gathered checkpoint); "
             "they would be lost. Give the checkpoint's folder instead."
         )
-    if dtype != "auto":
-        raise InputError(f"dtype={dtype} is for models that are loaded; convert this one first.")
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    check_place({name: x.device for name, x in tensors}, getattr(model, "hf_device_map", {}))
 
 
 def check_place(devices: Mapping[str, torch.device], device_map: Mapping[str, Any]) -> None:

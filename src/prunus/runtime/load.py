@@ -44,8 +44,8 @@ def load(
             other.
         dtype: of the weights; in a packed checkpoint, of those that are not packed.
         device: where to put it.
-        sparse: ``"2:4"`` makes torch's semi-structured tensors of the 2:4 layers, on CUDA; this
-            has not been run yet, for lack of a GPU. Their layout is checked on any device.
+        sparse: ``"2:4"`` makes torch's semi-structured tensors of the 2:4 layers, on CUDA.
+            Their layout is checked on any device.
         packed: leave the zeros of pruned layers out, in memory and in products, and keep other
             values as float32, bfloat16 (bf16), float16, int8 or int4. For the CPU; on another
             device, layers are unpacked for every product.
