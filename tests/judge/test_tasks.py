@@ -85,7 +85,7 @@ def written(folder):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """No network, and no description of the machine, which takes lm-eval seconds."""
+    """No network, no forks, and no description of the machine, which takes lm-eval seconds."""
 
     def refused(*args, **kwargs):
         raise AssertionError("the network was asked for")
@@ -93,6 +93,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")  # a fork beside threads may hang
 
 
 def direct(rows, shots=None, **settings):

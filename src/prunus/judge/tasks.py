@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import re
 import sys
@@ -28,6 +29,7 @@ from ..base.errors import InputError, at_least, first_line
 from .task_files import find_file
 
 NAMED = re.compile(r"^task: *[\"']?([^\s\"'\[{]+)[\"']? *$", re.MULTILINE)
+ONE_PROCESS = "DISABLE_MULTIPROC"  # lm-eval's: bootstrap without a pool of forks
 SPLIT_FIELDS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
@@ -264,17 +266,26 @@ def _splits(config: Mapping[str, Any], shots: int | None) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave stdout to results, lm-eval's log to its errors, and random numbers as they were."""
+    """Leave stdout to results, lm-eval's log to its errors, and random numbers as they were.
+
+    Standard errors by bootstrap come from this process: lm-eval would fork it, and a fork of a
+    process that has threads, as one with torch has, may wait for ever. The numbers are the same.
+    """
     import numpy as np
 
     log = getLogger("lm_eval")
     level = log.level
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    given = os.environ.get(ONE_PROCESS)
+    os.environ[ONE_PROCESS] = "1"
     log.setLevel(ERROR)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
+        del os.environ[ONE_PROCESS]
+        if given is not None:
+            os.environ[ONE_PROCESS] = given
         log.setLevel(level)
         random.setstate(states[0])
         np.random.set_state(states[1])
