@@ -72,7 +72,6 @@ def test_weights(name):
     here, there = pruned("cpu", fields), pruned("cuda", fields)
     equal = (zeros(here) == zeros(there)).float().mean().item()
     both = perplexity(here), perplexity(there, "cuda")
-    print(f"\nCUDA {name}: zeros equal {equal:.5f}, perplexity {both[0]:.4f} {both[1]:.4f}")
     assert here.report.sparsity == there.report.sparsity
     if name not in DRAWS:
         assert equal > (0.97 if name in LEARNS else 0.995)
@@ -85,7 +84,6 @@ def test_units(name):
         pytest.skip("CUDA has random numbers of its own")
     here, there = pruned("cpu", UNITS[name]), pruned("cuda", UNITS[name])
     both = perplexity(here), perplexity(there, "cuda")
-    print(f"\nCUDA {name}: perplexity {both[0]:.4f} {both[1]:.4f}")
     assert here.report.structured.blocks == there.report.structured.blocks
     assert both[1] == pytest.approx(both[0], rel=0.01)
 
