@@ -8,11 +8,12 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config
 from typer.testing import CliRunner
 
 import prunus
 from helpers.models import MODELS, load_tiny
+from helpers.random_models import TWO_FOUR
 from helpers.runs import same
 from prunus.cli.main import app
 from prunus.methods.table import METHODS, STRUCTURED
@@ -99,10 +100,7 @@ def test_a_run_repeats_to_the_same_bytes(name, tmp_path):
 
 def wide(conv1d):
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=4) if conv1d else LlamaConfig(
-        vocab_size=256, hidden_size=128, intermediate_size=192, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2,
-    )  # fmt: skip
+    config = GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=4) if conv1d else TWO_FOUR
     return AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
 
 

@@ -1,7 +1,12 @@
 """Small random models of the causal families of transformers."""
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig
+
+TWO_FOUR = LlamaConfig(  # with sides that torch's 2:4 takes
+    vocab_size=256, hidden_size=128, intermediate_size=192, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2,
+)  # fmt: skip
 
 WIDE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 MLP = {**WIDE, "intermediate_size": 96}

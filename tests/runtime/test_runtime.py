@@ -15,22 +15,18 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaFor
 
 import prunus
 from helpers.models import MODELS
+from helpers.random_models import TWO_FOUR
 from prunus.base.errors import CheckpointWarning, InputError, PatternError, UnknownNameError
 from prunus.runtime import check_layout
 
 IDS = torch.randint(0, 256, (2, 64), generator=torch.Generator().manual_seed(0))
-
-WIDE = LlamaConfig(
-    vocab_size=256, hidden_size=128, intermediate_size=192, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """A model with sides that torch's call takes, pruned to 2:4 with its channels folded."""
     torch.manual_seed(0)
-    config = WIDE
+    config = TWO_FOUR
     folder = tmp_path_factory.mktemp("wide")
     model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
     run = {"method": "wanda", "pattern": "2:4", "tokens_ST": IDS}
@@ -89,7 +85,7 @@ def test_what_is_no_two_four_is_refused(wide, tmp_path):
 def test_layers_that_are_two_four_along_outputs_stay_dense_and_are_counted(tmp_path, monkeypatch):
     """DaSS: gate and up stay as they are, attention and down are converted; one warning."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(WIDE).to(torch.bfloat16).eval()
+    model = LlamaForCausalLM(TWO_FOUR).to(torch.bfloat16).eval()
     prunus.prune(model, method="dass", pattern="2:4", tokens_ST=IDS, output=tmp_path / "dass")
     said = r"4 of the 14 pruned layers stay dense: 4 of them, such as .*gate_proj, have zeros along"
     with (
