@@ -25,9 +25,10 @@ from .methods.build import (
     build_method,
     build_reconstruction,
     build_units,
+    updates_itself,
 )
 from .methods.own import spelled
-from .methods.presets import is_one, with_preset
+from .methods.presets import is_one, of_preset
 from .methods.table import QUANTIZE, STRUCTURED, Method
 from .methods.words import complaint, in_words
 
@@ -122,7 +123,10 @@ class Recipe(BaseModel):
         Raises:
             InputError: an unknown field, or a value of the wrong kind.
         """
-        fields, row = in_words(with_preset(fields))
+        preset = fields.pop("preset", None)
+        if preset is not None:
+            return cls.of(**of_preset(str(preset), fields.get("pattern"))).replaced(**fields)
+        fields, row = in_words(fields)
         try:
             recipe = cls(**fields)
             recipe._row = row
@@ -149,14 +153,30 @@ class Recipe(BaseModel):
         """Return the same recipe with some fields replaced.
 
         Settings are merged. What a new field leaves without a meaning goes: a sparsity beside a new
-        N:M or a new number of parameters, settings of a part that another takes the place of, and
-        with a method of another kind all that is for the old one's kind alone.
+        N:M or a new number of parameters, settings of a part that another takes the place of, an
+        update beside a method that has its own, and with a method of another kind all that is for
+        the old one's kind alone.
         """
+        preset = fields.pop("preset", None)
+        if preset is not None:
+            own = of_preset(str(preset), fields.get("pattern", self.pattern))
+            return self.replaced(**own).replaced(**fields)
         old = self.model_dump(exclude_unset=True)
-        if "preset" in fields:
-            fields = with_preset({"pattern": self.pattern, **fields})
         fields, row = in_words(fields)
         row = row if "method" in fields else self._row
+        gone, parts = self._orphaned(fields, row)
+        settings = {
+            key: value
+            for key, value in old.pop("settings", {}).items()
+            if not key.startswith(tuple(parts))
+        } | fields.pop("settings", {})
+        kept = {key: value for key, value in old.items() if key not in gone}
+        new = Recipe.of(**{**kept, **fields, **({"settings": settings} if settings else {})})
+        new._row = row
+        return new
+
+    def _orphaned(self, fields: dict[str, Any], row: Method | None) -> tuple[set[str], list[str]]:
+        """Return the fields that new ones leave without a meaning, and how such settings begin."""
         changed = {key for key, value in fields.items() if value != getattr(self, key, None)}
         gone: set[str] = set()
         if is_one(str(fields.get("pattern"))) or "parameters" in fields:
@@ -169,18 +189,14 @@ class Recipe(BaseModel):
         if fields.get("answers") is False:
             parts += OF_TEXT
             gone.add("answer_length")
+        if "method" in changed and self.allocation is None:
+            parts.append(PARTS["allocation"])  # the old method's own
+        if "method" in changed and updates_itself(fields["method"], row):
+            gone.add("update")
         if "method" in changed and (fields["method"] in STRUCTURED) != self.structured:
             gone |= {*STRUCTURED_ONLY, *WEIGHTS_ONLY, "allocation", "sparsity"}
             parts = [""]  # all of them
-        settings = {
-            key: value
-            for key, value in old.pop("settings", {}).items()
-            if not key.startswith(tuple(parts))
-        } | fields.pop("settings", {})
-        kept = {key: value for key, value in old.items() if key not in gone}
-        new = Recipe.of(**{**kept, **fields, **({"settings": settings} if settings else {})})
-        new._row = row
-        return new
+        return gone, parts
 
     def to_yaml(self, model: str) -> str:
         """Return the text of the file that is written beside the checkpoint."""

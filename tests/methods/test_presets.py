@@ -30,9 +30,26 @@ def test_what_is_written_is_the_fields_and_no_preset(tmp_path):
 def test_options_beside_it_replace_its_parts():
     recipe = Recipe.of(preset="best", method="wanda", settings={"score.power": 1.0})
     assert recipe.method == "wanda"
-    expected = {**PRESETS["best"].free.get("settings", {}), "score.power": 1.0}
-    assert recipe.settings == expected
+    assert recipe.settings == {"reconstruct.norms": True, "score.power": 1.0}
     assert Recipe.of(preset="best", pattern="2:4", permutation="none").permutation == "none"
+
+
+@pytest.mark.parametrize(
+    ("beside", "gone"),
+    [
+        ({"method": "wanda"}, {"allocation.granularity"}),
+        ({"method": "mrp-sm"}, {"allocation.granularity", "update"}),
+        ({"allocation": "slope"}, {"allocation.granularity"}),
+        ({"reconstruct": "none"}, {"reconstruct.norms"}),
+    ],
+)
+def test_what_an_option_beside_it_leaves_without_a_meaning_goes(beside, gone):
+    whole = Recipe.of(preset="best", sparsity=0.5)
+    recipe = Recipe.of(preset="best", sparsity=0.5, **beside)
+    recipe.build()
+    assert set(whole.settings) - set(recipe.settings) == gone - {"update"}
+    assert (recipe.update is None) == ("update" in gone)
+    assert whole.replaced(**beside) == recipe
 
 
 def test_over_a_recipe_it_fits_the_pattern_of_that_recipe():

@@ -245,6 +245,14 @@ def _updated(name: str, update: str, part: LayerPruner) -> LayerPruner:
     return replace(part, update=UPDATES[update])
 
 
+def updates_itself(name: str, row: Method | None = None) -> bool:
+    """Return whether the method gives kept weights values of its own, so that no update fits."""
+    pruner = (row or find_row(name)).build(None)
+    return not isinstance(
+        pruner.pruner if isinstance(pruner, EachLayer) else pruner, Compose | DaSS
+    )
+
+
 def _refined(refine: str, part: LayerPruner) -> LayerPruner:
     """Add exchanges against the values that the kept weights will have."""
     if refine not in REFINEMENTS:

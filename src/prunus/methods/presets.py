@@ -45,30 +45,30 @@ PRESETS = {
             "reconstruct": "block",
             "settings": {"allocation.granularity": "two-blocks", "reconstruct.norms": True},
         },
-        {"method": "mrp-sm", "permutation": "fold"},
+        {
+            "method": "mrp-sm",
+            "permutation": "fold",
+            "refine": "swaps",
+            "reconstruct": "block",
+            "settings": {"reconstruct.norms": True},
+        },
     ),
 }
 
 
-def with_preset(fields: Fields) -> dict[str, Any]:
-    """Replace ``preset`` by what it stands for, under all other fields.
+def of_preset(name: str, pattern: str | None) -> dict[str, Any]:
+    """Return what a preset stands for with this pattern.
 
-    >>> with_preset({"preset": "best", "pattern": "2:4", "permutation": "none"})
-    {'method': 'mrp-sm', 'permutation': 'none', 'pattern': '2:4'}
+    >>> of_preset("fast", "2:4")
+    {'method': 'mrp-sm'}
 
     Raises:
         UnknownNameError: no such preset.
     """
-    others = {name: value for name, value in fields.items() if name != "preset"}
-    name = fields.get("preset")
-    if name is None:
-        return others
     if name not in PRESETS:
-        raise UnknownNameError("preset", str(name), PRESETS)
+        raise UnknownNameError("preset", name, PRESETS)
     preset = PRESETS[name]
-    own = preset.fixed if is_one(str(others.get("pattern"))) else preset.free
-    settings = {**own.get("settings", {}), **others.get("settings", {})}
-    return {**own, **others, **({"settings": settings} if settings else {})}
+    return {**(preset.fixed if is_one(str(pattern)) else preset.free)}
 
 
 def is_one(pattern: str) -> bool:
