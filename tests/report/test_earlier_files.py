@@ -85,7 +85,7 @@ def test_a_report_of_heads_and_neurons(tmp_path):
     added = json.loads(REPORT)  # the same keys, and those that are new
     added |= {"recovery_protocol": None, "search": None, "reconstruction": None}
     added["reconstructed"] = []
-    added["protocol"] |= {"answers": None, "share": 0.0, "parts": []}
+    added["protocol"] |= {"answers": None, "share": 0.0, "parts": [], "distinct": 1.0}
     added["structured"]["in_range"] = None
     for block in added["structured"]["blocks"]:
         block["below"] = None

@@ -61,6 +61,17 @@ def test_one_document_uses_no_random_number_up(seed):
     assert (protocol.documents, protocol.documents_used, protocol.concatenated) == (1, 1, False)
 
 
+@pytest.mark.parametrize("texts", [["abcdefghijklm"], ["abcdefghijklm", "nopqrstuvw", "x"]])
+def test_tokens_that_several_windows_have_are_counted_once(texts):
+    """Every character of the texts is another one, so that those of all windows can be counted."""
+    for seed in range(20):
+        ids_ST, protocol = sample_windows(
+            Documents("d", texts), characters, samples=3, length=5, seed=seed
+        )
+        assert protocol.distinct == len(ids_ST.unique()) / ids_ST.numel()
+        assert (protocol.distinct < 0.9) == ("overlap" in str(protocol))
+
+
 def test_one_document_of_just_a_window_is_that_window():
     ids_ST, protocol = sample_windows(
         Documents("d", ["abcdef"]), characters, samples=2, length=6, seed=0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from ..base.errors import CalibrationError
 from .documents import Documents
 
 DIGESTED = 1024  # windows that are copied at once
+OVERLAPPING = 0.9  # share of distinct tokens below which it is said
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Protocol:
             conversation, and ``sha256`` of each one's length and token ids.
         share: of the statistics' weight that the tokens of answers have; 0: all count alike.
         parts: where there are several sources, each by itself.
+        distinct: share of the windows' tokens that is left when those that several windows have are
+            counted once.
     """
 
     source: str
@@ -100,6 +103,7 @@ class Protocol:
     answers: Answered | None = None
     share: float = 0.0
     parts: tuple[Protocol, ...] = ()
+    distinct: float = 1.0
 
     @property
     def answered(self) -> tuple[Answered, ...]:
@@ -123,6 +127,8 @@ class Protocol:
             )
         if not self.documents:
             origin = "written by the model"
+        if self.distinct < OVERLAPPING:
+            origin += f", which overlap: {self.distinct:.0%} of their tokens are distinct"
         return (
             f"{self.source}: {self.samples} windows of {self.length} tokens {origin}; "
             f"{self._choices()}seed {self.seed}; sha256 {self.sha256[:12]}"
@@ -162,7 +168,7 @@ def sample_windows(
     draw = random.Random(seed)
     ids_of: dict[int, array[int]] = {}  # 8 bytes a token; a list takes 36
     long_enough: set[int] = set()
-    used: set[int] = set()
+    spans: list[tuple[int, int]] = []  # document and first token of each window
     run_together = drawn = 0
     last = len(documents.texts) - 1
     ids_ST = torch.empty(samples, length, dtype=torch.int64)
@@ -172,7 +178,7 @@ def sample_windows(
     while drawn < samples:
         if len(ids_of) == len(documents.texts) and not long_enough:
             ids, run_together = _run_together(list(ids_of.values()), draw, samples * width)
-            _draw_windows(windows_ST, ids, documents.name, draw)
+            spans = [(0, start) for start in _draw_windows(windows_ST, ids, documents.name, draw)]
             break
         index = draw.randint(0, last) if last else 0  # randint(0, 0) would use random bits up
         if index not in ids_of:
@@ -186,7 +192,7 @@ def sample_windows(
             window = ids_of[index][start : start + width]
             windows_ST[drawn] = torch.frombuffer(window, dtype=torch.int64)
             drawn += 1
-            used.add(index)
+            spans.append((index, start))
     count = len(documents.texts)
     protocol = Protocol(
         documents.name,
@@ -194,15 +200,30 @@ def sample_windows(
         length,
         seed,
         count,
-        run_together or len(used),
+        run_together or len({index for index, _ in spans}),
         bool(run_together),
         digest(ids_ST),
         documents.field,
         documents.split,
         documents.skipped,
         "auto" if first is None else "yes",
+        distinct=_distinct(spans, width),
     )
     return ids_ST, protocol
+
+
+def _distinct(spans: Sequence[tuple[int, int]], width: int) -> float:
+    """Return the share of the windows' tokens that is left when each is counted once.
+
+    >>> _distinct([(0, 0), (0, 5), (1, 5)], 10)
+    0.8333333333333334
+    """
+    ordered = sorted(spans)
+    new = [
+        width if index != before else min(start - last, width)
+        for (before, last), (index, start) in zip([(-1, 0), *ordered], ordered, strict=False)
+    ]
+    return sum(new) / (len(spans) * width)
 
 
 def digest(ids_ST: Tensor) -> str:
@@ -229,8 +250,8 @@ def _run_together(
     return stream, used
 
 
-def _draw_windows(ids_ST: Tensor, ids: array[int], name: str, draw: random.Random) -> None:
-    """Fill ``ids_ST`` with windows of ``ids``."""
+def _draw_windows(ids_ST: Tensor, ids: array[int], name: str, draw: random.Random) -> Iterator[int]:
+    """Fill ``ids_ST`` with windows of ``ids``; give the start of each."""
     length = ids_ST.shape[1]
     if len(ids) < length:
         raise CalibrationError(
@@ -241,3 +262,4 @@ def _draw_windows(ids_ST: Tensor, ids: array[int], name: str, draw: random.Rando
     for sample in range(len(ids_ST)):
         start = draw.randint(0, len(ids) - length)
         ids_ST[sample] = ids_T[start : start + length]
+        yield start

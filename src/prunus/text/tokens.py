@@ -15,7 +15,7 @@ from ..model.blocks import context_length
 from ..model.samples import Processed, Samples
 from .bos import first_token, missing_bos
 from .documents import Documents
-from .sampling import Protocol, digest, sample_windows
+from .sampling import OVERLAPPING, Protocol, digest, sample_windows
 from .self_generated import generate
 
 DEFAULT_LENGTH = 2048
@@ -60,6 +60,12 @@ def calibration_tokens(
             say(warning)
     protocol = replace(protocol, bos=bos)
     say(f"{purpose}: {protocol}")
+    if protocol.distinct < OVERLAPPING:
+        say(
+            f"warning: {purpose} windows repeat each other, for this text is short or few of its "
+            f"documents are longer than {length} tokens. More text, or a shorter --length, gives "
+            "more to read."
+        )
     return checked(ids_ST, model), protocol
 
 

@@ -211,6 +211,8 @@ def _text(text: Protocol) -> Iterator[tuple[str, str]]:
     if text.documents:
         joined = ", run together since none is longer than a window" if text.concatenated else ""
         yield "Documents", f"{text.documents_used:,} of {text.documents:,}{joined}"
+    if text.distinct < 1:
+        yield "Distinct tokens", f"{text.distinct:.0%}; windows overlap"
     if text.split or text.field:
         names = {"split": text.split, "field": text.field}
         yield "Part", ", ".join(f"{name} `{value}`" for name, value in names.items() if value)
