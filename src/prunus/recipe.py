@@ -189,11 +189,12 @@ class Recipe(BaseModel):
         if fields.get("answers") is False:
             parts += OF_TEXT
             gone.add("answer_length")
-        if "method" in changed and self.allocation is None:
+        method = fields["method"] if "method" in changed else None
+        if method and self.allocation is None:
             parts.append(PARTS["allocation"])  # the old method's own
-        if "method" in changed and updates_itself(fields["method"], row):
+        if method and updates_itself(method, row):
             gone.add("update")
-        if "method" in changed and (fields["method"] in STRUCTURED) != self.structured:
+        if method and (method in STRUCTURED) != self.structured:
             gone |= {*STRUCTURED_ONLY, *WEIGHTS_ONLY, "allocation", "sparsity"}
             parts = [""]  # all of them
         return gone, parts

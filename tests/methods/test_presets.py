@@ -1,6 +1,6 @@
 import pytest
 
-from prunus.base.errors import UnknownNameError
+from prunus.base.errors import InputError, UnknownNameError
 from prunus.compare.grid import Grid
 from prunus.methods.presets import PRESETS, options
 from prunus.recipe import Recipe
@@ -69,6 +69,11 @@ def test_a_grid_takes_presets_as_rows():
 def test_options_of_the_command_line():
     given = {"method": "ria", "true_sequential": True, "settings": {"damp": 0.1}}
     assert options(given) == "--method ria --true-sequential True --set damp=0.1"
+
+
+def test_no_method_beside_it_is_no_method():
+    with pytest.raises(InputError, match="method"):
+        Recipe.of(preset="best", method=None)
 
 
 def test_an_unknown_one_is_named():

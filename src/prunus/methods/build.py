@@ -248,9 +248,8 @@ def _updated(name: str, update: str, part: LayerPruner) -> LayerPruner:
 def updates_itself(name: str, row: Method | None = None) -> bool:
     """Return whether the method gives kept weights values of its own, so that no update fits."""
     pruner = (row or find_row(name)).build(None)
-    return not isinstance(
-        pruner.pruner if isinstance(pruner, EachLayer) else pruner, Compose | DaSS
-    )
+    part = pruner.pruner if isinstance(pruner, EachLayer) else pruner
+    return not isinstance(part, Compose | DaSS)
 
 
 def _refined(refine: str, part: LayerPruner) -> LayerPruner:
