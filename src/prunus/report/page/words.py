@@ -7,7 +7,7 @@ import re
 from ..card import ALONG_OUTPUTS
 
 GROUPS = {
-    "layer": "all weights of a layer compete with each other",
+    "layer": "any weights of a layer may be zero",
     "row": "the weights of each row (one output) compete with each other",
     "column": "the weights of each column (one input) compete with each other",
     "heads": "whole attention heads are removed",
