@@ -68,7 +68,7 @@ def of_preset(name: str, pattern: str | None) -> dict[str, Any]:
     if name not in PRESETS:
         raise UnknownNameError("preset", name, PRESETS)
     preset = PRESETS[name]
-    return {**(preset.fixed if is_one(str(pattern)) else preset.free)}
+    return dict(preset.fixed if is_one(str(pattern)) else preset.free)
 
 
 def is_one(pattern: str) -> bool:
