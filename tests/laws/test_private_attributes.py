@@ -106,7 +106,8 @@ PRIVATE = {
 
 # Imports from inside of a library. What its documentation has a page for comes first.
 DOCUMENTED = {
-    *("accelerate.hooks", "safetensors.torch", "scipy.optimize", "scipy.stats", "typer.core"),
+    *("accelerate.hooks", "safetensors.torch", "scipy.optimize", "scipy.sparse"),
+    *("scipy.sparse.csgraph", "scipy.stats", "typer.core"),
     *("matplotlib.figure", "matplotlib.font_manager"),
     *("rich.console", "rich.markup", "rich.progress", "rich.table"),
     *("torch.distributed", "torch.func", "torch.nn.functional", "torch.overrides", "torch.sparse"),

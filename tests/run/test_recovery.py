@@ -21,7 +21,7 @@ from prunus.model.inspect import inspect, start
 from prunus.model.stream import check_adds
 from prunus.model.units import find_modules
 from prunus.run.observer import Silent
-from prunus.run.units_gather import Context, held_out
+from prunus.run.units_gather import Context
 from prunus.run.units_step import DenseStream, Step, Streams
 
 
@@ -109,11 +109,6 @@ def test_onto_itself_is_the_regression_on_its_own_outputs(rng):
     gap = with_ones(x, True)[:, columns] @ kept.T - (x @ weight_OI.T + bias_O)
     relative = float(gap.square().sum()) / expected.energy
     assert found.error(kept) == pytest.approx(relative, rel=1e-4)
-
-
-@pytest.mark.parametrize("samples", [2, 3, 4, 16])
-def test_a_quarter_is_held_out(samples):
-    assert sum(held_out(i, samples) for i in range(samples)) == max(samples // 4, 1)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ def run():
 def test_a_candidate_is_the_model_with_those_weights_removed(run):
     """Beside others that begin as it does, or are another sample's."""
     job, texts_ST = run.job, run.job.ids_ST[:3]
-    depths = dense_depths(job, 8, run.plan, Wanda(), run.pruner.pattern)
+    depths = dense_depths(job, job.ids_ST, run.plan, Wanda(), run.pruner.pattern)
     candidates = Candidates(job, job.recorded(texts_ST), texts_ST, depths)
     plans = []
     for shares in ((0.4, 0.6, 0.8), (0.4, 0.6, 0.2), (0.8, 0.6, 0.4)):

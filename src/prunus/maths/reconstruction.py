@@ -13,6 +13,7 @@ from torch import Tensor
 from ..base.errors import InputError, at_least, one_of
 from ..base.team import ALONE, Team
 from .contracts import Replay
+from .held_out import held_out
 
 EPSILON = 1e-8  # of Adam
 
@@ -27,9 +28,9 @@ class Reconstruction:
     a rate in terms of its weights, ``rate · rms(W ⊙ M)``, so that nothing has to be tuned to the
     size of a model. A weight that is 0 has a gradient of 0 and stays 0.
 
-    Every quarter of the samples (``held_out``) is not learned from. After each pass over the others
-    it says how good the weights are, and the best of all passes are kept: the old ones, if none was
-    better.
+    A quarter of the samples (``held_out``) is not learned from, and has no text in common with the
+    others. After each pass over those it says how good the weights are, and the best of all passes
+    are kept: the old ones, if none was better.
 
     Attributes:
         span: what is reconstructed together: a ``"block"``, or each ``"half"`` of it, first
@@ -79,8 +80,12 @@ class Reconstruction:
             )
         at_least(0, decay=self.decay, patience=self.patience)
 
-    def judges(self, samples: int) -> list[int]:
+    def judges(self, samples: int, groups: Sequence[int] = ()) -> list[int]:
         """Return the samples that are held out: spread evenly, and at least one.
+
+        Args:
+            samples: how many there are.
+            groups: of samples that have text in common, which stay together; none: none have.
 
         Raises:
             InputError: a single sample leaves none to learn from.
@@ -94,12 +99,14 @@ class Reconstruction:
                 "reconstruct.held_out=0 to learn from all without a judge."
             )
         share = self.held_out
-        found = [i for i in range(samples) if int((i + 1) * share) > int(i * share)]
-        return (found or [samples - 1])[: samples - 1]
+        even = [i for i in range(samples) if int((i + 1) * share) > int(i * share)]
+        even = (even or [samples - 1])[: samples - 1]
+        rest = [i for i in range(samples) if i not in even]
+        return held_out(groups or range(samples), len(even), even + rest)
 
-    def steps_over(self, samples: int) -> int:
+    def steps_over(self, teachers: int) -> int:
         """Return how many steps are made at most: whole passes over the samples that teach."""
-        each = math.ceil((samples - len(self.judges(samples))) / self.batch)
+        each = math.ceil(teachers / self.batch)
         return math.ceil(self.steps / each) * each
 
     def work_over(self, samples: int) -> int:
@@ -109,7 +116,7 @@ class Reconstruction:
         """
         judges = len(self.judges(samples))
         teachers = samples - judges
-        passes = self.steps_over(samples) // math.ceil(teachers / self.batch)
+        passes = self.steps_over(teachers) // math.ceil(teachers / self.batch)
         return 3 * teachers * passes + (judges or teachers) * (passes + 1)
 
     def descend(
@@ -117,6 +124,7 @@ class Reconstruction:
         weights: Mapping[str, Tensor],
         replay: Replay,
         *,
+        groups: Sequence[int] = (),
         begun: State | None = None,
         keep: Callable[[State, bool], None] = lambda state, finished: None,
         stepped: Callable[[int, int], None] = lambda done, total: None,
@@ -129,18 +137,18 @@ class Reconstruction:
         Args:
             weights: of pruned layers (O, I), or other parameters, by name.
             replay: what comes out with other weights, and what should.
+            groups: of samples that have text in common: they judge, or teach, together.
             begun: where an earlier run was interrupted.
             keep: given the state after each step, to be continued from later, and at the end, with
                 whether that is the end.
             stepped: called after each step with (done, at most).
             team: the processes that learn together.
         """
-        samples = replay.samples
-        judges = self.judges(samples)
-        teachers = [i for i in range(samples) if i not in judges]
+        judges = self.judges(replay.samples, groups)
+        teachers = [i for i in range(replay.samples) if i not in judges]
         course = _Course.of(self, weights, replay, teachers, judges or teachers, team)
         state = begun or course.start(weights)
-        total = self.steps_over(samples)
+        total = self.steps_over(len(teachers))
         while self._goes_on(state, total):
             state.losses.append(course.descend(state, self._slowed(state.step, total)))
             if state.step % course.each == 0:

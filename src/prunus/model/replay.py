@@ -99,6 +99,7 @@ class Recording:
         first: the number of its first sample; other processes have those before it.
         total: how many samples all processes have together; 0: those that are here.
         weights: how much each token of each sample counts in statistics; None: all alike.
+        groups: of all processes' samples: those that have text in common have the same number.
     """
 
     hidden: Hidden
@@ -107,6 +108,7 @@ class Recording:
     first: int = 0
     total: int = 0
     weights: Sequence[Tensor] | None = None
+    groups: tuple[int, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -122,6 +124,7 @@ class Recording:
             calls=[block[:own] for block in self.calls],
             total=min(samples, self.samples),
             weights=None if self.weights is None else self.weights[:own],
+            groups=self.groups[:samples],
         )
 
     def copy(self) -> Recording:

@@ -33,9 +33,12 @@ class Processed:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, part: slice) -> Processed:
-        weights = None if self.weights is None else self.weights[part]
-        return Processed(self.samples[part], weights, self.said[part])
+    def __getitem__(self, part: slice | Sequence[int]) -> Processed:
+        if isinstance(part, slice):
+            part = range(len(self))[part]
+        weights = None if self.weights is None else tuple(self.weights[i] for i in part)
+        said = tuple(self.said[i] for i in part) if self.said else ()
+        return Processed(tuple(self.samples[i] for i in part), weights, said)
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
@@ -127,6 +130,13 @@ def each(samples: Samples) -> Iterator[Tensor | Sample]:
     if isinstance(samples, Tensor):
         return (ids_T[None] for ids_T in samples)
     return iter(samples)
+
+
+def token_ids(samples: Samples) -> Iterator[Tensor]:
+    """Yield the token ids (T,) of one sample after the other."""
+    if isinstance(samples, Tensor):
+        return iter(samples)
+    return (sample["input_ids"][0] for sample in samples)
 
 
 def _bytes(value: Any) -> bytes:

@@ -29,13 +29,13 @@ from .walk import walk
 
 @torch.no_grad()
 def dense_depths(
-    job: Job, samples: int, plan: Plan, score: Score, pattern: Callable[[Layer], Pattern]
+    job: Job, samples: Samples, plan: Plan, score: Score, pattern: Callable[[Layer], Pattern]
 ) -> Hidden:
     """Return the depth of every planned weight, one flat tensor for each block up to the last.
 
     Args:
         job: the model and its text; spilled as its activations are.
-        samples: of its text, from the first on, that the score reads.
+        samples: of its text, that the score reads.
         plan: names the layers.
         score: of them, on the dense stream.
         pattern: of each layer's mask.
@@ -43,7 +43,7 @@ def dense_depths(
     needs: Needs = score.needs
     kept: Hidden = [] if job.spill is None else Spilled(job.spill)
     last = max(block.index for block in job.blocks if block.planned(plan))
-    recording, empty = job.recording(samples), torch.zeros(1, dtype=torch.int16)
+    recording, empty = job.recorded(samples), torch.zeros(1, dtype=torch.int16)
     for block, stats in dense_pass(
         job.blocks, last, recording, needs, device=job.device, observer=job.observer, team=job.team
     ):

@@ -141,6 +141,7 @@ class Reconstructor:
         learned = self.how.descend(
             weights,
             Unit([block], self.recording, targets, self.device, part.fixed),
+            groups=self.recording.groups,
             begun=self._begun(block, part),
             keep=_Saving(self.journal, block.index, part),
             stepped=self.observer.sample,

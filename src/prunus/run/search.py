@@ -13,17 +13,16 @@ from torch import Tensor
 
 from ..base.errors import NumericalError
 from ..maths.contracts import Pattern, Plan
+from ..maths.held_out import groups_of, last_quarter
 from ..maths.likeliest import Likeliest
 from ..maths.shares import Evolve, Slope
 from ..maths.shares.budget import total
 from ..maths.shares.trials import Trial
 from ..model.blocks import Layer
-from ..model.samples import Samples
+from ..model.samples import Samples, token_ids
 from ..storage.journal import Journal
 from .candidates import Candidates, dense_depths
 from .job import Job
-
-HELD_OUT = 4  # one of so many calibration windows judges; the others score
 
 Settled = Callable[[Sequence[Layer], Sequence[Tensor]], Plan]
 """Shares that meet the budget, from those of a trial."""
@@ -61,8 +60,8 @@ class HeldOut:
         return len(self._text[1])
 
     @cached_property
-    def _text(self) -> tuple[int, Samples]:
-        return held_out(self.job, self.search)
+    def _text(self) -> tuple[Samples, Samples]:
+        return divided(self.job, self.search)
 
     @property
     def tokens(self) -> int:
@@ -132,20 +131,21 @@ class HeldOut:
         return [loss / count for loss in sums]
 
 
-def held_out(job: Job, search: Slope | Evolve) -> tuple[int, Samples]:
-    """Return how many calibration samples score, and the pieces of the others, which judge.
+def divided(job: Job, search: Slope | Evolve) -> tuple[Samples, Samples]:
+    """Return the calibration samples that score, and the pieces of the others, which judge.
 
     Of a single sample, or where each process would not have one to score with, all score.
     """
     ids_ST = job.ids_ST
     assert ids_ST is not None  # an allocation that searches is given text
-    scoring = len(ids_ST) - max(len(ids_ST) // HELD_OUT, 1)
-    judging = ids_ST[scoring:]
+    held = last_quarter(len(ids_ST), groups_of(token_ids(ids_ST)))
+    scoring = [i for i in range(len(ids_ST)) if i not in held]
+    judging = ids_ST[held]
     pieces, length = pieces_of(search, len(ids_ST), ids_ST.numel() // len(ids_ST))
     if isinstance(judging, Tensor):
         whole = judging.shape[1] // length * length
         judging = judging[:, :whole].reshape(-1, length)
-    return (scoring if scoring >= job.team.size else len(ids_ST)), judging[:pieces]
+    return (ids_ST[scoring] if len(scoring) >= job.team.size else ids_ST), judging[:pieces]
 
 
 def pieces_of(search: Slope | Evolve, samples: int, length: int) -> tuple[int, int]:
@@ -154,7 +154,7 @@ def pieces_of(search: Slope | Evolve, samples: int, length: int) -> tuple[int, i
     Samples of a processor stay whole: of those there may be fewer, and longer ones.
     """
     piece = min(search.length, length)
-    most = max(samples // HELD_OUT, 1) * (length // piece)
+    most = max(samples // 4, 1) * (length // piece)
     return max(min(most, search.tokens // piece), 1), piece
 
 

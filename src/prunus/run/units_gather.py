@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,20 +131,15 @@ class Context:
 class Halves:
     """Moments of the second level's inputs: on the text to train on, and on what is held out."""
 
-    def __init__(self, width: int, samples: int, device: torch.device) -> None:
+    def __init__(self, width: int, held: Sequence[int], device: torch.device) -> None:
         self.train, self.held = (Moments(width, device) for _ in range(2))
-        self.samples = samples
+        self.numbers = frozenset(held)
 
     def split(self, number: int, inputs_TI: Tensor) -> None:
         """Add the inputs of one sample."""
-        (self.held if held_out(number, self.samples) else self.train).update(inputs_TI)
+        (self.held if number in self.numbers else self.train).update(inputs_TI)
 
     def merge(self, team: Team) -> None:
         """Add up all processes' sums."""
         self.train.merge(team)
         self.held.merge(team)
-
-
-def held_out(sample: int, samples: int) -> int:
-    """1 for the last quarter of the samples, at least one: least squares is tried on them."""
-    return int(sample >= samples - max(samples // 4, 1))

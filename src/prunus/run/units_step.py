@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..maths.held_out import last_quarter
 from ..maths.scores.units import Gathered
 from ..maths.stats import TokenSample
 from ..maths.updates.ridge import Regression, Solved, joined, solve
@@ -21,7 +22,7 @@ from ..model.units import Depth2
 from ..model.watch import Watcher, watch
 from ..report.layer import LayerReport
 from .gather import samples_at
-from .units_gather import Context, Halves, held_out
+from .units_gather import Context, Halves
 
 
 @dataclass
@@ -122,6 +123,7 @@ class Step:
         """Sum up pruned inputs against what the layers should put out: train, and held out."""
         context, recording = self.context, self.streams.fit
         assert recording is not None
+        held = frozenset(last_quarter(recording.samples, recording.groups))
         halves = [Regression.several(layers, context.device) for _ in range(2)]
         context.announce(self.block, "recover")
         with context.team.agreed():
@@ -129,7 +131,7 @@ class Step:
                 self.block, recording, context.device, context.observer
             ):
                 inputs_TI, targets = self._compare(layers, position, hidden, call)
-                half = halves[held_out(recording.first + position, recording.samples)]
+                half = halves[recording.first + position in held]
                 for layer, part in zip(layers, half, strict=True):
                     part.update(inputs_TI, targets[layer], gram=part is half[0])
         for half in halves:
@@ -169,7 +171,8 @@ class Step:
         pruner, recording = self.context.pruner, self.streams.fit
         if recording is None or not pruner.after or pruner.to_stream:
             return None
-        return Halves(self.module.reader.shape[1], recording.samples, self.context.device)
+        held = last_quarter(recording.samples, recording.groups)
+        return Halves(self.module.reader.shape[1], held, self.context.device)
 
     def gather(self, halves: Halves | None) -> Gathered:
         """Gather what the score reads, and the moments, in one pass if their text is the same."""

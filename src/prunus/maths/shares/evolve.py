@@ -35,7 +35,7 @@ class Evolve:
         swaps: of an offspring, at most: the smaller of two draws.
         offspring: of each generation.
         generations: how many there are.
-        tokens: of held-out text, at most; the last quarter of the calibration windows.
+        tokens: of held-out text, at most: a quarter of the calibration windows.
         length: of the pieces that they are cut into.
         seed: of the mutations.
 

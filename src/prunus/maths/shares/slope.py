@@ -23,7 +23,7 @@ class Slope:
         score: in whose order the weights of a trial go; of a method with a score, that one.
         reach: the largest difference between the share of a block and the mean.
         halvings: of the distance between points, which begins at half of the reach.
-        tokens: of held-out text, at most; the last quarter of the calibration windows.
+        tokens: of held-out text, at most: a quarter of the calibration windows.
         length: of the pieces that they are cut into.
 
     Reference: Huang et al. 2025 (ICML), Determining Layer-wise Sparsity for Large Language Models
