@@ -1,5 +1,7 @@
 """Block reconstruction on small functions: gradients, Adam, what is kept, what stays."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,9 +47,15 @@ class Small:
         return {name: x * masks[name] for name, x in self.dense.items()}
 
     def loss(self, weights, samples):
-        with torch.no_grad():
-            errors = [self.forward(i, weights).double() - self.target(i).double() for i in samples]
-            return sum(float((error**2).sum()) for error in errors) / len(samples)
+        return float(self.error(weights, samples).detach())
+
+    def error(self, weights, samples):
+        """Token by token: squared errors in terms of the targets' squares."""
+        total = 0.0
+        for i in samples:
+            for out, aim in zip(self.forward(i, weights)[0], self.target(i)[0], strict=True):
+                total += ((out.double() - aim.double()) ** 2).sum() / (aim.double() ** 2).sum()
+        return total / len(samples)
 
 
 def test_the_gradient_is_that_of_finite_differences_and_zero_where_a_weight_is_zero():
@@ -71,6 +79,34 @@ def test_the_gradient_is_that_of_finite_differences_and_zero_where_a_weight_is_z
                 assert float(grads[name].view(-1)[place]) == pytest.approx(expected, abs=1e-7)
 
 
+def test_a_token_counts_the_same_whatever_its_size():
+    """One is three hundred times as large as most."""
+    small, sizes = Small(), torch.tensor([300, 1, 1, 2, 5, 1])[None, :, None]
+
+    class Sized(Small):
+        def forward(self, sample, weights):
+            return super().forward(sample, weights) * sizes
+
+    courses = [
+        _Course.of(Reconstruction(), small.pruned(), replay, [0, 1], [2], ALONE)
+        for replay in (small, Sized())
+    ]
+    plain, sized = (course.gradient(small.pruned(), 1.0, [0, 1]) for course in courses)
+    assert sized[1] == pytest.approx(plain[1])
+    for name in plain[0]:
+        torch.testing.assert_close(sized[0][name], plain[0][name])
+
+
+def test_a_token_that_should_put_out_zeros_has_a_finite_loss():
+    small = Small()
+    small.targets[0][0, 2] = 0
+    course = _Course.of(Reconstruction(), small.pruned(), small, [0], [1], ALONE)
+    loss = course.gradient(small.pruned(), 1.0, [0])[1]
+    error = small.forward(0, small.pruned())[0, 2].square().sum()
+    assert loss > error / (1e-6 * small.targets[0].square().sum(2).mean())
+    assert loss < float("inf")
+
+
 def kept_states(how, weights, replay):
     """What would be on disk after each step."""
     found = []
@@ -84,10 +120,11 @@ def kept_states(how, weights, replay):
 
 def test_the_steps_are_those_of_adam_written_out():
     small = Small(samples=5)
-    how = Reconstruction(steps=7, batch=2, rate=0.05, decay=0.1, warmup=0.3, **ALL)
+    how = Reconstruction(steps=7, passes=1, batch=2, rate=0.05, decay=0.1, warmup=0.3, **ALL)
     start = small.pruned()
     states = kept_states(how, start, small)
     assert how.steps_over(5) == 9  # three passes of three steps
+    assert replace(how, passes=4).steps_over(5) == 12
 
     weights = {name: x.clone() for name, x in start.items()}
     mean, square = ({name: torch.zeros_like(x) for name, x in start.items()} for _ in range(2))
@@ -96,8 +133,7 @@ def test_the_steps_are_those_of_adam_written_out():
         order = torch.randperm(5, generator=torch.Generator().manual_seed(step // 3)).tolist()
         batch = order[step % 3 * 2 : step % 3 * 2 + 2]
         leaves = {name: x.clone().requires_grad_() for name, x in weights.items()}
-        loss = sum(((small.forward(i, leaves) - small.target(i)) ** 2).sum() for i in batch)
-        (loss / len(batch) / unit).backward()
+        (small.error(leaves, batch) / unit).backward()
         slow = min((step + 1) / (0.3 * 9 + 1), (9 - step) / (9 - 0.3 * 9))
         for name, leaf in leaves.items():
             kept = start[name] != 0
@@ -149,7 +185,8 @@ def test_a_block_at_its_optimum_stays():
     mask = torch.tensor([True, False, True, True])
     inputs, target = same.inputs[0][0][:, mask], same.targets[0][0]
     optimum = torch.zeros(4, 4, dtype=torch.float64)
-    optimum[:, mask] = torch.linalg.lstsq(inputs, target).solution.T
+    size = target.norm(dim=1, keepdim=True)
+    optimum[:, mask] = torch.linalg.lstsq(inputs / size, target / size).solution.T
     found = Reconstruction(steps=50).descend({"up": optimum}, same)
     assert found.best == pytest.approx(1, abs=1e-9)
     torch.testing.assert_close(found.weights["up"], optimum, rtol=1e-5, atol=1e-6)
@@ -233,9 +270,10 @@ def test_the_work_is_counted():
     [
         ({"span": "layer"}, "span is block or half, not 'layer'"),
         ({"reference": "both"}, "reference is pruned or dense, not 'both'"),
-        ({"steps": 0}, "got 0, 1, 0.003"),
-        ({"batch": 0}, "one sample in each"),
-        ({"rate": 0.0}, "a positive rate"),
+        ({"steps": 0}, "steps is 0; it must be 1 or more"),
+        ({"passes": 0}, "passes is 0; it must be 1 or more"),
+        ({"batch": 0}, "batch is 0; it must be 1 or more"),
+        ({"rate": 0.0}, "rate is 0; it must be above 0"),
         ({"held_out": 1.0}, "below 1; got 0.9, 0.95, 0.1, 1"),
         ({"patience": -1}, "patience"),
     ],

@@ -84,9 +84,13 @@ def test_the_gradient_of_a_real_block_is_that_of_finite_differences():
     grads, _ = course.gradient(weights, 1.0, [0, 1])
 
     def loss(changed):
+        total = 0.0
         with torch.no_grad():
-            errors = [unit.forward(i, {**weights, **changed}) - unit.target(i) for i in (0, 1)]
-        return sum(float((error**2).sum()) for error in errors) / 2
+            for i in (0, 1):
+                aim = unit.target(i)
+                error = (unit.forward(i, {**weights, **changed}) - aim).square().sum(-1)
+                total += float((error / aim.square().sum(-1)).sum())
+        return total / 2
 
     for name, weight in weights.items():
         where = tuple(int(i) for i in torch.unravel_index(weight.abs().argmax(), weight.shape))

@@ -16,14 +16,18 @@ from .contracts import Replay
 from .held_out import held_out
 
 EPSILON = 1e-8  # of Adam
+SMALLEST = 1e-6  # size of a token, squared and in terms of the mean, that it counts with at least
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """``min ‖F(W, X) − F(W ⊙ M, X_p)‖²`` over the weights W that the mask M keeps, by Adam.
+    """Lower ``‖F(W, X) − F(W ⊙ M, X_p)‖²`` over the weights W that the mask M keeps, by Adam.
 
-    The loss of a sample is the squared error at the block's output, summed over tokens and
-    channels, in terms of the held-out loss at the start: 1 is the block as it was pruned. Adam's
+    The loss of a sample is ``Σ_t ‖F_t − Y_t‖² / ‖Y_t‖²``: the squared error of what the block puts
+    out for each token, relative to what it should. Blocks behind read what a norm has made of that,
+    so its size does not count there; undivided, the first token of a window, which can be a hundred
+    times as large as others, would be learned and little else. Losses are in terms of the held-out
+    loss at the start: 1 is the block as it was pruned. Adam's
     rate rises over the first ``warmup`` of all steps and then falls in a line to 0. Each layer has
     a rate in terms of its weights, ``rate · rms(W ⊙ M)``, so that nothing has to be tuned to the
     size of a model. A weight that is 0 has a gradient of 0 and stays 0.
@@ -39,6 +43,7 @@ class Reconstruction:
             stream, F(W, X), which also asks the block to mend what the blocks before it have
             broken. ``"pruned"``: the dense block on the pruned stream, F(W, X_p).
         steps: at least so many, rounded up to whole passes over the samples.
+        passes: over the samples, at least so many: much text teaches more in several.
         batch: samples in a step.
         rate: Adam's, in terms of the root mean square of a layer's kept weights.
         beta1: how slowly Adam's mean of the gradients forgets.
@@ -56,8 +61,9 @@ class Reconstruction:
     span: Literal["block", "half"] = "block"
     reference: Literal["pruned", "dense"] = "dense"
     steps: int = 96
+    passes: int = 4
     batch: int = 1
-    rate: float = 3e-3
+    rate: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.95
     decay: float = 0.0
@@ -68,11 +74,9 @@ class Reconstruction:
 
     def __post_init__(self) -> None:
         one_of(self, span=("block", "half"), reference=("pruned", "dense"))
-        if self.steps < 1 or self.batch < 1 or not self.rate > 0:
-            raise InputError(
-                "Reconstruction needs at least one step, one sample in each, and a positive rate; "
-                f"got {self.steps}, {self.batch}, {self.rate:g}."
-            )
+        at_least(1, steps=self.steps, passes=self.passes, batch=self.batch)
+        if not self.rate > 0:
+            raise InputError(f"rate is {self.rate:g}; it must be above 0.")
         if not all(0 <= x < 1 for x in (self.beta1, self.beta2, self.warmup, self.held_out)):
             raise InputError(
                 "beta1, beta2, warmup and held_out are at least 0 and below 1; got "
@@ -107,7 +111,7 @@ class Reconstruction:
     def steps_over(self, teachers: int) -> int:
         """Return how many steps are made at most: whole passes over the samples that teach."""
         each = math.ceil(teachers / self.batch)
-        return math.ceil(self.steps / each) * each
+        return max(math.ceil(self.steps / each), self.passes) * each
 
     def work_over(self, samples: int) -> int:
         """Return how many forwards of a sample that takes at most; a gradient counts as two more.
@@ -180,7 +184,7 @@ class Reconstructed:
         losses: of every step, on the samples that it learned from.
         means: of the losses of each pass.
         held: the held-out loss before the first step and after each pass; 1 at the start.
-        unit: what 1 stands for: the squared error of a held-out sample, in the mean.
+        unit: what 1 stands for: the loss of a held-out sample, in the mean.
     """
 
     weights: dict[str, Tensor]
@@ -345,7 +349,8 @@ class _Course:
     def _error(self, sample: int, weights: Mapping[str, Tensor]) -> Tensor:
         target_TD = _wide(self.replay.target(sample)).flatten(0, -2)
         error_TD = _wide(self.replay.forward(sample, weights)).flatten(0, -2) - target_TD
-        return error_TD.square().sum()
+        size_T = target_TD.square().sum(1)
+        return (error_TD.square().sum(1) / size_T.clamp_min(SMALLEST * size_T.mean())).sum()
 
 
 def _wide(tensor: Tensor) -> Tensor:
