@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -26,6 +27,21 @@ def windows_of(
         samples=samples, length=length, seed=seed, bos="auto", say=lambda line: None,
     )  # fmt: skip
     return ids_ST
+
+
+def disjoint_windows(tokenizer: Any, source: str, samples: int, length: int) -> Tensor:
+    """Draw token ids (samples, length), none of which overlap, from documents run together.
+
+    The papers' draw takes windows from documents longer than a window, and a file of few long
+    documents has too few of those. The order is that of the text.
+    """
+    text = "\n\n".join(read_documents(source, "calibration").texts)
+    ids_T = torch.tensor(tokenizer(text, verbose=False).input_ids)
+    whole = len(ids_T) // length
+    if whole < samples:
+        raise SystemExit(f"{source} has {len(ids_T)} tokens: {whole} windows.")
+    drawn = torch.randperm(whole, generator=torch.Generator().manual_seed(0))[:samples]
+    return ids_T[: whole * length].view(whole, length)[drawn.sort().values]
 
 
 def head(*names: str) -> None:
