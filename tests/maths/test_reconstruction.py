@@ -106,6 +106,12 @@ def test_a_token_that_should_put_out_zeros_has_a_finite_loss():
     assert loss > error / (1e-6 * small.targets[0].square().sum(2).mean())
     assert loss < float("inf")
 
+    class Silent(Small):
+        def forward(self, sample, weights):
+            return super().forward(sample, weights) * 0
+
+    assert Reconstruction(steps=4).descend(small.pruned(), Silent()).losses == []
+
 
 def kept_states(how, weights, replay):
     """What would be on disk after each step."""

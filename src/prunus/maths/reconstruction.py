@@ -350,7 +350,8 @@ class _Course:
         target_TD = _wide(self.replay.target(sample)).flatten(0, -2)
         error_TD = _wide(self.replay.forward(sample, weights)).flatten(0, -2) - target_TD
         size_T = target_TD.square().sum(1)
-        return (error_TD.square().sum(1) / size_T.clamp_min(SMALLEST * size_T.mean())).sum()
+        least = max(SMALLEST * float(size_T.mean()), torch.finfo(size_T.dtype).tiny)
+        return (error_TD.square().sum(1) / size_T.clamp_min(least)).sum()
 
 
 def _wide(tensor: Tensor) -> Tensor:
