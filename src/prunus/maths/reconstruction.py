@@ -27,10 +27,11 @@ class Reconstruction:
     out for each token, relative to what it should. Blocks behind read what a norm has made of that,
     so its size does not count there; undivided, the first token of a window, which can be a hundred
     times as large as others, would be learned and little else. Losses are in terms of the held-out
-    loss at the start: 1 is the block as it was pruned. Adam's
-    rate rises over the first ``warmup`` of all steps and then falls in a line to 0. Each layer has
-    a rate in terms of its weights, ``rate · rms(W ⊙ M)``, so that nothing has to be tuned to the
-    size of a model. A weight that is 0 has a gradient of 0 and stays 0.
+    loss at the start: 1 is the block as it was pruned.
+
+    Adam's rate rises over the first ``warmup`` of all steps and then falls in a line to 0. Each
+    layer has a rate in terms of its weights, ``rate · rms(W ⊙ M)``, so that nothing has to be tuned
+    to the size of a model. A weight that is 0 has a gradient of 0 and stays 0.
 
     A quarter of the samples (``held_out``) is not learned from, and has no text in common with the
     others. After each pass over those it says how good the weights are, and the best of all passes
@@ -350,8 +351,8 @@ class _Course:
         target_TD = _wide(self.replay.target(sample)).flatten(0, -2)
         error_TD = _wide(self.replay.forward(sample, weights)).flatten(0, -2) - target_TD
         size_T = target_TD.square().sum(1)
-        least = max(SMALLEST * float(size_T.mean()), torch.finfo(size_T.dtype).tiny)
-        return (error_TD.square().sum(1) / size_T.clamp_min(least)).sum()
+        least = (SMALLEST * size_T.mean()).clamp_min(torch.finfo(size_T.dtype).tiny)
+        return (error_TD.square().sum(1) / size_T.maximum(least)).sum()
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -15,13 +15,15 @@ from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..base.errors import NumericalError, UnsupportedModelError
-from .samples import Sample, keywords
+from ..maths.held_out import groups_of
+from .samples import Sample, Samples, keywords, token_ids
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Recording:
         first: the number of its first sample; other processes have those before it.
         total: how many samples all processes have together; 0: those that are here.
         weights: how much each token of each sample counts in statistics; None: all alike.
-        groups: of all processes' samples: those that have text in common have the same number.
+        texts: the samples of all processes, as they were recorded; None: nobody asks for them.
     """
 
     hidden: Hidden
@@ -108,7 +110,12 @@ class Recording:
     first: int = 0
     total: int = 0
     weights: Sequence[Tensor] | None = None
-    groups: tuple[int, ...] = ()
+    texts: Samples | None = None
+
+    @cached_property
+    def groups(self) -> tuple[int, ...]:
+        """Of all processes' samples: those that have text in common have the same number."""
+        return () if self.texts is None else groups_of(token_ids(self.texts))
 
     @property
     def samples(self) -> int:
@@ -124,7 +131,7 @@ class Recording:
             calls=[block[:own] for block in self.calls],
             total=min(samples, self.samples),
             weights=None if self.weights is None else self.weights[:own],
-            groups=self.groups[:samples],
+            texts=None if self.texts is None else self.texts[:samples],
         )
 
     def copy(self) -> Recording:

@@ -14,12 +14,11 @@ from transformers import PreTrainedModel
 
 from ..base.errors import InputError
 from ..base.team import Team
-from ..maths.held_out import groups_of
 from ..methods.table import published
 from ..model.blocks import Block
 from ..model.inspect import first_of, inspect, start
 from ..model.replay import Recording, Trace
-from ..model.samples import Processed, Samples, token_ids
+from ..model.samples import Processed, Samples
 from ..model.weights import Weights
 from ..recipe import Recipe
 from ..report import PruningReport
@@ -177,7 +176,7 @@ class Job:
         recording.first, recording.total = own.start, len(chosen)
         recording.weights = chosen[own].weights if isinstance(chosen, Processed) else None
         recording.min_tokens = self.recipe.min_tokens
-        recording.groups = groups_of(token_ids(chosen))
+        recording.texts = chosen
         return recording
 
     def fingerprint(self, checkpoint: str | Path) -> dict[str, Any]:

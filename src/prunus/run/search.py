@@ -154,7 +154,7 @@ def pieces_of(search: Slope | Evolve, samples: int, length: int) -> tuple[int, i
     Samples of a processor stay whole: of those there may be fewer, and longer ones.
     """
     piece = min(search.length, length)
-    most = max(samples // 4, 1) * (length // piece)
+    most = len(last_quarter(samples)) * (length // piece)
     return max(min(most, search.tokens // piece), 1), piece
 
 
