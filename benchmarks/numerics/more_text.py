@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--fields", type=yaml.safe_load, default={}, help="of the recipe, as YAML")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_args()
     tokenizer = load_tokenizer(given.model)
@@ -38,6 +39,7 @@ def main() -> None:
         output=given.output,
         tokens_ST=windows_ST,
         dtype="float32",
+        device=given.device,
         resume=given.resume,
         **given.fields,
     )
