@@ -47,6 +47,10 @@ RUNS = {
         "method": "wanda", "reconstruct": "block",
         "settings": {"reconstruct.steps": 6, "reconstruct.batch": 2},
     },
+    "reconstructed in twos": {
+        "method": "wanda", "reconstruct": "block",
+        "settings": {"reconstruct.steps": 6, "reconstruct.batch": 2, "reconstruct.blocks": 2},
+    },
     "joint": {
         "method": "besa", "bits": 4, "group": 16, "quantize": "before",
         "settings": {"allocation.steps": 6, "allocation.granularity": "two-blocks"},

@@ -53,8 +53,8 @@ def outputs(model, block):
     return seen["given"], seen["given"] + seen["attention"], whole
 
 
-def ready(model, how, index=0):
-    """A reconstructor at a block of the dense model, with a plan of all its layers."""
+def ready(model, how, index=0, count=1):
+    """A reconstructor at blocks of the dense model, with a plan of all their layers."""
     blocks, traced = inspect(model, TOKENS[:1])
     recording = start(model, blocks, traced, TOKENS)
     with torch.no_grad():
@@ -62,23 +62,26 @@ def ready(model, how, index=0):
             recording.advance(block.index, block.module, torch.device("cpu"))
     reference = recording.copy() if how.reference == "dense" else None
     where = (len(blocks), torch.device("cpu"), Silent())
-    plan = {layer.name: 0.5 for layer in blocks[index].layers}
-    return Reconstructor(how, recording, reference, *where), blocks[index], plan
+    unit = blocks[index : index + count]
+    plan = {layer.name: 0.5 for block in unit for layer in block.layers}
+    return Reconstructor(how, recording, reference, *where), unit, plan
 
 
-def test_the_gradient_of_a_real_block_is_that_of_finite_differences():
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_gradient_of_real_blocks_is_that_of_finite_differences(count):
     model = load_tiny("gpt2")[0].double()  # whose norms compute in float64, unlike Llama's
-    learner, block, plan = ready(model, Reconstruction(reference="pruned", norms=True))
-    [part] = parts(block, plan, learner.how)
+    how = Reconstruction(reference="pruned", norms=True, blocks=count)
+    learner, blocks, plan = ready(model, how, count=count)
+    [part] = parts(blocks, plan, how)
     with torch.no_grad():
-        learner.aim(block, plan, False)
-    unit = Unit([block], learner.recording, learner._targets["block"], torch.device("cpu"))
+        learner.aim(blocks, plan, False)
+    unit = Unit(blocks, learner.recording, learner._targets["block"], torch.device("cpu"))
     weights = {}
     for layer in part.layers:
         keep_OI = layer.weight_OI.abs() > layer.weight_OI.abs().median()
         weights[layer.name] = layer.weight_OI * keep_OI
-    own = dict(block.module.named_parameters(prefix=block.name))
-    assert len(part.vectors) == 2 * 2 + 4  # of two norms, and a bias of each layer
+    own = {n: x for b in blocks for n, x in b.module.named_parameters(prefix=b.name)}
+    assert len(part.vectors) == count * (2 * 2 + 4)  # of two norms, and a bias of each layer
     weights |= {name: own[name].detach().clone() for name in part.vectors}
     course = _Course.of(learner.how, weights, unit, [0, 1], [2], ALONE)
     grads, _ = course.gradient(weights, 1.0, [0, 1])
@@ -105,14 +108,14 @@ def test_the_gradient_of_a_real_block_is_that_of_finite_differences():
 
 def test_targets_are_what_the_dense_model_puts_out_behind_each_half():
     model = load_tiny("llama")[0]
-    learner, block, plan = ready(model, Reconstruction("half", "pruned"), 1)
+    learner, [block], plan = ready(model, Reconstruction("half", "pruned"), 1)
     with torch.no_grad():
-        learner.aim(block, plan, False)
+        learner.aim([block], plan, False)
         _, attention, whole = outputs(model, 1)
         stacked = {name: torch.cat(list(x)) for name, x in learner._targets.items()}
         torch.testing.assert_close(stacked["attention"], attention)
         torch.testing.assert_close(stacked["mlp"], whole)
-        first, second = parts(block, plan, learner.how)
+        first, second = parts([block], plan, learner.how)
         assert {x.role for x in first.layers} == {"q", "k", "v", "o"}
         assert {x.role for x in second.layers} == {"gate", "up", "down"}
         for layer in block.layers:
@@ -126,10 +129,10 @@ def test_the_reference_is_the_dense_stream_or_what_the_dense_block_makes_of_the_
     """Of the second block: the first one's error is in the one, and not in the other."""
     seen = {}
 
-    def note(self, block, plan, idle):
-        aim(self, block, plan, idle)
+    def note(self, unit, plan, idle):
+        aim(self, unit, plan, idle)
         targets = self._targets.get("block") or self.reference.hidden
-        seen[self.how.reference, block.index] = torch.cat([x.clone() for x in targets])
+        seen[self.how.reference, unit[-1].index] = torch.cat([x.clone() for x in targets])
 
     aim, dense = Reconstructor.aim, load_tiny("llama")[0]
     with pytest.MonkeyPatch.context() as patched:
@@ -285,6 +288,11 @@ def test_a_run_that_ended_within_a_block_goes_on_to_the_same_bytes(tmp_path, mon
             "with --true-sequential cannot have --permutation",
         ),
         ({"reconstruct": "blocks"}, "Did you mean 'block'"),
+        (
+            {"reconstruct": "half", "settings": {"reconstruct.blocks": 2}},
+            "Give --reconstruct block",
+        ),
+        ({"settings": {"reconstruct.blocks": 0}}, "blocks is 0; it must be 1 or more"),
         ({"reconstruct": "none"}, "--set reconstruct.steps is for a run with --reconstruct"),
         ({"settings": {"reconstruct.stepz": 1}}, "no field 'stepz'"),
         ({"tokens_ST": TOKENS[:1]}, "needs at least 2; got 1"),

@@ -199,6 +199,10 @@ def test_needs_are_those_of_the_shapes(monkeypatch, tmp_path):
     weights = sum(layer.shape[0] * layer.shape[1] for layer in block.layers)
     assert half.activations == 3 * gram.activations  # the targets of both halves
     assert half.held == gram.held + 4 * 7 * weights
+    twos = {"reconstruct": "block", "settings": {"reconstruct.blocks": 2}}
+    pairs = prepared(monkeypatch, method="sparsegpt", **twos, **where)[1]
+    assert pairs.activations == 3 * gram.activations  # and the pair's beginning
+    assert pairs.held == gram.held + block_bytes(block) + 2 * 4 * 7 * weights
     before = prepared(monkeypatch, method="goa", recovery="before", **where)[1]
     assert before.activations == 2 * gram.activations
     assert before.held > prepared(monkeypatch, method="goa", **where)[1].held

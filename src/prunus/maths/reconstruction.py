@@ -61,6 +61,7 @@ class Reconstruction:
 
     span: Literal["block", "half"] = "block"
     reference: Literal["pruned", "dense"] = "dense"
+    blocks: int = 1
     steps: int = 96
     passes: int = 4
     batch: int = 1
@@ -75,7 +76,12 @@ class Reconstruction:
 
     def __post_init__(self) -> None:
         one_of(self, span=("block", "half"), reference=("pruned", "dense"))
-        at_least(1, steps=self.steps, passes=self.passes, batch=self.batch)
+        at_least(1, blocks=self.blocks, steps=self.steps, passes=self.passes, batch=self.batch)
+        if self.span == "half" and self.blocks > 1:
+            raise InputError(
+                f"--set reconstruct.blocks={self.blocks} has whole blocks learn together, and "
+                "--reconstruct half each half of one. Give --reconstruct block."
+            )
         if not self.rate > 0:
             raise InputError(f"rate is {self.rate:g}; it must be above 0.")
         if not all(0 <= x < 1 for x in (self.beta1, self.beta2, self.warmup, self.held_out)):

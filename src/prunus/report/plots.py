@@ -128,9 +128,10 @@ def reconstruction(parts: Sequence[Mapping[str, Any]], path: str | Path, title: 
 
 
 def part_name(part: Mapping[str, Any]) -> str:
-    """Name a part of a block that was reconstructed."""
+    """Name a block that was reconstructed, a part of it, or several that learned together."""
     half = "" if part["part"] == "block" else f", {part['part']}"
-    return f"block {part['block']}{half}"
+    first, last = part.get("blocks", [part["block"]])[0], part["block"]
+    return f"block {last}{half}" if first == last else f"blocks {first} to {last}"
 
 
 def _over_steps(

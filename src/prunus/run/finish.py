@@ -171,8 +171,7 @@ def _journal(run: Run, request: Request, output: Path) -> Iterator[Journal | Non
     except NotVerifiedError:
         raise  # which says what is kept
     except BaseException:
-        found = journal.blocks or journal.searched or journal.residual is not None
-        if found or has_answers(journal.folder):
+        if journal.worthwhile or has_answers(journal.folder):
             done = f"{len(journal.blocks)} of {len(job.blocks)} blocks"
             job.observer.say(f"{done} are done and kept; --resume goes on from there")
         else:

@@ -36,7 +36,7 @@ from .gather import recorded
 from .learn import Learner
 from .observer import Observer
 from .reconstruct import RECONSTRUCTED, Reconstructor
-from .walk import align, taken_up, walk
+from .walk import align, taken_up, units_of, walk
 
 
 @torch.no_grad()
@@ -89,38 +89,64 @@ def prune_blocks(
         pruner.check(block, plan)
     reports: list[LayerReport] = []
     last = max((block.index for block in blocks if block.planned(plan)), default=-1)
-    for block in walk(blocks, last, None if dense_inputs else recording, device, observer):
-        if dense_inputs and recording is not None and _idle(block, plan, journal, team):
+    together = reconstructor.how.blocks if reconstructor is not None else 1
+    units = {x.index: unit for unit in units_of(blocks[: last + 1], together) for x in unit}
+    waiting: list[tuple[Block, list[LayerReport], Beside]] = []
+    walked = None if dense_inputs else recording
+    for block in walk(blocks, last, walked, device, observer, together):
+        unit = units[block.index]
+        done = bool(team.told(journal is not None and journal.holds(x.index for x in unit)))
+        if dense_inputs and recording is not None and (done or not block.planned(plan)):
             recording.advance(block.index, block.module, device, observer.sample)
         shares, rule = learner(block) if learner is not None else (plan, pruner)
-        if reconstructor is not None:
-            reconstructor.aim(block, plan, _idle(block, plan, journal, team))
-        before = taken_up(block, journal, team)
+        if reconstructor is not None and block is unit[0]:
+            reconstructor.aim(unit, plan, done or not any(x.planned(plan) for x in unit))
+        before = taken_up(block, journal, team) if done else None
         if before is not None:
-            done, noted = before
+            found, noted = before
             orders.take_up(noted)
             if reconstructor is not None:
                 reconstructor.curves += noted.get(RECONSTRUCTED, [])
-        else:
-            done, beside, noted = [], Beside(orders), {}
-            for stage in _stages(block, shares, true_sequential):
-                stats = recorded(
-                    block, len(blocks), recording, pruner.needs, device, observer, team,
-                    advance=dense_inputs,
-                )  # fmt: skip
-                observer.block(block.index, len(blocks), block.name, "prune")
-                with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
-                    if reconstructor is not None:
-                        reconstructor.look(block.planned(stage), stats)
-                    done += prune_block(block, stats, rule, stage, observer, notes, beside)
-                align(block, team)
-            if reconstructor is not None:
-                done, noted = reconstructor(block, plan, done, orders)
-            if journal is not None:
-                names = {name for layer in block.layers for name in (layer.site, layer.name)}
-                journal.write(block, done, beside.packed, {**orders.noted(names), **noted})
-        reports += done
+            reports += found
+            continue
+        found, beside = [], Beside(orders)
+        for stage in _stages(block, shares, true_sequential):
+            stats = recorded(
+                block, len(blocks), recording, pruner.needs, device, observer, team,
+                advance=dense_inputs,
+            )  # fmt: skip
+            observer.block(block.index, len(blocks), block.name, "prune")
+            with _arranged(channels, block, stats, stage, pruner) as (stats, notes):
+                if reconstructor is not None:
+                    reconstructor.look(block.planned(stage), stats)
+                found += prune_block(block, stats, rule, stage, observer, notes, beside)
+            align(block, team)
+        waiting.append((block, found, beside))
+        if block is unit[-1]:
+            reports += _finished(waiting, plan, reconstructor, orders, journal)
+            waiting = []
     observer.done()
+    return reports
+
+
+def _finished(
+    unit: Sequence[tuple[Block, list[LayerReport], Beside]],
+    plan: Plan,
+    reconstructor: Reconstructor | None,
+    orders: Orders,
+    journal: Journal | None,
+) -> list[LayerReport]:
+    """Reconstruct a unit of pruned blocks, and put it into the journal; return its reports."""
+    curves = reconstructor(plan) if reconstructor is not None else []
+    reports: list[LayerReport] = []
+    for block, found, beside in unit:
+        if reconstructor is not None:
+            found = reconstructor.reported(block, found, orders)
+        if journal is not None:
+            names = {name for layer in block.layers for name in (layer.site, layer.name)}
+            learned = {RECONSTRUCTED: curves} if curves and block is unit[-1][0] else {}
+            journal.write(block, found, beside.packed, {**orders.noted(names), **learned})
+        reports += found
     return reports
 
 
@@ -161,12 +187,6 @@ def _arranged(
         return
     with channels.arranged(block, stats, plan, pruner.ordering) as arranged:
         yield arranged
-
-
-def _idle(block: Block, plan: Plan, journal: Journal | None, team: Team) -> bool:
-    """Whether no statistics of the block are gathered: it is done already, or stays dense."""
-    done = team.told(journal is not None and journal.holds([block.index]))
-    return bool(done) or not block.planned(plan)
 
 
 def _stages(block: Block, plan: Plan, true_sequential: bool) -> list[Plan]:

@@ -11,7 +11,7 @@ from ..maths.likeliest import LIKELIEST
 from ..maths.moments import Moments
 from ..maths.shares import Evolve, Slope, learner_of, split_of
 from ..maths.shares.units import removable
-from ..model.blocks import Block
+from ..model.blocks import Block, Layer
 from ..model.units import Depth2
 from ..model.weights import Weights
 from ..storage.assembly import SMALL
@@ -22,6 +22,7 @@ from .prepare import Request, Run
 from .room import Need, bytes_of, fit, statistics_bytes
 from .search import pieces_of
 from .units_run import UnitsRun
+from .walk import units_of
 from .weights_run import WeightsRun
 
 
@@ -71,7 +72,14 @@ def _state_bytes(run: WeightsRun) -> int:
     """Size of the state of a block's reconstruction on disk: see ``maths.reconstruction.State``."""
     if run.reconstruction is None:
         return 0
-    return max(16 * sum(x.weight_OI.numel() for x in b.planned(run.plan)) for b in run.planned)
+    return max(16 * sum(x.weight_OI.numel() for x in some) for some in _learning(run))
+
+
+def _learning(run: WeightsRun) -> list[list[Layer]]:
+    """Return the layers of each unit of blocks that learn together, or of each block."""
+    how = run.reconstruction
+    units = units_of(run.job.blocks, 1 if how is None else how.blocks)
+    return [[x for block in unit for x in block.planned(run.plan)] for unit in units]
 
 
 def _streams(run: WeightsRun) -> int:
@@ -79,19 +87,22 @@ def _streams(run: WeightsRun) -> int:
     learns = learner_of(run.allocation)
     beside = 1 if learns is not None and learns.reference == "dense" else 0
     how = run.reconstruction
-    aims = 0 if how is None else 2 if how.span == "half" else 1
+    aims = 0 if how is None else 2 if how.span == "half" or how.blocks > 1 else 1
     return 1 + max(beside + aims, learns is not None)
 
 
 def _descent_bytes(run: WeightsRun) -> int:
-    """Size of a block's dense weights, and of what its reconstruction holds, in float32.
+    """Size of a unit's dense weights, and of what its reconstruction holds, in float32.
 
     That is the weights and the best of them, two moments, and the gradients of a sample and of all.
+    All blocks of a unit are at hand; the first is counted elsewhere.
     """
-    if run.reconstruction is None:
+    how = run.reconstruction
+    if how is None:
         return 0
-    planned = [[x.weight_OI for x in block.planned(run.plan)] for block in run.planned]
-    return max(bytes_of(some) + 24 * sum(x.numel() for x in some) for some in planned)
+    planned = [[x.weight_OI for x in some] for some in _learning(run)]
+    beside = (how.blocks - 1) * max(map(block_bytes, run.job.blocks))
+    return beside + max(bytes_of(some) + 24 * sum(x.numel() for x in some) for some in planned)
 
 
 def _with_search(found: Need, run: WeightsRun, search: Slope | Evolve) -> Need:

@@ -1,7 +1,8 @@
 """Block reconstruction on its way through the blocks, beside the loop.
 
-The loop calls it three times for every block: while the block is dense (``aim``), before its layers
-are pruned (``look``), and when they all are, to learn.
+The loop calls it for every unit of blocks that learn together: while they are dense (``aim``),
+before the layers of each are pruned (``look``), when all of them are, to learn, and then for new
+reports (``reported``).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ RECONSTRUCTED = "reconstructed"  # in the journal: what the report says of a blo
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a block that learns together.
+    """What learns together: a unit of blocks, or a part of one.
 
     Attributes:
         name: for the report: ``block``, ``attention`` or ``mlp``.
@@ -58,12 +59,12 @@ class Part:
 
 @dataclass
 class Reconstructor:
-    """New values for the kept weights, block after block.
+    """New values for the kept weights, unit after unit.
 
     Attributes:
         how: the reconstruction.
         recording: the pruned stream, which the loop advances.
-        reference: the dense stream, at the next block; None: targets are what the dense block makes
+        reference: the dense stream, at the next unit; None: targets are what the dense blocks make
             of the pruned stream.
         blocks: how many there are.
         device: where they are.
@@ -82,23 +83,30 @@ class Reconstructor:
     journal: Journal | None = None
     team: Team = ALONE
     curves: list[dict[str, Any]] = field(default_factory=list)
+    _unit: Sequence[Block] = ()
+    _begin: Recording | None = None
     _targets: dict[str, Hidden] = field(default_factory=dict)
     _dense: dict[str, tuple[TokenSample | None, Tensor]] = field(default_factory=dict)
 
-    def aim(self, block: Block, plan: Plan, idle: bool) -> None:
-        """Note what the parts of the block should put out; it is at hand and dense.
+    def aim(self, unit: Sequence[Block], plan: Plan, idle: bool) -> None:
+        """Note what the parts of the unit should put out; it is at hand and dense.
 
         Not if it is ``idle``: done already, or not to be pruned.
         """
         stream = self.recording if self.reference is None else self.reference
-        self._targets, self._dense = {}, {}
-        for part in [] if idle else parts(block, plan, self.how):
+        self._unit, self._targets, self._dense = unit, {}, {}
+        for part in [] if idle else parts(unit, plan, self.how):
             if part.silent or self.reference is None:
-                ahead = stream.copy()
-                ahead.advance(block.index, replaced(block, part.fixed), self.device)
-                self._targets[part.name] = ahead.hidden
+                self._targets[part.name] = self._behind(stream.copy(), part.fixed)
         if self.reference is not None:
-            self.reference.advance(block.index, block.module, self.device)
+            self._behind(self.reference, {})
+        self._begin = self.recording.copy() if len(unit) > 1 and not idle else None
+
+    def _behind(self, stream: Recording, fixed: Mapping[str, Tensor]) -> Hidden:
+        """Take a stream to the end of the unit; return what it is there."""
+        for block in self._unit:
+            stream.advance(block.index, replaced(block, fixed), self.device)
+        return stream.hidden
 
     def look(self, layers: Sequence[Layer], stats: Mapping[str, Statistics]) -> None:
         """Note dense weights and some of what they read, both in the order of the report."""
@@ -107,49 +115,53 @@ class Reconstructor:
             sample = here[TokenSample] if TokenSample in here else None
             self._dense[layer.name] = sample, layer.weight_OI.clone()
 
-    def __call__(
-        self, block: Block, plan: Plan, reports: Sequence[LayerReport], orders: Orders
-    ) -> tuple[list[LayerReport], dict[str, Any]]:
-        """Learn the weights of the block, whose layers are pruned.
-
-        Returns:
-            The layers' reports of the new weights, and what the journal should note.
-        """
-        curves = []
-        for part in parts(block, plan, self.how):
-            self.observer.block(block.index, self.blocks, block.name, "reconstruct")
+    def __call__(self, plan: Plan) -> list[dict[str, Any]]:
+        """Learn the weights of the unit, whose layers are pruned; return the curves."""
+        last, curves = self._unit[-1], []
+        for part in parts(self._unit, plan, self.how):
+            self.observer.block(last.index, self.blocks, last.name, "reconstruct")
             begun = time.perf_counter()
-            learned = self._learned(block, part)
-            _write(block, part, learned)
-            align(block, self.team)
-            curves.append(self._curve(block, part, learned, time.perf_counter() - begun))
+            learned = self._learned(part)
+            _write(self._unit, part, learned)
+            for block in self._unit:
+                align(block, self.team)
+            curves.append(self._curve(part, learned, time.perf_counter() - begun))
         self.curves += curves
-        layers = {layer.name: layer for layer in block.layers}
-        reports = [self._reported(layers[x.name], x, orders) for x in reports]
-        self._targets, self._dense = {}, {}
-        return reports, {RECONSTRUCTED: curves}
+        if self._begin is not None:
+            self._overtake(self._begin)
+        self._targets, self._begin = {}, None
+        return curves
 
-    def _learned(self, block: Block, part: Part) -> Reconstructed:
+    def _overtake(self, begin: Recording) -> None:
+        """Take the pruned stream from the unit's beginning to its last block once more."""
+        for block in self._unit[:-1]:
+            begin.advance(block.index, block.module, self.device)
+        for i in range(len(begin.hidden)):
+            self.recording.hidden[i] = begin.hidden[i]
+        self.recording.calls = begin.calls
+
+    def _learned(self, part: Part) -> Reconstructed:
+        last = self._unit[-1]
         if part.name in self._targets:
             targets = self._targets[part.name]
         else:
             assert self.reference is not None
             targets = self.reference.hidden
         weights = {layer.name: layer.weight_OI for layer in part.layers}
-        own = dict(block.module.named_parameters(prefix=block.name))
+        own = _parameters(self._unit)
         weights |= {name: own[name].detach() for name in part.vectors}
         learned = self.how.descend(
             weights,
-            Unit([block], self.recording, targets, self.device, part.fixed),
+            Unit(self._unit, self._begin or self.recording, targets, self.device, part.fixed),
             groups=self.recording.groups,
-            begun=self._begun(block, part),
-            keep=_Saving(self.journal, block.index, part),
+            begun=self._begun(last, part),
+            keep=_Saving(self.journal, last.index, part),
             stepped=self.observer.sample,
             team=self.team,
         )
         if not all(map(math.isfinite, [learned.unit, *learned.losses, *learned.held])):
             raise NumericalError(
-                f"{block.name}: the loss became NaN or inf while the block was reconstructed. Use "
+                f"{last.name}: the loss became NaN or inf while the block was reconstructed. Use "
                 "--dtype float32, or a lower --set reconstruct.rate."
             )
         return learned
@@ -168,11 +180,10 @@ class Reconstructor:
             self.team.broadcast_(tensors[name])
         return state_of({name: x.to(self.device) for name, x in tensors.items()})
 
-    def _curve(
-        self, block: Block, part: Part, learned: Reconstructed, seconds: float
-    ) -> dict[str, Any]:
+    def _curve(self, part: Part, learned: Reconstructed, seconds: float) -> dict[str, Any]:
         return {
-            "block": block.index,
+            "block": self._unit[-1].index,
+            "blocks": [block.index for block in self._unit],
             "part": part.name,
             "steps": len(learned.losses),
             "loss": learned.means,
@@ -181,9 +192,15 @@ class Reconstructor:
             "seconds": seconds,
         }
 
+    def reported(
+        self, block: Block, reports: Sequence[LayerReport], orders: Orders
+    ) -> list[LayerReport]:
+        """Return what the layers' reports say of the weights that a block of the unit has now."""
+        layers = {layer.name: layer for layer in block.layers}
+        return [self._reported(layers[x.name], x, orders) for x in reports]
+
     def _reported(self, layer: Layer, report: LayerReport, orders: Orders) -> LayerReport:
-        """Return what the report says of the new weight."""
-        sample, dense_OI = self._dense[layer.name]
+        sample, dense_OI = self._dense.pop(layer.name)
         new_OI = layer.weight_OI
         sparsity = int((new_OI == 0).sum()) / new_OI.numel()
         if layer.site in orders.gathered:
@@ -217,27 +234,36 @@ class _Saving:
         self.due = now + max(SAVE, RARELY * (now - begun))
 
 
-def _write(block: Block, part: Part, learned: Reconstructed) -> None:
+def _write(unit: Sequence[Block], part: Part, learned: Reconstructed) -> None:
     """Store what was learned."""
     for layer in part.layers:
         layer.write(learned.weights[layer.name])
-    own = dict(block.module.named_parameters(prefix=block.name))
+    own = _parameters(unit)
     for name in part.vectors:
         own[name].copy_(learned.weights[name])
 
 
-def parts(block: Block, plan: Plan, how: Reconstruction) -> list[Part]:
-    """Return what of the block learns together, in order.
+def _parameters(unit: Sequence[Block]) -> dict[str, Tensor]:
+    """Return the parameters of blocks by their full names."""
+    return {
+        name: x for block in unit for name, x in block.module.named_parameters(prefix=block.name)
+    }
+
+
+def parts(unit: Sequence[Block], plan: Plan, how: Reconstruction) -> list[Part]:
+    """Return what of a unit of blocks learns together, in order.
 
     Raises:
         UnsupportedModelError: halves are asked for, and the block has none.
     """
-    layers = block.planned(plan)
+    touched = [block for block in unit if block.planned(plan)]
+    layers = [layer for block in touched for layer in block.planned(plan)]
     if not layers:
         return []
-    vectors = _vectors(block) if how.norms else []
+    vectors = [name for block in touched for name in _vectors(block)] if how.norms else []
     if how.span == "block":
         return [Part("block", layers, vectors, [])]
+    (block,) = unit
     last = [x for x in block.layers if x.kind == "mlp" and x.feeds is None]
     if not last or all(x.kind == "mlp" for x in block.layers):
         raise UnsupportedModelError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -38,18 +39,28 @@ def walk(
     recording: Recording | None,
     device: torch.device,
     observer: Observer,
+    together: int = 1,
 ) -> Iterator[Block]:
     """Yield each block up to index ``last``, at hand and on the device.
 
     When the caller is done with a block, the samples go through it as it has become. A recording
     that is None, or that the caller advances himself and does not give here, stays where it is.
+    The blocks of a unit of ``together`` are at hand from its beginning to its end.
     """
-    for block in blocks[: last + 1]:
-        with on(device, block):
-            yield block
-            if recording is not None and block.index < last:
-                observer.block(block.index, len(blocks), block.name, "advance")
-                recording.advance(block.index, block.module, device, observer.sample)
+    for unit in units_of(blocks[: last + 1], together):
+        with ExitStack() as stack:
+            for block in unit:
+                stack.enter_context(on(device, block))
+            for block in unit:
+                yield block
+                if recording is not None and block.index < last:
+                    observer.block(block.index, len(blocks), block.name, "advance")
+                    recording.advance(block.index, block.module, device, observer.sample)
+
+
+def units_of(blocks: Sequence[Block], size: int) -> list[list[Block]]:
+    """Group consecutive blocks: the first ``size`` of the model, the next, and what is left."""
+    return [list(unit) for _, unit in groupby(blocks, lambda block: block.index // size)]
 
 
 def align(block: Block, team: Team) -> None:

@@ -38,6 +38,7 @@ from .loop import prune_blocks
 from .passes import outliers, residual_order
 from .reconstruct import RECONSTRUCTED, Reconstructor, parts
 from .search import HeldOut, searched
+from .walk import units_of
 
 
 @dataclass
@@ -312,8 +313,8 @@ def _reconstructed(journal: Journal | None) -> list[dict[str, Any]]:
 def _check_reconstruction(how: Reconstruction, job: Job, plan: Plan) -> None:
     """Raise InputError for too few samples, UnsupportedModelError for blocks without halves."""
     how.judges(0 if job.ids_ST is None else len(job.ids_ST))
-    for block in job.blocks:
-        parts(block, plan, how)
+    for unit in units_of(job.blocks, how.blocks):
+        parts(unit, plan, how)
 
 
 def _check_gated(method: str, blocks: Sequence[Block]) -> None:

@@ -127,6 +127,12 @@ class Journal:
         """Return whether all of these blocks are done."""
         return all(index in self.blocks for index in blocks)
 
+    @property
+    def worthwhile(self) -> bool:
+        """Whether there is anything that a later run can go on from."""
+        descents = any(self.folder.glob(f"{DESCENT}-*"))
+        return bool(self.blocks or self.searched or descents) or self.residual is not None
+
     def order_residual(self, order_I: Tensor) -> None:
         """Note the order that the whole model is in from now on."""
         self.residual = order_I.cpu()
