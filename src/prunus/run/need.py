@@ -101,7 +101,8 @@ def _descent_bytes(run: WeightsRun) -> int:
     if how is None:
         return 0
     planned = [[x.weight_OI for x in some] for some in _learning(run)]
-    beside = (how.blocks - 1) * max(map(block_bytes, run.job.blocks))
+    blocks = run.job.blocks
+    beside = (min(how.blocks, len(blocks)) - 1) * max(map(block_bytes, blocks))
     return beside + max(bytes_of(some) + 24 * sum(x.numel() for x in some) for some in planned)
 
 
