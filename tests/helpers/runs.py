@@ -28,6 +28,22 @@ class Ends(Silent):
             raise self.error("the end")
 
 
+class Counts(Silent):
+    """Ends a run at a step of learning in a block, and notes where others begin."""
+
+    def __init__(self, block=None, at=None):
+        self.block_index, self.at, self.now, self.begun = block, at, None, {}
+
+    def block(self, index, total, name, step):
+        self.now = index if step == "reconstruct" else None
+
+    def sample(self, done, total):
+        if self.now is not None:
+            self.begun.setdefault(self.now, done)
+            if (self.now, done) == (self.block_index, self.at):
+                raise KeyboardInterrupt
+
+
 def tensors(folder):
     return {k: t for file in folder.glob("*.safetensors") for k, t in load_file(file).items()}
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import prunus
 from helpers.models import MODELS, load_tiny
 from helpers.random_models import FAMILIES, IDS, MIXTURES, STATE, build
-from helpers.runs import same, tensors
+from helpers.runs import Counts, same, tensors
 from prunus.base.errors import CheckpointError, InputError, UnsupportedModelError
 from prunus.base.team import ALONE
 from prunus.cli.main import app
@@ -237,22 +237,6 @@ def test_norms_learn_too_and_the_checkpoint_verifies(tmp_path):
 def test_a_state_space_block_has_no_halves():
     with pytest.raises(UnsupportedModelError, match="no attention with an MLP behind it"):
         pruned(build("mamba", STATE), reconstruct="half", tokens_ST=IDS)
-
-
-class Counts(Silent):
-    """Ends a run at a step of learning in a block, and notes where others begin."""
-
-    def __init__(self, block=None, at=None):
-        self.block_index, self.at, self.now, self.begun = block, at, None, {}
-
-    def block(self, index, total, name, step):
-        self.now = index if step == "reconstruct" else None
-
-    def sample(self, done, total):
-        if self.now is not None:
-            self.begun.setdefault(self.now, done)
-            if (self.now, done) == (self.block_index, self.at):
-                raise KeyboardInterrupt
 
 
 def test_a_run_that_ended_within_a_block_goes_on_to_the_same_bytes(tmp_path, monkeypatch):

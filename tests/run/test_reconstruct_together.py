@@ -6,7 +6,7 @@ import torch
 import prunus
 from helpers.models import MODELS, load_tiny
 from helpers.random_models import FAMILIES, IDS, MIXTURES, build
-from helpers.runs import Ends, same
+from helpers.runs import Counts, Ends, same
 from prunus.judge.verify import verify
 from prunus.report.plots import part_name
 from prunus.run import reconstruct
@@ -122,20 +122,6 @@ def test_later_blocks_read_keys_and_values_of_the_new_weights(monkeypatch):
     torch.testing.assert_close(seen[1], behind(new, 3, ids))
 
 
-class Counts(Silent):
-    """Ends a run at a step of learning."""
-
-    def __init__(self, at):
-        self.at, self.learns = at, False
-
-    def block(self, index, total, name, step):
-        self.learns = step == "reconstruct"
-
-    def sample(self, done, total):
-        if self.learns and done == self.at:
-            raise KeyboardInterrupt
-
-
 class Writes(Silent):
     """Ends a run between the writing of a unit's blocks."""
 
@@ -149,9 +135,11 @@ class Writes(Silent):
         monkeypatch.setattr(Journal, "write", write)
 
 
-@pytest.mark.parametrize("run", [WITH_NORMS, LEARNED], ids=["norms", "besa"])
+@pytest.mark.parametrize(("run", "last"), [(WITH_NORMS, 1), (LEARNED, 2)], ids=["norms", "besa"])
 @pytest.mark.parametrize("end", ["second block", "step", "written", "behind"])
-def test_a_run_that_ended_within_a_unit_goes_on_to_the_same_bytes(run, end, tmp_path, monkeypatch):
+def test_a_run_that_ended_within_a_unit_goes_on_to_the_same_bytes(
+    run, last, end, tmp_path, monkeypatch
+):
     monkeypatch.setattr(reconstruct, "SAVE", 0.0)
     monkeypatch.setattr(reconstruct, "RARELY", 0)
     pruned(output=tmp_path / "whole", **run)
@@ -159,7 +147,7 @@ def test_a_run_that_ended_within_a_unit_goes_on_to_the_same_bytes(run, end, tmp_
     with monkeypatch.context() as patched:
         observer = {
             "second block": lambda: Ends(1, "prune"),
-            "step": lambda: Counts(4),
+            "step": lambda: Counts(last, 4),
             "written": lambda: Writes(patched, 1),
             "behind": lambda: Ends(2, "prune"),
         }[end]()
