@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -166,6 +166,12 @@ class BlockPruner(Protocol):
     ) -> Iterator[tuple[LayerView, Pruned]]:
         """Yield the planned layers one by one; the loop writes each before it asks for more."""
         ...
+
+
+Precision = Literal["model", "bfloat16"]
+"""What the products of matrices in a replay are computed in: the model's dtype, or bfloat16, which
+new processors multiply twice as fast as float32 or more; sums, norms and what is learned stay in
+the dtypes that they have."""
 
 
 class Replay(Protocol):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..base.errors import InputError, at_least, one_of
 from ..base.team import ALONE, Team
-from .contracts import Replay
+from .contracts import Precision, Replay
 from .held_out import held_out
 
 EPSILON = 1e-8  # of Adam
@@ -54,6 +54,7 @@ class Reconstruction:
         held_out: share of the samples that judge. 0: all are learned from, and judge.
         patience: passes without a better one after which it ends early; 0: never.
         norms: whether biases and the weights of norms learn too.
+        precision: of the products of matrices while learning, and while judging.
 
     Reference: Guo et al. 2024, "EBFT", arXiv:2402.12419, section 3: AdamW at 2e-4 for all layers
     alike, ten passes in batches of 8, no samples held out.
@@ -73,9 +74,11 @@ class Reconstruction:
     held_out: float = 0.25
     patience: int = 3
     norms: bool = False
+    precision: Precision = "model"
 
     def __post_init__(self) -> None:
         one_of(self, span=("block", "half"), reference=("pruned", "dense"))
+        one_of(self, precision=("model", "bfloat16"))
         at_least(1, blocks=self.blocks, steps=self.steps, passes=self.passes, batch=self.batch)
         if self.span == "half" and self.blocks > 1:
             raise InputError(
@@ -336,7 +339,9 @@ class _Course:
         mean.lerp_(grad, 1 - how.beta1)
         square.lerp_(grad.square(), 1 - how.beta2)
         done = state.step + 1
-        size = (square / (1 - how.beta2**done)).sqrt_().add_(EPSILON)
+        # Nothing beside EPSILON; but a root of exactly 0 takes some processors fifty times as long.
+        squared = (square / (1 - how.beta2**done)).add_(EPSILON**4)
+        size = squared.sqrt_().add_(EPSILON)
         move = (mean / (1 - how.beta1**done)).div_(size)
         weight.sub_((move + how.decay * weight).mul_(self.rates.get(name, 0.0) * slowed))
 
@@ -356,9 +361,14 @@ class _Course:
     def _error(self, sample: int, weights: Mapping[str, Tensor]) -> Tensor:
         target_TD = _wide(self.replay.target(sample)).flatten(0, -2)
         error_TD = _wide(self.replay.forward(sample, weights)).flatten(0, -2) - target_TD
-        size_T = target_TD.square().sum(1)
-        least = (SMALLEST * size_T.mean()).clamp_min(torch.finfo(size_T.dtype).tiny)
-        return (error_TD.square().sum(1) / size_T.maximum(least)).sum()
+        return by_token(error_TD, target_TD)
+
+
+def by_token(error_TD: Tensor, target_TD: Tensor) -> Tensor:
+    """Return ``Σ_t ‖error_t‖² / ‖target_t‖²``; tokens without a size count little, not as NaN."""
+    size_T = target_TD.square().sum(1)
+    least = (SMALLEST * size_T.mean()).clamp_min(torch.finfo(size_T.dtype).tiny)
+    return (error_TD.square().sum(1) / size_T.maximum(least)).sum()
 
 
 def _wide(tensor: Tensor) -> Tensor:

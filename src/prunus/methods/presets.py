@@ -43,7 +43,11 @@ PRESETS = {
             "update": "least-squares",
             "refine": "swaps",
             "reconstruct": "block",
-            "settings": {"allocation.granularity": "two-blocks", "reconstruct.norms": True},
+            "settings": {
+                "allocation.granularity": "two-blocks",
+                "allocation.norm": "token",
+                "reconstruct.norms": True,
+            },
         },
         {
             "method": "mrp-sm",

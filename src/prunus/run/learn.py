@@ -114,12 +114,13 @@ class Learner:
     ) -> None:
         begun = time.perf_counter()
         scores, targets = self._look(unit, layers)
+        precision = self.allocation.precision
         with torch.enable_grad():
             learned = self.allocation.learn(
                 {layer.name: layer.weight_OI for layer in layers},
                 scores,
                 budgets,
-                Unit(unit, self.recording, targets, self.device),
+                Unit(unit, self.recording, targets, self.device, precision=precision),
                 self.observer.sample,
                 self.team,
             )

@@ -150,9 +150,10 @@ class Reconstructor:
         weights = {layer.name: layer.weight_OI for layer in part.layers}
         own = _parameters(self._unit)
         weights |= {name: own[name].detach() for name in part.vectors}
+        where = (self._unit, self._begin or self.recording, targets, self.device)
         learned = self.how.descend(
             weights,
-            Unit(self._unit, self._begin or self.recording, targets, self.device, part.fixed),
+            Unit(*where, part.fixed, self.how.precision),
             groups=self.recording.groups,
             begun=self._begun(last, part),
             keep=_Saving(self.journal, last.index, part),

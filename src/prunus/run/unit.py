@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from ..maths.contracts import Precision
 from ..model.blocks import Block
 from ..model.replay import Hidden, Recording
 
@@ -24,6 +25,7 @@ class Unit:
         targets: what should come out of the last.
         device: where they are.
         fixed: weights (O, I) in place of the blocks' own, by layer name, whatever else is given.
+        precision: what matrices are multiplied in, see ``Precision``.
     """
 
     blocks: Sequence[Block]
@@ -31,6 +33,7 @@ class Unit:
     targets: Hidden
     device: torch.device
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
+    precision: Precision = "model"
 
     @property
     def samples(self) -> int:
@@ -47,7 +50,8 @@ class Unit:
         hidden = self.recording.hidden[here].to(self.device)
         for block in self.blocks:
             call = self.recording.calls[block.index][here]
-            hidden = call(replaced(block, {**weights, **self.fixed}), hidden)
+            with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bfloat16"):
+                hidden = call(replaced(block, {**weights, **self.fixed}), hidden)
         return hidden
 
     def target(self, sample: int) -> Tensor:
