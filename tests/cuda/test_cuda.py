@@ -39,11 +39,18 @@ COMPOSED = {
         "preset": "best", "sparsity": 0.6,
     },
     "half a block reconstructed": {"method": "sparsegpt", "reconstruct": "half"},
+    "best, learned in bfloat16": {
+        "preset": "best", "sparsity": 0.6,
+        "settings": {f"{part}.precision": "bfloat16" for part in ("allocation", "reconstruct")},
+    },
     "the model's own text": {"method": "wanda", "calibration": "self"},
     "a grid first": {"method": "wanda", "bits": 4, "quantize": "before"},
     "a grid after": {"method": "mrp-sm", "bits": 4},
 }  # fmt: skip
-LEARNS = ("besa", "besa, two blocks, swaps, reconstructed with norms", "half a block reconstructed")
+LEARNS = (
+    "besa", "besa, two blocks, swaps, reconstructed with norms", "half a block reconstructed",
+    "best, learned in bfloat16",
+)  # fmt: skip
 DRAWS = ("the model's own text",)  # CUDA has random numbers of its own
 UNITS = {
     **{name: {"method": name, "sparsity": 0.3} for name in STRUCTURED},

@@ -287,20 +287,6 @@ def test_a_loss_that_is_no_number_is_said(monkeypatch):
         prunus.prune(model, method="besa", tokenizer=tokenizer, **FEW)
 
 
-def test_by_token_each_error_counts_in_terms_of_its_own_token():
-    """A first token a hundred times as large decides the Frobenius loss, and not this one."""
-    _, _, unit = unit_of("llama", torch.float32)
-    unit.targets[1][:, 0] *= 100
-    out_TD, aim_TD = unit.forward(1, {})[0].detach(), unit.targets[1][0]
-    expected = 0.0
-    for token, aim in zip(out_TD.tolist(), aim_TD.tolist(), strict=True):
-        wrong = sum((a - b) ** 2 for a, b in zip(token, aim, strict=True))
-        expected += wrong / sum(b**2 for b in aim)
-    found = BESA(norm="token")._error(unit, 1, {})
-    assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
-    assert expected == pytest.approx(0.99**2, rel=1e-3)  # of the first token, and of no other
-
-
 def test_learning_stops_when_the_shares_rest():
     model, tokenizer = load_tiny("llama")
     run = {"method": "besa", "tokenizer": tokenizer, **FEW}
@@ -314,7 +300,6 @@ def test_learning_stops_when_the_shares_rest():
         besa(reference="dense"),
         besa(rule="count"),
         besa(norm="channel"),
-        besa(norm="token"),
         besa(per="layer", candidates=10),
     ],
 )

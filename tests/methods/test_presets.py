@@ -37,9 +37,9 @@ def test_options_beside_it_replace_its_parts():
 @pytest.mark.parametrize(
     ("beside", "gone"),
     [
-        ({"method": "wanda"}, {"allocation.granularity", "allocation.norm"}),
-        ({"method": "mrp-sm"}, {"allocation.granularity", "allocation.norm", "update"}),
-        ({"allocation": "slope"}, {"allocation.granularity", "allocation.norm"}),
+        ({"method": "wanda"}, {"allocation.granularity"}),
+        ({"method": "mrp-sm"}, {"allocation.granularity", "update"}),
+        ({"allocation": "slope"}, {"allocation.granularity"}),
         ({"reconstruct": "none"}, {"reconstruct.norms"}),
     ],
 )

@@ -361,14 +361,9 @@ class _Course:
     def _error(self, sample: int, weights: Mapping[str, Tensor]) -> Tensor:
         target_TD = _wide(self.replay.target(sample)).flatten(0, -2)
         error_TD = _wide(self.replay.forward(sample, weights)).flatten(0, -2) - target_TD
-        return by_token(error_TD, target_TD)
-
-
-def by_token(error_TD: Tensor, target_TD: Tensor) -> Tensor:
-    """Return ``Σ_t ‖error_t‖² / ‖target_t‖²``; tokens without a size count little, not as NaN."""
-    size_T = target_TD.square().sum(1)
-    least = (SMALLEST * size_T.mean()).clamp_min(torch.finfo(size_T.dtype).tiny)
-    return (error_TD.square().sum(1) / size_T.maximum(least)).sum()
+        size_T = target_TD.square().sum(1)
+        least = (SMALLEST * size_T.mean()).clamp_min(torch.finfo(size_T.dtype).tiny)
+        return (error_TD.square().sum(1) / size_T.maximum(least)).sum()
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -43,11 +43,7 @@ PRESETS = {
             "update": "least-squares",
             "refine": "swaps",
             "reconstruct": "block",
-            "settings": {
-                "allocation.granularity": "two-blocks",
-                "allocation.norm": "token",
-                "reconstruct.norms": True,
-            },
+            "settings": {"allocation.granularity": "two-blocks", "reconstruct.norms": True},
         },
         {
             "method": "mrp-sm",

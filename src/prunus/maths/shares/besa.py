@@ -14,7 +14,6 @@ from ...base.errors import InputError, at_least, one_of
 from ...base.team import ALONE, Team
 from ..contracts import Needs, Precision, Replay, Score
 from ..grids import Grid
-from ..reconstruction import by_token
 from ..scores import Wanda
 from .kept import Ranks, Rule, Shares, flattest
 
@@ -73,10 +72,8 @@ class BESA:
             outweighs what a mask can change, and shares follow noise: on SmolLM2-135M at 60 %
             70.97 instead of 60.09; with a share for each layer 166.33, where Wanda has 120.03.
         rule: how shares become masks while learning; see ``Shares.hard``.
-        norm: ``"frobenius"`` of equation (1); ``"channel"``: each channel's error by the norm of
-            its reference, as in the authors' code; or ``"token"``: each token's by that of its own,
-            as in block reconstruction, so that a first token a hundred times as large as the others
-            does not outweigh them.
+        norm: ``"frobenius"`` of equation (1), or ``"channel"``: each channel's error by the norm of
+            its reference, as in the authors' code.
         candidates: D.
         epochs: passes over all samples; the paper makes 1 over 128. 0: as many as make ``steps``.
         steps: at least so many, rounded up to whole epochs, where ``epochs`` is 0.
@@ -97,7 +94,7 @@ class BESA:
     granularity: Literal["attention-mlp", "block", "two-blocks"] = "block"
     reference: Literal["dense", "pruned"] = "pruned"
     rule: Rule = "probability"
-    norm: Literal["frobenius", "channel", "token"] = "frobenius"
+    norm: Literal["frobenius", "channel"] = "frobenius"
     candidates: int = 100
     epochs: int = 0
     steps: int = 64
@@ -115,7 +112,7 @@ class BESA:
             granularity=("attention-mlp", "block", "two-blocks"),
             reference=("dense", "pruned"),
             rule=("probability", "count"),
-            norm=("frobenius", "channel", "token"),
+            norm=("frobenius", "channel"),
             precision=("model", "bfloat16"),
         )
         if not 2 <= self.candidates <= 1000 or self.steps < 1 or not self.rate > 0:
@@ -188,8 +185,6 @@ class BESA:
         error_TD = replay.forward(sample, weights).flatten(0, -2).float() - target_TD
         if self.norm == "frobenius":
             return error_TD.square().sum()
-        if self.norm == "token":
-            return by_token(error_TD, target_TD)
         size_D = target_TD.square().sum(0).clamp_min(1e-12)
         return (error_TD.square().sum(0) / size_D).mean()
 
