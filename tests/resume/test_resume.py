@@ -84,6 +84,20 @@ def test_one_block_is_at_hand(tmp_path):
     assert isinstance(load_weights(MODELS / "llama"), InMemory)
 
 
+@pytest.mark.parametrize("run", [{"method": "wanda"}, {"method": "goa", "sparsity": 0.3}])
+def test_the_time_is_that_of_all_runs(run, tmp_path):
+    """A run that was ended twice, of which each had spent an hour or so."""
+    for index, hours in ((1, 1), (2, 2)):
+        end(tmp_path / "out", index, "record", resume=hours > 1, **run, **FAST)
+        path = unfinished(tmp_path / "out") / LINES
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert 3600 * (hours - 1) < lines[-1]["spent"] < 3600 * hours
+        lines[-1]["spent"] = 3600.0 * hours
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = prunus.prune(MODELS / "llama", output=tmp_path / "out", resume=True, **run, **FAST)
+    assert 7200 < result.report.seconds < 10800
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_streamed_in_another_dtype(dtype, tmp_path):
     prunus.prune(MODELS / "opt", method="wanda", dtype=dtype, output=tmp_path / "out", **FAST)

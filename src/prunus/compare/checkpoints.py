@@ -31,7 +31,6 @@ class Checkpoints:
         trust: whether code that the checkpoint brings may run.
         say: told what happens, in sentences.
         observer: who is told of every step of a run, by its title; None: as for ``prune``.
-        seconds: of the runs that shared a walk: their own, and their share of it.
         peak: highest resident memory while the last one was made.
     """
 
@@ -40,7 +39,6 @@ class Checkpoints:
     trust: bool
     say: Callable[[str], None]
     observer: Callable[[str], Observer | None]
-    seconds: dict[str, float] = field(default_factory=dict)
     peak: int = 0
     _walks: dict[str, dict[str, Cell]] = field(default_factory=dict)
 
@@ -92,10 +90,6 @@ class Checkpoints:
         self.say(f"one walk for {len(todo)} runs: {'; '.join(map(str, walk.values()))}")
         try:
             with watching(self.observer(f"{len(todo)} runs")) as observer:
-                spent = prune_together(
-                    self.model, todo, trust_remote_code=self.trust, observer=observer
-                )
+                prune_together(self.model, todo, trust_remote_code=self.trust, observer=observer)
         except PrunusError as error:
             self.say(f"each run takes a walk of its own: {error}")
-            return
-        self.seconds |= {output.name: seconds for output, seconds in spent.items()}

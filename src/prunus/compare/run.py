@@ -129,7 +129,7 @@ class Comparison:
             quality=quality,
             sparsity=report.structured.share_of_blocks if report.structured else report.sparsity,
             token_bytes=token_bytes(model, report.grid),
-            seconds=self._checkpoints.seconds.get(own, report.seconds),
+            seconds=report.seconds,
             judged_seconds=time.perf_counter() - begun,
             peak_bytes=self._checkpoints.peak,
             calibration=report.protocol.sha256 if report.protocol else None,

@@ -135,8 +135,12 @@ class Job:
         """Whether an earlier run has finished all of these blocks; the same in all processes."""
         return bool(self.team.told(journal is not None and journal.holds(touched)))
 
-    def report(self, begun: float, **own: Any) -> PruningReport:
-        """Report on a run that began at that ``perf_counter``; ``own`` are fields of its kind."""
+    def report(self, begun: float, journal: Journal | None, **own: Any) -> PruningReport:
+        """Report on a run that began at that ``perf_counter``; ``own`` are fields of its kind.
+
+        Its time is that of all runs that the journal has seen.
+        """
+        earlier = journal.earlier if journal is not None else 0.0
         paper, url = published(self.recipe.method)
         return PruningReport(
             model=self.name,
@@ -145,7 +149,7 @@ class Job:
             url=url,
             protocol=self.protocol,
             recovery_protocol=self.recovery_protocol,
-            seconds=time.perf_counter() - begun,
+            seconds=earlier + time.perf_counter() - begun,
             processes=self.team.size,
             **own,
         )

@@ -70,7 +70,7 @@ def prune_together(
     *,
     trust_remote_code: bool,
     observer: Observer,
-) -> dict[Path, float]:
+) -> None:
     """Prune up to the checkpoints, which ``prune(…, resume=True)`` then finishes.
 
     Args:
@@ -78,9 +78,6 @@ def prune_together(
         recipes: by the output of each; all of them ``reads_alike``.
         trust_remote_code: run code that comes with the checkpoint.
         observer: told of every step.
-
-    Returns:
-        Seconds that each took: its own, and its share of the walk.
 
     Raises:
         InputError: anything that cannot be used, with the cure.
@@ -101,7 +98,7 @@ def prune_together(
             output: _own(base.job, model, output, recipe, stack)
             for output, recipe in recipes.items()
         }
-        return _walked(base.job, runs)
+        _walked(base.job, runs)
 
 
 def _own(job: Job, model: str | Path, output: Path, recipe: Recipe, stack: ExitStack) -> _Own:
@@ -115,13 +112,16 @@ def _own(job: Job, model: str | Path, output: Path, recipe: Recipe, stack: ExitS
     return _Own(run, run.allocated(journal)[0], journal)
 
 
-def _walked(job: Job, runs: Mapping[Path, _Own]) -> dict[Path, float]:
-    """Take every block through all runs that lack it; return the seconds of each."""
+def _walked(job: Job, runs: Mapping[Path, _Own]) -> None:
+    """Take every block through all runs that lack it.
+
+    The time of each, for its journal, is its own and its share of the walk.
+    """
     spent = dict.fromkeys(runs, 0.0)
     blocks = job.blocks
     lacking = [block.index for block in blocks for own in runs.values() if own.lacks(block)]
     if not lacking:
-        return spent
+        return
     recording = job.recording()
     assert recording is not None  # whatever reads statistics was given text
     for block in walk(blocks, max(lacking), None, job.device, job.observer):
@@ -134,12 +134,12 @@ def _walked(job: Job, runs: Mapping[Path, _Own]) -> dict[Path, float]:
         stats = gather(block, recording, wanted, job.device, job.observer, then="advance")
         share = (time.perf_counter() - begun) / len(runs)
         for output, own in runs.items():
-            begun = time.perf_counter()
+            spent[output] += share
+            own.journal.begun = time.perf_counter() - spent[output]
             if output in todo:
                 _prune(block, len(blocks), own, stats)
-            spent[output] += share + time.perf_counter() - begun
+            spent[output] = time.perf_counter() - own.journal.begun
     job.observer.done()
-    return spent
 
 
 def _prune(block: Block, blocks: int, own: _Own, stats: Mapping[str, Statistics]) -> None:

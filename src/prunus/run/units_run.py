@@ -173,6 +173,7 @@ class UnitsRun:
             job.observer.say(units.bound)
         report = job.report(
             begun,
+            journal,
             pruner=repr(pruner),
             pattern=None,
             requested=self.requested(units),

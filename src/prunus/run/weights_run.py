@@ -136,6 +136,7 @@ class WeightsRun:
         )
         report = job.report(
             begun,
+            journal,
             pruner=spelled(self.pruner),
             allocation=repr(self.allocation),
             pattern=self.pattern,

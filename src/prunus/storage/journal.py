@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -48,6 +49,8 @@ class Journal:
         searched: by the number of the question, what candidates were judged to be.
         different: what differed between the runs that made it, where they were allowed to.
         held: the open file that keeps other processes away.
+        earlier: seconds that earlier runs had spent when they wrote their last line.
+        begun: when this run began, by ``time.perf_counter``.
     """
 
     folder: Path
@@ -58,6 +61,8 @@ class Journal:
     searched: dict[int, dict[str, Any]] = field(default_factory=dict)
     different: Differences = field(default_factory=dict)
     held: IO[bytes] | None = None
+    earlier: float = 0.0
+    begun: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def open(
@@ -121,6 +126,7 @@ class Journal:
         self.outliers = None if counted is None else {int(k): v for k, v in counted.items()}
         self.learned = {x["learned"]: x for x in lines if "learned" in x}
         self.searched = {x["searched"]: x for x in lines if "searched" in x}
+        self.earlier = max((x["spent"] for x in lines if "spent" in x), default=0.0)
         say(f"resuming: {len(self.blocks)} blocks are done")
 
     def holds(self, blocks: Iterable[int]) -> bool:
@@ -279,8 +285,9 @@ class Journal:
             # else a network file system without locks: two runs at once would not be noticed
 
     def _append(self, line: Mapping[str, Any]) -> None:
+        spent = self.earlier + time.perf_counter() - self.begun
         with explained(self.folder):
-            append_line(self.folder / LINES, line)
+            append_line(self.folder / LINES, {**line, "spent": spent})
 
 
 @torch.no_grad()
