@@ -316,7 +316,7 @@ def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path, two):
         env={**ENV, "DIES": f"1:{first_block(output)}"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "start all processes again with --resume" in done.stderr
+    assert "resuming: " in done.stderr  # torchrun may end the survivor before it says a word
     same(two / "sparsegpt", output)
 
 
