@@ -311,12 +311,14 @@ def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path, two):
     output = tmp_path / "out"
     words = [*COMMAND, *asked("sparsegpt", output), "--resume"]
     launcher, *more = torchrun(2, *words)
+    again = ["--max-restarts=1", "--monitor-interval=5"]  # the survivor has time for its sentence
     done = subprocess.run(
-        [launcher, *more[:2], "--max-restarts=1", *more[2:]],
+        [launcher, *more[:2], *again, *more[2:]],
         env={**ENV, "DIES": f"1:{first_block(output)}"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "resuming: " in done.stderr  # torchrun may end the survivor before it says a word
+    assert "start all processes again with --resume" in done.stderr
+    assert "resuming: " in done.stderr
     same(two / "sparsegpt", output)
 
 

@@ -18,7 +18,7 @@ BOTH = {**LOW, "allocation.precision": "bfloat16", "allocation.steps": 8}
 
 
 def learned(model, settings, **run):
-    """The report of a run that learns, with few steps."""
+    """Prune by what is learned in few steps."""
     few = {"reconstruct.steps": 6, **settings}
     own = {"method": "besa", "reconstruct": "block", "tokens_ST": TOKENS, "settings": few}
     return prunus.prune(model, observer=prunus.Silent(), **{**own, **run})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -77,8 +77,12 @@ class Reconstruction:
     precision: Precision = "model"
 
     def __post_init__(self) -> None:
-        one_of(self, span=("block", "half"), reference=("pruned", "dense"))
-        one_of(self, precision=("model", "bfloat16"))
+        one_of(
+            self,
+            span=("block", "half"),
+            reference=("pruned", "dense"),
+            precision=get_args(Precision),
+        )
         at_least(1, blocks=self.blocks, steps=self.steps, passes=self.passes, batch=self.batch)
         if self.span == "half" and self.blocks > 1:
             raise InputError(
@@ -339,7 +343,7 @@ class _Course:
         mean.lerp_(grad, 1 - how.beta1)
         square.lerp_(grad.square(), 1 - how.beta2)
         done = state.step + 1
-        # Nothing beside EPSILON; but a root of exactly 0 takes some processors fifty times as long.
+        # Nothing beside EPSILON; but the root of exactly 0 can take eighty times as long.
         squared = (square / (1 - how.beta2**done)).add_(EPSILON**4)
         size = squared.sqrt_().add_(EPSILON)
         move = (mean / (1 - how.beta1**done)).div_(size)

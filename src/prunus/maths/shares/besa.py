@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -113,7 +113,7 @@ class BESA:
             reference=("dense", "pruned"),
             rule=("probability", "count"),
             norm=("frobenius", "channel"),
-            precision=("model", "bfloat16"),
+            precision=get_args(Precision),
         )
         if not 2 <= self.candidates <= 1000 or self.steps < 1 or not self.rate > 0:
             raise InputError(
