@@ -122,7 +122,7 @@ def test_a_resumed_run_is_the_undisturbed_one(index, step, tmp_path):
     result = prunus.prune(
         MODELS / "llama", output=tmp_path / "out", resume=True, observer=watcher, **run
     )
-    assert f"resuming: {done} blocks are done" in watcher.said
+    assert f"resuming after {done} block{'s' * (done != 1)}" in watcher.said
     assert [i for i, step in watcher.steps if step == "prune"] == list(range(done, 3))
     same(tmp_path / "whole", tmp_path / "out")
     assert result.verification.ok

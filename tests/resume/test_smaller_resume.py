@@ -103,7 +103,7 @@ def test_every_kind_of_run_resumes(run, done, tmp_path):
     result = prunus.prune(
         MODELS / "llama", output=tmp_path / "out", resume=True, observer=watcher, **run
     )
-    assert f"resuming: {done} blocks are done" in watcher.said
+    assert f"resuming after {done} block{'s' * (done != 1)}" in watcher.said
     assert {i for i, step in watcher.steps if step == "prune"} == set(range(index, 3))
     same(tmp_path / "whole", tmp_path / "out")
     assert widths(tmp_path / "whole") == widths(tmp_path / "out")

@@ -112,7 +112,7 @@ def test_a_run_that_ends_among_answers_goes_on_at_the_first_unanswered(
     result = prunus.prune(folder, resume=True, observer=watcher, **run)
     done = 2 if at[1] == "answer" else 4
     assert asked == list(range(done, 4))
-    assert f"resuming: {done} prompts are answered" in watcher.said
+    assert f"resuming: {done} answers from before" in watcher.said
     first, second = tensors(whole.output), tensors(result.output)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (whole.output / "answers.jsonl").read_bytes() == (

@@ -535,7 +535,7 @@ def test_verify_finds_the_pattern_of_what_others_pruned(source, tmp_path):
     tensors["model.norm.weight"][0] = float("nan")
     changed(out, tensors)
     problems = " ".join(verify(out, source=source, pattern="2:4").problems)
-    assert "1 layers are not 2:4: model.layers.0.mlp.up_proj" in problems
+    assert "1 layer is not 2:4: model.layers.0.mlp.up_proj" in problems
     assert "model.norm.weight holds NaN" in problems
     assert "tensors that were not to be pruned differ" in problems
 

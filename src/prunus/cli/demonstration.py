@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ..api import evaluate, prune
 from ..base.atomic import check_output
 from ..base.errors import InputError
+from ..base.words import number_of
 from ..recipe import Recipe
 from ..run.finish import write
 from ..run.observer import Silent
@@ -41,7 +42,8 @@ def demo(
     say(f"SmolLM2-135M-Instruct from {path.name}: unpacking 4-bit weights to float32 …")
     tokenizer, model = load_tokenizer(path), load_model(path, dtype="float32")
     dense_weights = copy.deepcopy(model.state_dict())
-    say(f"Scoring the dense model on {windows} windows of held-out Python documentation …")
+    scored = number_of(windows, "window")
+    say(f"Scoring the dense model on {scored} of held-out Python documentation …")
     perplexity = score(model, tokenizer, length, windows)
     rows: list[dict[str, Any]] = [
         {"method": "dense", "pattern": "", "sparsity": 0.0, "perplexity": perplexity, "seconds": 0}
@@ -135,7 +137,7 @@ def show_table(rows: list[dict[str, Any]], best: dict[str, Any], windows: int, l
     """Print the one table."""
     table = Table(
         title="SmolLM2-135M, perplexity on held-out Python documentation "
-        f"({windows} windows of {length} tokens; lower is better)"
+        f"({number_of(windows, 'window')} of {length} tokens; lower is better)"
     )
     for heading in ("method", "pattern"):
         table.add_column(heading)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..base.words import number_of
 from .console import command, print_json, print_line, print_table
 from .options import DtypeName, Json, TrustRemoteCode
 
@@ -145,11 +146,11 @@ def _as_json(texts: list[Evaluation], tasks: list[TaskScore]) -> dict[str, Any]:
 def _print_text(found: Evaluation) -> None:
     if found.accuracy is None:
         print_line(f"perplexity {found.perplexity:.4f}")
-        what = f"{found.windows} windows of {found.length} tokens"
+        what = f"{number_of(found.windows, 'window')} of {found.length} tokens"
     else:
         print_line(f"perplexity of the last word {found.perplexity:.4f}")
         print_line(f"accuracy of the last word {found.accuracy:.4f}")
-        what = f"{found.windows} passages of up to {found.length} tokens"
+        what = f"{number_of(found.windows, 'passage')} of up to {found.length} tokens"
     if found.against is not None:
         for line in _lines(found.against):
             print_line(line)
@@ -159,6 +160,7 @@ def _print_text(found: Evaluation) -> None:
 
 
 def _lines(against: Agreement) -> list[str]:
+    prompts = number_of(against.prompts, "prompt")
     return [
         f"against {against.model}",
         f"  dense perplexity {against.perplexity:.4f}",
@@ -166,7 +168,7 @@ def _lines(against: Agreement) -> list[str]:
         f"  same likeliest token {against.top_token:.1%}, of the five likeliest "
         f"{against.best_five:.1%}",
         f"  same greedy text: {against.prefix_mean:.1f} of {against.prefix_most} tokens (median "
-        f"{against.prefix_median:g}) behind {against.prompts} prompts of {against.prompt_tokens}",
+        f"{against.prefix_median:g}) behind {prompts} of {against.prompt_tokens}",
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..base.words import number_of
 from .console import command, print_json, print_line
 from .options import Json, TrustRemoteCode
 
@@ -84,7 +85,8 @@ def _gguf(
     if json:
         print_json(made.to_dict())
         return
-    print_line(f"{made.output}: {made.architecture}, {made.blocks} blocks, {made.dtype}")
+    blocks = number_of(made.blocks, "block")
+    print_line(f"{made.output}: {made.architecture}, {blocks}, {made.dtype}")
     print_line(f"  {made.parameters:,} parameters in {made.tensors} tensors, {made.bytes:,} bytes")
 
 
@@ -100,7 +102,7 @@ def _packed(
         print_json(made.to_dict())
         return
     share, size = made.kept / made.weights, made.packed_bytes / made.dense_bytes
-    print_line(f"{made.output}: {made.layers} layers packed, {made.values}")
+    print_line(f"{made.output}: {number_of(made.layers, 'layer')} packed, {made.values}")
     print_line(
         f"  {share:.1%} of their weights kept, in {size:.1%} of their bytes "
         f"({made.packed_bytes:,} for {made.dense_bytes:,}); all weights {made.bytes:,} bytes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from ..base.words import number_of
 from . import prune
 from .console import command, print_json, print_line, print_table
 
@@ -48,8 +49,9 @@ def _print_weights(plan: Plan) -> None:
     print_line(f"covers {plan.coverage:.1%} of all parameters, at sparsity {plan.sparsity:g}")
     _print_room(plan)
     print_line(
-        f"time   {plan.seconds / 60:.1f} min: {plan.blocks} blocks; the one that was tried took "
-        f"{once['prune']:.2f} s to prune, {once['record'] + once['advance']:.3f} s a sample"
+        f"time   {plan.seconds / 60:.1f} min: {number_of(plan.blocks, 'block')}; the one that was "
+        f"tried took {once['prune']:.2f} s to prune, {once['record'] + once['advance']:.3f} s a "
+        "sample"
     )
     print_line(plan.speed)
 

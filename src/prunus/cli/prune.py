@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..base.words import number_of
 from .console import command, print_json, print_line, print_table
 from .options import TEXT, AnswerLength, Answers, Json, Length, Samples, TrustRemoteCode
 
@@ -302,7 +303,8 @@ def run(
     if report.structured is not None:
         _smaller(output, report.structured, report.seconds)
         return
-    print_line(f"{output}: {report.sparsity:.2%} of {len(report.layers)} layers are zero")
+    layers = number_of(len(report.layers), "layer")
+    print_line(f"{output}: {report.sparsity:.2%} of {layers} are zero")
     print_line(f"  covers {report.coverage}")
     if report.reconstructed:
         lower = f"{1 - report.held_out_loss:.1%} lower in the mean"

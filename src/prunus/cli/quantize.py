@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ..base.words import number_of
 from . import prune
 from .console import command, print_json, print_line
 
@@ -61,7 +62,7 @@ def _run(
     if given["json"]:
         print_json({"output": str(output), **report.summary()})
         return
-    print_line(f"{output}: {len(report.layers)} layers on grids of {report.grid}")
+    print_line(f"{output}: {number_of(len(report.layers), 'layer')} on grids of {report.grid}")
     print_line(f"  {report.sparsity:.2%} of their weights are zero")
     print_line(f"  {report.seconds:.0f} s; verified: zeros, reload in a fresh process")
     prune.print_stored(report, output)

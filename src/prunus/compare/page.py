@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..base.words import number_of
 from ..report.page import Cell as Marked
 from ..report.page import Number, Section, bullets, facts, page, table
 from .table import Cell, Sheet, Table
@@ -26,11 +27,15 @@ def html(found: Table) -> str:
             Section("Every run", [_runs(found)]),
         ],
         kind="Comparison",
-        lead=f"{len(found.grid.rows)} rows, {len(found.grid.columns)} columns, "
-        f"{len(found.runs)} runs of {found.model}.",
+        lead=f"{', '.join(_size(found))} of {found.model}.",
         numbers=_numbers(found),
         made_by="prunus compare",
     )
+
+
+def _size(found: Table) -> list[str]:
+    counts = {"row": found.grid.rows, "column": found.grid.columns, "run": found.runs}
+    return [number_of(len(things), name) for name, things in counts.items()]
 
 
 def _sheet(sheet: Sheet) -> Markup:

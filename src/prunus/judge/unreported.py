@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..base.words import number_of
 from ..maths.contracts import Pattern
 from ..maths.found import found_pattern, has_pattern
 from ..model.blocks import find_blocks, find_linears, outputs_first
@@ -47,6 +48,7 @@ def _check_layers(weights: Weights, demanded: Pattern | None, found: Verificatio
     found.sparsity = sum(x.zeros for x in every) / max(sum(x.weights for x in every), 1)
     if other:
         found.problems.append(
-            f"{len(other)} layers are not {demanded}: {', '.join(other[:3])}"
+            f"{number_of(len(other), 'layer')} {'is' if len(other) == 1 else 'are'} not {demanded}: "
+            f"{', '.join(other[:3])}"
             f"{' …' if len(other) > 3 else ''}"
         )

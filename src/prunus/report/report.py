@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from .._version import __version__
 from ..base.errors import CheckpointError, UnsupportedModelError, first_line
+from ..base.words import number_of
 from ..maths.grids import Grid
 from ..text import Protocol
 from .experts import ExpertTokens
@@ -164,7 +165,7 @@ class PruningReport:
     def __repr__(self) -> str:
         """Return one line, without the layers, of which there may be thousands."""
         return (
-            f"PruningReport({self.method} on {self.model}: {len(self.layers)} layers, "
+            f"PruningReport({self.method} on {self.model}: {number_of(len(self.layers), 'layer')}, "
             f"{self.sparsity:.2%} removed, {self.seconds:.1f} s)"
         )
 

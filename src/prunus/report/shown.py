@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import InputError
+from ..base.words import number_of
 from .layer import LayerReport
 from .report import PruningReport
 from .units import COLUMNS as WIDTHS
@@ -40,7 +41,7 @@ def facts(report: PruningReport, output: Path | None, verified: bool) -> list[tu
     """Return the outcome of a run, in a few lines of two columns."""
     error = mean_error(report.layers)
     if report.structured is None:
-        came = f"{report.sparsity:.2%} of {len(report.layers)} layers are zero"
+        came = f"{report.sparsity:.2%} of {number_of(len(report.layers), 'layer')} are zero"
     else:
         before, after = report.structured.parameters
         came = f"{before:,} parameters became {after:,}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from ..base.words import number_of
 from .entry import DENSE, Entry, Measured
 
 
@@ -97,9 +98,8 @@ def protocol(entry: Entry) -> list[str]:
     asked = entry.protocol
     lines = [f"models: {', '.join(asked.models) or 'not named'}"]
     if asked.calibration is not None:
-        lines.append(
-            f"calibration: {asked.samples} windows of {asked.length} tokens of {asked.calibration}"
-        )
+        windows = number_of(asked.samples, "window")
+        lines.append(f"calibration: {windows} of {asked.length} tokens of {asked.calibration}")
     if asked.texts:
         lines.append(f"perplexity on: {', '.join(asked.texts)}")
     if asked.tasks:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..base.atomic import new_folder, no_new_parents
 from ..base.errors import CheckpointError, CheckpointWarning, NotVerifiedError
+from ..base.words import number_of
 from ..judge.verify import Verification, verify
 from ..maths.orders.orders import FILE as ORDERS
 from ..maths.orders.orders import Orders
@@ -172,7 +173,7 @@ def _journal(run: Run, request: Request, output: Path) -> Iterator[Journal | Non
         raise  # which says what is kept
     except BaseException:
         if journal.worthwhile or has_answers(journal.folder):
-            done = f"{len(journal.blocks)} of {len(job.blocks)} blocks"
+            done = f"{len(journal.blocks)} of {number_of(len(job.blocks), 'block')}"
             job.observer.say(f"{done} are done and kept; --resume goes on from there")
         else:
             journal.remove()

@@ -14,6 +14,7 @@ import psutil
 
 from ..base.errors import RoomError
 from ..base.memory import available_memory
+from ..base.words import number_of
 from ..report.units import UnitsReport
 from ..text import Protocol
 from ..text.given import TEXTS
@@ -95,7 +96,7 @@ class Plan:
             return f"Plan({before:,} parameters become {after:,}, {needs})"
         return (
             f"Plan(covers {self.coverage:.1%} at sparsity {self.sparsity:g}, {needs}, "
-            f"{self.blocks} blocks)"
+            f"{number_of(self.blocks, 'block')})"
         )
 
     def to_dict(self) -> dict[str, Any]:

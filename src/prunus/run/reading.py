@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..base.errors import InputError
+from ..base.words import number_of
 from ..methods.answering import Answering
 from ..model.samples import Processed, Samples
 from ..recipe import Recipe
@@ -264,7 +265,8 @@ class Reading:
     ) -> list[Answer]:
         """Return the answers to all prompts: those of the journal, and new ones."""
         total, observer, answers = len(asked.asked), self.observer, []
-        observer.say(f"the model answers {total} prompts in up to {answering.length} tokens each")
+        asks = number_of(total, "prompt")
+        observer.say(f"the model answers {asks} in up to {answering.length} tokens each")
         ends = set(ends_of(self.model, self.tokenizer))
         with journal.kept(observer.say):
             for number, prompt in enumerate(asked.asked):

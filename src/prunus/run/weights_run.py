@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import InputError, UnsupportedModelError
+from ..base.words import number_of
 from ..maths.contracts import BlockPruner, Pattern, Plan, requested
 from ..maths.orders.orders import Orders
 from ..maths.patterns import NM, OneOf, Unstructured
@@ -108,9 +109,8 @@ class WeightsRun:
         """Prune; with a journal, go on from where an earlier run ended."""
         begun, job = time.perf_counter(), self.job
         verb = "quantising" if job.recipe.method == QUANTIZE else "pruning"
-        job.observer.say(
-            f"{verb} {len(self.plan)} layers in {len(job.blocks)} blocks: {self.coverage}"
-        )
+        layers, blocks = number_of(len(self.plan), "layer"), number_of(len(job.blocks), "block")
+        job.observer.say(f"{verb} {layers} in {blocks}: {self.coverage}")
         channels = self._ordered(journal)
         plan, search = self.allocated(journal)
         done = job.has_done(self.touched, journal)

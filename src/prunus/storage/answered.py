@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.atomic import unfinished
+from ..base.words import number_of
 from .journal import append_line, explained, fingerprint_of, lines_of
 from .resuming import check_same, told
 
@@ -62,7 +63,7 @@ class AnswerJournal:
         if different := check_same(first, now, folder, allow_different, {}):
             say(f"continuing although {told(different)}: later answers may differ")
         journal.answers = {line["prompt"]: line for line in lines[1:] if "prompt" in line}
-        say(f"resuming: {len(journal.answers)} prompts are answered")
+        say(f"resuming: {number_of(len(journal.answers), 'answer')} from before")
         return journal
 
     def add(self, number: int, answer: Mapping[str, Any]) -> None:
@@ -77,7 +78,7 @@ class AnswerJournal:
             yield
         except BaseException:
             if self.path is not None and self.answers:
-                say(f"{len(self.answers)} answers are kept; --resume goes on from there")
+                say(f"kept: {number_of(len(self.answers), 'answer')}; --resume goes on from there")
             elif self.path is not None:
                 self.path.unlink(missing_ok=True)
                 with suppress(OSError):  # there is more in it

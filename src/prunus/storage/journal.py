@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..base.atomic import check_free, kept_safe, put, readable, reason, unfinished
 from ..base.errors import CheckpointError
+from ..base.words import number_of
 from ..model.blocks import Block
 from ..report.layer import LayerReport
 from .resuming import LINES, Differences, check_same, followed, told
@@ -127,7 +128,7 @@ class Journal:
         self.learned = {x["learned"]: x for x in lines if "learned" in x}
         self.searched = {x["searched"]: x for x in lines if "searched" in x}
         self.earlier = max((x["spent"] for x in lines if "spent" in x), default=0.0)
-        say(f"resuming: {len(self.blocks)} blocks are done")
+        say(f"resuming after {number_of(len(self.blocks), 'block')}")
 
     def holds(self, blocks: Iterable[int]) -> bool:
         """Return whether all of these blocks are done."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..base.words import number_of
+
 Split = Literal["calibration", "evaluation"]
 AS_IT_LIES = "as it lies"
 JOINED = {"\n\n": "blank lines", " ": "spaces"}
@@ -51,8 +53,7 @@ class Documents:
     def lines(self) -> list[str]:
         """Return what to print before they are used: a summary, then the remarks."""
         first = next((text for text in self.texts if text.strip()), "").lstrip()
-        count = len(self.texts)
-        parts = [f"{count} document{'s' if count > 1 else ''}"]
+        parts = [number_of(len(self.texts), "document")]
         if self.field is not None:
             parts.append(f"field {self.field}")
         if self.split is not None:

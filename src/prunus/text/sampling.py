@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import CalibrationError
+from ..base.words import number_of
 from .documents import Documents
 
 DIGESTED = 1024  # windows that are copied at once
@@ -115,11 +116,13 @@ class Protocol:
         end = f"{weight}seed {self.seed}; sha256 {self.sha256[:12]}"
         if self.parts:
             each = "; ".join(f"[{part}]" for part in self.parts)
-            return f"{self.samples} samples of {len(self.parts)} sources: {each}; {end}"
+            return (
+                f"{number_of(self.samples, 'sample')} of {len(self.parts)} sources: {each}; {end}"
+            )
         if self.answers is not None:
-            few = f"{self.documents_used} of {self.documents} prompts"
+            few = f"{self.documents_used} of {number_of(self.documents, 'prompt')}"
             return f"{self.source}: {few}, {self.answers}; {end}"
-        origin = f"from {self.documents_used} of {self.documents} documents"
+        origin = f"from {self.documents_used} of {number_of(self.documents, 'document')}"
         if self.concatenated:
             origin = (
                 f"from {self.documents_used} of {self.documents} documents run together, since "
@@ -130,7 +133,7 @@ class Protocol:
         if self.distinct < OVERLAPPING:
             origin += f", which overlap: {self.distinct:.0%} of their tokens are distinct"
         return (
-            f"{self.source}: {self.samples} windows of {self.length} tokens {origin}; "
+            f"{self.source}: {number_of(self.samples, 'window')} of {self.length} tokens {origin}; "
             f"{self._choices()}seed {self.seed}; sha256 {self.sha256[:12]}"
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
+from ...base.words import number_of
 from ...text import Protocol
 from ..card import ORDERS
 from ..from_source import source_section
@@ -40,7 +41,7 @@ def lead(report: PruningReport) -> Markup:
     elif report.only_quantised:
         text = Markup("The weights were put on an integer grid by {}. Nothing was retrained.")
     else:
-        layers = words.count(len(report.layers), "linear layer")
+        layers = number_of(len(report.layers), "linear layer")
         text = Markup("{} of the weights in {} are exactly zero, chosen by ").format(
             words.percent(report.sparsity), layers
         ) + Markup("{}. Nothing was retrained.")
@@ -128,7 +129,7 @@ def _model(checkpoint: Checkpoint) -> str:
     blocks = len({layer.block for layer in report.layers})
     parts = [title(report.model), *([f"`{kind}`"] if kind else [])]
     parts.append(f"{words.millions(report.coverage.parameters)} parameters")
-    return ", ".join([*parts, f"{words.count(blocks, 'block')} pruned"])
+    return ", ".join([*parts, f"{number_of(blocks, 'block')} pruned"])
 
 
 def _choices(checkpoint: Checkpoint) -> Iterator[tuple[str, str | Markup]]:
@@ -139,7 +140,7 @@ def _choices(checkpoint: Checkpoint) -> Iterator[tuple[str, str | Markup]]:
     yield "Method", method
     kinds = Counter(layer.pattern for layer in report.layers)
     for name, layers in kinds.items():
-        where = "" if len(kinds) == 1 else f", in {words.count(layers, 'layer')}"
+        where = "" if len(kinds) == 1 else f", in {number_of(layers, 'layer')}"
         yield "Pattern", inline(f"`{name}`{where}: {words.pattern(name)}")
     yield ("Share of each layer" if report.structured is None else "Removed"), _removed(report)
     if recipe.get("refine") not in (None, "none"):
@@ -206,7 +207,7 @@ def _text(text: Protocol) -> Iterator[tuple[str, str]]:
         return
     own = ": the model wrote the text itself" if text.source == "self" else ""
     yield "Calibration text", words.without_folders(text.source) + own
-    windows = words.count(text.samples, "window")
+    windows = number_of(text.samples, "window")
     yield "Length", f"{windows} of {text.length:,} tokens, {text.samples * text.length:,} in all"
     if text.documents:
         joined = ", run together since none is longer than a window" if text.concatenated else ""
@@ -225,7 +226,7 @@ def _text(text: Protocol) -> Iterator[tuple[str, str]]:
 def _of_answers(text: Protocol) -> Iterator[tuple[str, str]]:
     """Return the rows of several sources, or of prompts that the model answered."""
     for part in text.parts or (text,):
-        count = words.count(part.samples, "sample")
+        count = number_of(part.samples, "sample")
         how = f": {part.answers}" if part.answers is not None else f" of {part.length:,} tokens"
         split = f", split `{part.split}`" if part.split else ""
         name = words.without_folders(part.source)

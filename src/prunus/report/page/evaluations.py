@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...base.errors import InputError, first_line
-from .words import count, percent, without_folders
+from ...base.words import number_of
+from .words import percent, without_folders
 
 CURE = "Give what `prunus eval … --json > FILE` writes."
 
@@ -98,7 +99,7 @@ def _objects(content: Any) -> Iterator[Mapping[str, Any]]:
 
 def _measured(name: str, found: Mapping[str, Any]) -> Measured:
     words = found.get("accuracy") is not None
-    thing = count(found["windows"], "passage" if words else "window")
+    thing = number_of(found["windows"], "passage" if words else "window")
     upto = "up to " if words else ""
     reading = f", {found['reading']}" if found.get("reading") and not words else ""
     return Measured(
@@ -125,7 +126,7 @@ def _against(found: Mapping[str, Any]) -> Sequence[str]:
 def _tasks(name: str, found: Mapping[str, Any]) -> Iterator[Task]:
     """Yield the metrics of a task; lm-eval's ``acc_stderr,none`` goes with ``acc,none``."""
     values = found["values"]
-    samples = "" if found.get("samples") is None else count(found["samples"], "question")
+    samples = "" if found.get("samples") is None else number_of(found["samples"], "question")
     shots = "" if found.get("shots") is None else f"{found['shots']} shots"
     for metric, value in values.items():
         key, _, kind = metric.partition(",")

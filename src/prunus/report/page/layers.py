@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from ...base.words import number_of
 from ..layer import LayerReport
 from ..report import PruningReport
 from ..shown import mean_error
@@ -16,7 +17,7 @@ from .checkpoint import Checkpoint
 from .rendering import beside, prose
 from .skeleton import Section
 from .tables import Cell, Hue, facts, heat_map, table
-from .words import count, duration, percent, size
+from .words import duration, percent, size
 
 NARROWEST = 0.05  # range of a scale of sparsity, so that 50.0 and 50.1 look alike
 
@@ -102,7 +103,7 @@ def sparsity(report: PruningReport) -> Section:
     kinds = Kinds.of(report.layers)
     shares = {percent(layer.sparsity) for layer in report.layers}
     if len(shares) == 1:
-        said = f"Every one of the {count(len(report.layers), 'layer')} is {shares.pop()} zeros."
+        said = f"Every one of the {number_of(len(report.layers), 'layer')} is {shares.pop()} zeros."
         return Section("Sparsity", [prose(said), by_kind(kinds)])
     drawn = kinds.heat_map(
         sparsity_of,
@@ -223,7 +224,7 @@ def _certificate(kinds: Kinds) -> str:
         return ""
     return (
         f"Least squares: the loss is certified to be within {max(gaps):.1e} of its optimum, "
-        f"relatively, in each of {count(len(gaps), 'layer')}."
+        f"relatively, in each of {number_of(len(gaps), 'layer')}."
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...base.words import number_of
 from ..plots import held_out_points, learned_points, part_name
 from .charts import Line, line_chart
 from .rendering import beside, prose
 from .skeleton import Section
-from .words import count
 
 
 def learning(curves: Sequence[Mapping[str, Any]]) -> Section:
@@ -20,8 +20,8 @@ def learning(curves: Sequence[Mapping[str, Any]]) -> Section:
     last = [(curve["blocks"][0], curve["loss"][-1]) for curve in curves]
     best, mean = min(last, key=lambda x: x[1]), sum(loss for _, loss in last) / len(last)
     said = prose(
-        f"How much of each layer is removed was learned, {count(len(curves), 'unit')} one after "
-        f"the other, by the error at the unit's output. The loss is in terms of that of the "
+        f"How much of each layer is removed was learned, {number_of(len(curves), 'unit')} one "
+        f"after the other, by the error at the unit's output. The loss is in terms of that of the "
         f"uniform mask, which is 1. It ended at {mean:.2f} in the mean, and at {best[1]:.2f} in "
         f"block {best[0]}, the lowest."
     )
@@ -51,8 +51,8 @@ def searching(search: Mapping[str, Any] | None) -> Section:
     best, uniform = search["best"], search["uniform"]
     said = prose(
         f"How much of each block is removed was searched for: candidates were compared with the "
-        f"dense model on {count(search['tokens'], 'token')} of held-out calibration text. The best "
-        f"diverges from it by {best:.3g} nats a token; with equal shares it is {uniform:.3g}."
+        f"dense model on {number_of(search['tokens'], 'token')} of held-out calibration text. The "
+        f"best diverges from it by {best:.3g} nats a token; with equal shares it is {uniform:.3g}."
     )
     points = list(zip(search["steps"], search["loss"], strict=True))
     chart = line_chart(
@@ -72,7 +72,11 @@ def reconstruction(parts: Sequence[Mapping[str, Any]]) -> Section:
     left = [(part["block"], min(part["held"])) for part in parts]
     best, mean = min(left, key=lambda x: x[1]), sum(loss for _, loss in left) / len(left)
     same = sum(loss == 1 for _, loss in left)
-    kept = f" {count(same, 'part')} kept its old weights, because none were better." if same else ""
+    kept = (
+        f" {number_of(same, 'part')} kept its old weights, because none were better."
+        if same
+        else ""
+    )
     said = prose(
         "When a block was pruned, its kept weights learned from the error of what it puts out, on "
         "some samples of the calibration text. The others judged them: the held-out loss is in "

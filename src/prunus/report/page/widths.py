@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
+from ...base.words import number_of
 from ..report import PruningReport
 from ..unit_plots import alike, closest_fifth, kept_heads
 from ..units import BlockChange, UnitsReport
 from .rendering import prose, render
 from .skeleton import Section
 from .tables import Cell, table
-from .words import count, millions, percent
+from .words import millions, percent
 
 OUTPUTS = {"heads": "attention", "neurons": "MLP"}
 MIDDLE, RADIUS, OUTSIDE = 60, 38, 50  # of a panel of 120 × 120
@@ -133,7 +134,7 @@ def _panel(block: BlockChange, threshold: float) -> Markup:
     return render(
         "heads_panel.html",
         block=block.block,
-        joined=count(len(pairs), "pair"),
+        joined=number_of(len(pairs), "pair"),
         edges=[(at(places[i], RADIUS), at(places[j], RADIUS)) for i, j in pairs],
         heads=[
             (i, at(angle, RADIUS), at(angle, OUTSIDE), i in stay) for i, angle in enumerate(places)

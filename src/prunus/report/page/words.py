@@ -84,12 +84,3 @@ def pattern(name: str) -> str:
     along = "outputs" if found[3] else "inputs"
     said = f"{found[1]} of every {found[2]} consecutive {along} are kept"
     return f"{said}. The layers have {ALONG_OUTPUTS}" if found[3] else said
-
-
-def count(number: int, thing: str) -> str:
-    """Format a number of things.
-
-    >>> count(1, "block"), count(210, "layer")
-    ('1 block', '210 layers')
-    """
-    return f"{number:,} {thing}{'s' * (number != 1)}"
