@@ -47,8 +47,6 @@ def _check_layers(weights: Weights, demanded: Pattern | None, found: Verificatio
     every = found.kinds.values()
     found.sparsity = sum(x.zeros for x in every) / max(sum(x.weights for x in every), 1)
     if other:
-        found.problems.append(
-            f"{number_of(len(other), 'layer')} {'is' if len(other) == 1 else 'are'} not {demanded}: "
-            f"{', '.join(other[:3])}"
-            f"{' …' if len(other) > 3 else ''}"
-        )
+        layers = f"{number_of(len(other), 'layer')} {'is' if len(other) == 1 else 'are'}"
+        named = f"{', '.join(other[:3])}{' …' if len(other) > 3 else ''}"
+        found.problems.append(f"{layers} not {demanded}: {named}")
