@@ -124,10 +124,7 @@ class Protocol:
             return f"{self.source}: {few}, {self.answers}; {end}"
         origin = f"from {self.documents_used} of {number_of(self.documents, 'document')}"
         if self.concatenated:
-            origin = (
-                f"from {self.documents_used} of {self.documents} documents run together, since "
-                "none is longer than a window"
-            )
+            origin += " run together, since none is longer than a window"
         if not self.documents:
             origin = "written by the model"
         if self.distinct < OVERLAPPING:
