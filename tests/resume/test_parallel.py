@@ -302,7 +302,7 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(
     again = [run.ended() for run in together(2, partial(command, *words, "--resume"))]
     assert [code for code, _, _ in again] == [0, 0], again
     assert json.loads(again[0][1])["sparsity"] == read_report(output).sparsity
-    assert "resuming: " in again[0][2]
+    assert "resuming after" in again[0][2]
     assert os.listdir(tmp_path / "spill") == []
     same(two / name, output)
 
@@ -318,7 +318,7 @@ def test_torchrun_may_start_a_killed_run_again_by_itself(tmp_path, two):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "start all processes again with --resume" in done.stderr
-    assert "resuming: " in done.stderr
+    assert "resuming after" in done.stderr
     same(two / "sparsegpt", output)
 
 
