@@ -195,7 +195,7 @@ def test_a_tensor_that_was_not_to_be_pruned(damaged):
     folder = damaged("2:4", touch)
     assert problems(folder) == ""
     said = problems(folder, source=MODELS / "llama")
-    assert "1 tensors that were not to be pruned differ" in said
+    assert "Not to be pruned, but not as in" in said
     assert "input_layernorm" in said
 
 
@@ -220,7 +220,7 @@ def test_claims_that_loaders_would_act_on(damaged):
 def test_a_checkpoint_that_plain_transformers_cannot_load(damaged):
     folder = damaged("row", lambda tensors: tensors.pop("model.norm.weight"))
     said = " ".join(verify(folder).problems)
-    assert "A fresh load reports missing tensors: ['model.norm.weight']" in said
+    assert "A fresh load reports missing tensors: model.norm.weight." in said
     config = json.loads((folder / "config.json").read_text())
     config["model_type"] = "no-such-model"
     (folder / "config.json").write_text(json.dumps(config))

@@ -61,7 +61,7 @@ def test_files_are_read_line_by_line_and_what_asks_nothing_is_counted(tmp_path):
     rows.write_text("\n".join(map(json.dumps, [{"prompt": "Why?"}, silent])), encoding="utf-8")
     found = read_prompts(str(rows))
     assert (len(found.chats), found.plain, found.skipped) == (1, False, 1)
-    assert "1 rows that ask nothing are skipped" in found.line()
+    assert "1 row without a question skipped" in found.line()
 
 
 def test_a_field_can_be_named(tmp_path):

@@ -199,7 +199,7 @@ def test_null_and_empty_rows_are_counted(tmp_path):
 
 def test_rows_that_are_all_null_are_no_text(tmp_path):
     rows = [{"id": f"row{i}", "text": None} for i in range(30)]
-    with pytest.raises(CalibrationError, match="its 30 rows are null or empty in the field text"):
+    with pytest.raises(CalibrationError, match="30 null or empty rows in the field text"):
         read_documents(write(tmp_path, rows), "calibration")
     with pytest.raises(CalibrationError, match=r"rows\.jsonl holds no text"):
         read_documents(write(tmp_path, []), "calibration")
@@ -535,7 +535,7 @@ def test_the_command_line_reads_a_field_and_begins_windows_with_bos(tmp_path):
     assert not (tmp_path / "out").exists()
     done = run(*prune, "--field", "caption", "--bos", "yes")
     assert done.exit_code == 0, done.stderr
-    assert "1 document, field caption, 1 null or empty rows skipped; the first" in done.stderr
+    assert "1 document, field caption, 1 null or empty row skipped; the first" in done.stderr
     report = json.loads((tmp_path / "out" / "pruning_report.json").read_text())["protocol"]
     recorded = {name: report[name] for name in ("field", "split", "skipped", "bos")}
     assert recorded == {"field": "caption", "split": None, "skipped": 1, "bos": "yes"}

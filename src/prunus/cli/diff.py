@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..base.words import number_of
 from .console import command, print_json, print_line, print_table
 from .options import Json
 
@@ -65,7 +66,7 @@ def run(
 
 def _print(found: Difference, blocks: bool, tensors: bool) -> None:
     for letter, side in (("A", found.old), ("B", found.new)):
-        size = f"{side.tensors} tensors, {side.weights:,} weights"
+        size = f"{number_of(side.tensors, 'tensor')}, {number_of(side.weights, 'weight')}"
         print_line(f"{letter}  {side.given} ({side.form}): {size}")
     print_line()
     for line in (*_config(found), *_files(found.files), *_names(found)):
@@ -118,7 +119,7 @@ def _names(found: Difference) -> Iterator[str]:
     for name, twin in names.copies.items():
         yield f"  {name} is stored only in one of them, as a copy of {twin}"
     for (was, now), count in found.other_dtypes.items():
-        yield f"  {was} → {now}: {count} tensors"
+        yield f"  {was} → {now}: {number_of(count, 'tensor')}"
 
 
 def _lone(x: Lone) -> str:
@@ -171,7 +172,7 @@ def _verdict(found: Difference) -> Iterator[str]:
     counts = every.counts
     for letter, count in zip("AB", every.nonfinite, strict=True):
         if count:
-            yield f"{letter} holds NaN or inf: {count:,} values."
+            yield f"{letter} holds NaN or inf: {number_of(count, 'value')}."
     if found.same:
         yield "The same model."
     elif found.same_weights:

@@ -87,7 +87,8 @@ def _gguf(
         return
     blocks = number_of(made.blocks, "block")
     print_line(f"{made.output}: {made.architecture}, {blocks}, {made.dtype}")
-    print_line(f"  {made.parameters:,} parameters in {made.tensors} tensors, {made.bytes:,} bytes")
+    tensors = number_of(made.tensors, "tensor")
+    print_line(f"  {made.parameters:,} parameters in {tensors}, {made.bytes:,} bytes")
 
 
 def _packed(

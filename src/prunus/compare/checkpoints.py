@@ -11,6 +11,7 @@ from typing import Literal
 from ..api import prune
 from ..base.atomic import unfinished
 from ..base.errors import PrunusError
+from ..base.words import number_of
 from ..judge.resident import forget_peak, peak_bytes
 from ..run.observer import Observer
 from ..run.progress import watching
@@ -87,9 +88,11 @@ class Checkpoints:
             del self._walks[key]
         todo = {self.place(key): cell.recipe for key, cell in walk.items()}
         todo = {output: recipe for output, recipe in todo.items() if not output.exists()}
-        self.say(f"one walk for {len(todo)} runs: {'; '.join(map(str, walk.values()))}")
+        self.say(
+            f"one walk for {number_of(len(todo), 'run')}: {'; '.join(map(str, walk.values()))}"
+        )
         try:
-            with watching(self.observer(f"{len(todo)} runs")) as observer:
+            with watching(self.observer(number_of(len(todo), "run"))) as observer:
                 prune_together(self.model, todo, trust_remote_code=self.trust, observer=observer)
         except PrunusError as error:
             self.say(f"each run takes a walk of its own: {error}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
+from ..base.words import a_few, number_of
 from ..maths.orders.orders import Orders
 from ..model.channels import Channels
 from ..model.inspect import any_tokens, inspect
@@ -183,16 +184,16 @@ class Differences:
 
     def told(self, source: object) -> list[str]:
         """Return one sentence for each kind."""
-        problems = _told(self.touched, "tensors that were not to be pruned differ from", source)
+        problems = _told("Not to be pruned, but not as in", source, self.touched)
         if self.moved:
             problems.append(
-                f"The kept weights of {_few(self.moved)} differ from {source}; the report says "
+                f"The kept weights of {a_few(self.moved)} differ from {source}; the report says "
                 "that this method keeps them."
             )
         if self.cut:
             problems.append(
-                f"{_few(self.cut)}: not what {source} has there without some rows or columns; the "
-                "report says that this method keeps the rest as it is."
+                f"{a_few(self.cut)}: not what {source} has there without some rows or columns; "
+                "the report says that this method keeps the rest as it is."
             )
         return problems + [f"{name} has values where {source} has zeros." for name in self.filled]
 
@@ -285,12 +286,9 @@ def _same_where_kept(tensor: Tensor, was: Tensor) -> bool:
     return same_bits(tensor[kept], was[kept])
 
 
-def _told(names: list[str], what: str, source: object) -> list[str]:
-    return [f"{len(names)} {what} {source}: {_few(names)}"] if names else []
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+def _told(what: str, source: object, names: list[str], thing: str = "tensor") -> list[str]:
+    counted = number_of(len(names), thing)
+    return [f"{what} {source}: {counted} ({a_few(names)})"] if names else []
 
 
 def _names(new: Origin, old: Origin, changes: Changes, source: object) -> list[str]:
@@ -299,8 +297,8 @@ def _names(new: Origin, old: Origin, changes: Changes, source: object) -> list[s
     anew = set(changes.shrunk) & set(changes.updated)  # a bias where there was none
     lost = sorted(there - here.keys() - set(changes.dropped))
     added = sorted({here[name] for name in here.keys() - there} - anew)
-    problems = _told(lost, "tensors are missing that are in", source)
-    return problems + _told(added, "tensors are not in", source)
+    problems = _told("Missing, though in", source, lost)
+    return problems + _told("Not in", source, added)
 
 
 def _dtypes(new: Origin, old: Origin, changes: Changes, source: object) -> list[str]:
@@ -311,7 +309,7 @@ def _dtypes(new: Origin, old: Origin, changes: Changes, source: object) -> list[
     cast = sorted(
         n for n, theirs in both.items() if new.stored[n].dtype != old.stored[theirs].dtype
     )
-    return _told(cast, "tensors have another dtype than in", source)
+    return _told("Of another dtype than in", source, cast)
 
 
 def _fields(new: Origin, old: Origin, changes: Changes, source: object) -> list[str]:
@@ -325,7 +323,7 @@ def _fields(new: Origin, old: Origin, changes: Changes, source: object) -> list[
     if _separate_head(old):
         free |= {"tie_word_embeddings", "text_config"}
     names = sorted(name for name, _, _ in differing(now, was, free))
-    return _told(names, "fields of config.json differ from", source)
+    return _told("Its config.json is not as in", source, names, "field")
 
 
 def differing(
@@ -363,4 +361,4 @@ def _files(new: Origin, old: Origin, source: object) -> list[str]:
         if not (new.folder / name).is_file()
         or (new.folder / name).read_bytes() != (old.folder / name).read_bytes()
     ]
-    return _told(differ, "files beside the weights are not as in", source)
+    return _told("Not as in", source, differ, "file")

@@ -7,6 +7,7 @@ from itertools import chain
 from torch import Tensor
 
 from ..base.errors import CheckpointError
+from ..base.words import number_of
 from ..maths.contracts import Pattern
 from ..maths.grids import Grid
 from ..maths.orders.orders import FILE as ORDERS
@@ -127,8 +128,9 @@ def _unproven(report: PruningReport, subject: Subject) -> list[str]:
     if subject.demanded is not None or not names:
         return []
     return [
-        f"No claim can be checked about the pattern of {len(names)} layers, such as {names[0]}: it "
-        f"is said to hold in an order of each layer's own, and {ORDERS} has none that fits. "
+        f"No claim can be checked about the pattern of {number_of(len(names), 'layer')}, such as "
+        f"{names[0]}: it is said to hold in an order of each layer's own, and {ORDERS} has none "
+        "that fits. "
         "(Earlier versions of prunus did not write these orders.) Prune again to have them."
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..base.memory import available_memory
+from ..base.words import a_few
 from ..storage.kinds import auto_name
 from ..storage.scratch import Scratch
 from ..storage.shards import check_shards
@@ -66,7 +67,7 @@ def check(subject: Subject, found: Verification) -> None:
     for kind in ("missing", "unexpected"):
         names = [x for x in seen[kind] if kind == "missing" or not _is_one_of(x, carried)]
         if names:
-            found.problems.append(f"A fresh load reports {kind} tensors: {names[:3]}.")
+            found.problems.append(f"A fresh load reports {kind} tensors: {a_few(names)}.")
     found.checks.append("reload by plain transformers in a fresh process, finite logits")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..base.words import number_of
+from ..base.words import a_few, number_of
 from ..maths.contracts import Pattern
 from ..maths.found import found_pattern, has_pattern
 from ..model.blocks import find_blocks, find_linears, outputs_first
@@ -48,5 +48,4 @@ def _check_layers(weights: Weights, demanded: Pattern | None, found: Verificatio
     found.sparsity = sum(x.zeros for x in every) / max(sum(x.weights for x in every), 1)
     if other:
         layers = f"{number_of(len(other), 'layer')} {'is' if len(other) == 1 else 'are'}"
-        named = f"{', '.join(other[:3])}{' …' if len(other) > 3 else ''}"
-        found.problems.append(f"{layers} not {demanded}: {named}")
+        found.problems.append(f"{layers} not {demanded}: {a_few(other)}")

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..base.errors import NumericalError, UnsupportedModelError
+from ..base.words import a_few, number_of
 from ..maths.contracts import parameter_of
 from ..maths.views import Kind, Role
 from .experts import Expert, find_stacks, one_by_one
@@ -239,10 +240,10 @@ def check_outside(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
     }
     weights = sum(p.numel() for block in blocks.values() for p in block.parameters())
     if sum(outside.values()) > weights / 10:
-        names = list(outside)
         raise UnsupportedModelError(
-            f"{len(names)} linear layers lie outside of the blocks ({', '.join(names[:3])} …) and "
-            "would silently stay dense. This architecture is not handled yet."
+            f"Outside of the blocks lie {number_of(len(outside), 'linear layer')} "
+            f"({a_few(list(outside))}) that would silently stay dense. This architecture is not "
+            "handled yet."
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from huggingface_hub import ModelCardData
 
+from ..base.words import number_of
 from .experts import COLUMNS as EXPERTS
 from .experts import ExpertTokens
 from .from_source import source_section
@@ -110,8 +111,9 @@ def _verb(report: PruningReport) -> str:
 
 
 def _lead(report: PruningReport) -> str:
+    layers = number_of(len(report.layers), "linear layer")
     return f"""\
-{report.sparsity:.1%} of the weights in {len(report.layers)} linear layers are exactly zero.
+{report.sparsity:.1%} of the weights in {layers} are exactly zero.
 {_verb(report).capitalize()} without retraining by prunus {report.versions["prunus"]} with
 `{report.method}` ({_published(report)})."""
 

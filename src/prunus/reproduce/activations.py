@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from ..base.errors import InputError
+from ..base.words import number_of
 from ..maths.contracts import Needs
 from ..maths.stats import ColumnNorm, Statistics
 from ..model.blocks import find_blocks
@@ -64,7 +65,7 @@ def activation_ranks(desk: Desk, *, texts: Sequence[str] = ("wikitext2", "c4", "
     for text in texts:
         stats = watched(desk.dense, layers, desk.calibration(text), (ColumnNorm,))
         norms[text] = {name: x[ColumnNorm].rms_I.double().cpu() for name, x in stats.items()}
-        desk.say(f"norms on {text}: {len(stats)} layers")
+        desk.say(f"norms on {text}: {number_of(len(stats), 'layer')}")
     rows: Rows = {}
     for kind in dict.fromkeys(name.partition(" ")[0] for name in norms[texts[0]]):
         rows[kind] = {}

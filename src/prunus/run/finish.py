@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..base.atomic import new_folder, no_new_parents
 from ..base.errors import CheckpointError, CheckpointWarning, NotVerifiedError
-from ..base.words import number_of
+from ..base.words import a_few, number_of
 from ..judge.verify import Verification, verify
 from ..maths.orders.orders import FILE as ORDERS
 from ..maths.orders.orders import Orders
@@ -137,14 +137,13 @@ def _with_source(report: PruningReport, orders: Orders, job: Job) -> PruningRepo
     source = origin.taken_over(keeps_architecture=not other)
     if source.carried:
         job.observer.say(
-            f"{len(source.carried)} tensors that transformers ignores are copied unchanged: "
-            f"{', '.join(source.carried[:3])}{' …' if len(source.carried) > 3 else ''}"
+            f"copied unchanged: {number_of(len(source.carried), 'tensor')} that transformers "
+            f"ignores ({a_few(source.carried)})"
         )
     if source.dropped:
         warnings.warn(
-            f"{len(source.dropped)} tensors that transformers ignores do not fit the pruned model "
-            f"and are left out: {', '.join(source.dropped[:3])}"
-            f"{' …' if len(source.dropped) > 3 else ''} The report lists them all.",
+            f"Left out: {number_of(len(source.dropped), 'tensor')} that transformers ignores and "
+            f"the pruned model has no place for ({a_few(source.dropped)}). The report lists all.",
             CheckpointWarning,
             stacklevel=2,
         )

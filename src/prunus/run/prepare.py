@@ -14,6 +14,7 @@ from ..base.atomic import no_new_parents
 from ..base.device import pick_device
 from ..base.errors import CalibrationError, InputError
 from ..base.team import ALONE, Team
+from ..base.words import number_of
 from ..maths.contracts import BlockPruner
 from ..maths.orders.orders import Orders
 from ..maths.pruners import ActivationAware
@@ -177,7 +178,7 @@ def _with_claims(request: Request, pruner: BlockPruner) -> tuple[BlockPruner, Or
         return pruner, Orders()
     carried = Carried.of(folder_of(request.path))
     for claim, layers in carried.lost.items():
-        request.observer.say(f"not claimed again of {layers} layers: {claim}")
+        request.observer.say(f"not claimed again of {number_of(layers, 'layer')}: {claim}")
     return replace(pruner, claims=carried.claims), carried.orders
 
 

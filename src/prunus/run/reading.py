@@ -238,8 +238,8 @@ class Reading:
         asked = asked_of(prompts, self.tokenizer, samples=count, longest=longest, seed=recipe.seed)
         if len(asked.asked) < count:
             self.observer.say(
-                f"{prompts.name} has {len(asked.asked)} prompts that can be answered, so that many "
-                f"are used, not {count}"
+                f"{prompts.name} has {number_of(len(asked.asked), 'prompt')} that can be answered, "
+                f"so that many are used, not {count}"
             )
         facts = self._facts(asked, answering, recipe)
         journal = self.journaled(facts, "" if purpose == "calibration" else f"{purpose}-")

@@ -31,6 +31,7 @@ from ..base.errors import (
     first_line,
     other_shape,
 )
+from ..base.words import a_few, number_of
 from ..model.blocks import find_blocks
 from ..model.weights import InMemory, Weights
 from . import kinds
@@ -268,16 +269,16 @@ def _check_loading(checkpoint: str | Path, loading: Mapping[str, Any]) -> None:
     missing = sorted(loading["missing_keys"])
     if missing:
         raise CheckpointError(
-            f"{checkpoint} lacks {len(missing)} tensors ({', '.join(missing[:3])} …); transformers "
-            "would fill them at random. Get the complete checkpoint."
+            f"{checkpoint} lacks {number_of(len(missing), 'tensor')} ({a_few(missing)}), which "
+            "transformers would fill at random. Get the complete checkpoint."
         )
     for name, found, expected in sorted(loading.get("mismatched_keys", ())):
         raise CheckpointError(f"{checkpoint}: {other_shape(name, found, expected)}")
     if loading["unexpected_keys"]:
         unused = sorted(loading["unexpected_keys"])
         warnings.warn(
-            f"{checkpoint} holds {len(unused)} tensors that its config.json has no place for: "
-            f"{', '.join(unused[:3])} … They are not part of the model.",
+            f"{checkpoint} holds {number_of(len(unused), 'tensor')} that its config.json has no "
+            f"place for ({a_few(unused)}). The model goes without.",
             CheckpointWarning,
             stacklevel=3,
         )

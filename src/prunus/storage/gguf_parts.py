@@ -13,6 +13,7 @@ from shutil import disk_usage
 from typing import Any
 
 from ..base.errors import CheckpointError, first_line
+from ..base.words import a_few
 from .scratch import Scratch
 
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -33,8 +34,7 @@ def parts(file: Path) -> list[Path]:
     missing = [part.name for part in every if not part.exists()]
     if missing or not every:
         raise CheckpointError(
-            f"{file} is one of {count} parts of a GGUF, and of these "
-            f"{', '.join(missing[:3]) or 'all'}{' …' if len(missing) > 3 else ''} "
+            f"{file} is one of {count} parts of a GGUF, and of these {a_few(missing) or 'all'} "
             f"{'are' if len(missing) > 1 else 'is'} missing from {file.parent}. Put all parts into "
             "one folder."
         )

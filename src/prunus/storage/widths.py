@@ -23,6 +23,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from transformers.pytorch_utils import Conv1D
 
 from ..base.errors import CheckpointError
+from ..base.words import a_few
 from ..model.blocks import find_blocks
 from ..model.surgery import put
 from ..report.units import BlockWidths
@@ -270,8 +271,9 @@ def fill(
     missing = [key for key in loading.missing_keys if key not in tied and key not in there]
     if missing or loading.unexpected_keys:
         raise CheckpointError(
-            f"{folder} does not hold the tensors that its config requires: missing "
-            f"{missing[:3]}, unexpected {loading.unexpected_keys[:3]}."
+            f"{folder} does not hold the tensors that its config requires: missing: "
+            f"{a_few(missing) or 'none'}; unexpected: "
+            f"{a_few(loading.unexpected_keys) or 'none'}."
         )
     model.tie_weights()
     for parameter in model.parameters():

@@ -59,6 +59,6 @@ class Documents:
         if self.split is not None:
             parts.append(f"split {self.split}")
         if self.skipped:
-            parts.append(f"{self.skipped} null or empty rows skipped")
+            parts.append(f"{number_of(self.skipped, 'null or empty row')} skipped")
         summary = f"text: {self.name}: {', '.join(parts)}; the first begins {first[:SHOWN]!r}"
         return [summary, *self.remarks]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import CalibrationError
+from ..base.words import number_of
 from .chats import Message, is_blank, messages_of
 from .dialects import CONTEXT, QUESTION, SYSTEM, Dialect, Row, choose, fields_listed
 from .files import ending, is_plain, read_file, text_files
@@ -48,7 +49,9 @@ class Prompts:
     def line(self) -> str:
         """Return what to print before they are used."""
         first = str(self.chats[0][-1]["content"]).lstrip()[:60]
-        rows = f"; {self.skipped} rows that ask nothing are skipped" if self.skipped else ""
+        rows = (
+            f"; {number_of(self.skipped, 'row')} without a question skipped" if self.skipped else ""
+        )
         field = f", field {self.field}" if self.field else ""
         return f"prompts: {self.name}: {len(self.chats)}{field}{rows}; the first begins {first!r}"
 
@@ -149,7 +152,7 @@ def finished(name: str, found: list[str], reader: PromptReader) -> Prompts:
     """
     if not found:
         raise CalibrationError(
-            f"{name} asks nothing: none of its {reader.skipped} rows holds a prompt. Give a file "
+            f"{name} asks nothing: no prompt in {number_of(reader.skipped, 'row')}. Give a file "
             f"with prompts, or say which field holds them: --field NAME."
         )
     label = ", ".join(label for label, _ in reader.read.most_common() if label) or None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import CalibrationError, UnknownNameError
+from ..base.words import a_few, number_of
 from .dialects import RowReader
 from .documents import Documents, Split
 from .files import ending, exists, is_plain, read_file, text_files
@@ -73,7 +74,7 @@ def finished(documents: Documents, split: Split, reader: RowReader) -> Documents
         texts = [text for text in texts if text.strip()]
     reader.check(documents.name)
     if not any(text.strip() for text in texts):
-        rows = f": its {reader.skipped} rows are null or empty" if reader.skipped else ""
+        rows = f": {number_of(reader.skipped, 'null or empty row')}" if reader.skipped else ""
         field = f" in the field {reader.label}" if rows and reader.label else ""
         raise CalibrationError(
             f"{documents.name} holds no text{rows}{field}. Give a source with text in it"
@@ -137,6 +138,7 @@ def _from_path(source: str, path: Path, split: Split, reader: RowReader) -> Docu
     if named is not None and " and " in named:
         remarks.append(f"{source} is read as a whole, {named}; give one file to use one part of it")
     if left := [p.name for p in inside if p not in files]:
-        shown = ", ".join(left[:5]) + (" …" if len(left) > 5 else "")
-        remarks.append(f"{source} has other texts, so these files are not read: {shown}")
-    return Documents(f"{source} ({len(files)} files)", texts, split=named, remarks=tuple(remarks))
+        remarks.append(f"{source} has other texts, so these files are not read: {a_few(left, 5)}")
+    return Documents(
+        f"{source} ({number_of(len(files), 'file')})", texts, split=named, remarks=tuple(remarks)
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ...base.words import number_of
+from ...base.words import a_few, number_of
 from ..layer import LayerReport
 from ..report import PruningReport
 from ..shown import mean_error
@@ -122,7 +122,7 @@ def by_kind(kinds: Kinds) -> Markup:
         layers = kinds.of_kind(name)
         patterns = list(dict.fromkeys(layer.pattern for layer in layers))
         shape = "{:,}\u00a0×\u00a0{:,}".format(*layers[0].shape)
-        said = ", ".join(patterns[:3]) + (" …" if len(patterns) > 3 else "")
+        said = a_few(patterns)
         rows.append([f"`{name}`", f"{len(layers):,}", shape, said, percent(sparsity_of(layers))])
     columns = ("kind", "layers", "outputs × inputs", "pattern", "zeros")
     return table(columns, rows, caption="By kind of layer, over all blocks.")
