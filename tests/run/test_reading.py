@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +80,15 @@ def test_answers_are_calibrated_on_recorded_and_written(whole, prompts):
     assert "a given answer" not in (whole.output / "answers.jsonl").read_text()
     card = (whole.output / "README.md").read_text()
     assert "4 of 7 prompts, answered by the model (temperature 0.7)" in card
+
+
+def test_the_time_of_a_run_is_also_that_of_its_answers(folder, prompts, monkeypatch):
+    record = prunus.run.reading._record
+    monkeypatch.setattr(
+        "prunus.run.reading._record", lambda *args: replace(record(*args), seconds=1e6)
+    )
+    report = prunus.prune(folder, calibration=prompts, **{**RUN, "method": "wanda"}).report
+    assert 1e6 < report.seconds < 1e6 + 1000
 
 
 def test_the_hash_repeats_and_the_temperature_seed_and_length_change_it(whole, folder, prompts):

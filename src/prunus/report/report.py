@@ -99,8 +99,9 @@ class PruningReport:
         coverage: share of the model that those layers are.
         protocol: calibration text; None: none was used.
         recovery_protocol: text that recovery was solved on; None: the calibration text.
-        seconds: time of the whole run, without loading and saving; of one that was interrupted,
-            also what the earlier ones had spent on finished blocks.
+        seconds: time of the whole run, the model's answers to prompts included, without loading
+            and saving; of one that was interrupted, also what the earlier ones had spent on
+            finished blocks.
         layers: one entry per layer.
         experts: how many tokens each expert saw, block by block, where there are any.
         structured: widths before and after; None: single weights were pruned.

@@ -138,9 +138,11 @@ class Job:
     def report(self, begun: float, journal: Journal | None, **own: Any) -> PruningReport:
         """Report on a run that began at that ``perf_counter``; ``own`` are fields of its kind.
 
-        Its time is that of all runs that the journal has seen.
+        Its time is that of all runs that the journal has seen, and of the answers.
         """
         earlier = journal.earlier if journal is not None else 0.0
+        texts = [text for text in (self.protocol, self.recovery_protocol) if text is not None]
+        answering = sum(answers.seconds for text in texts for answers in text.answered)
         paper, url = published(self.recipe.method)
         return PruningReport(
             model=self.name,
@@ -149,7 +151,7 @@ class Job:
             url=url,
             protocol=self.protocol,
             recovery_protocol=self.recovery_protocol,
-            seconds=earlier + time.perf_counter() - begun,
+            seconds=earlier + answering + time.perf_counter() - begun,
             processes=self.team.size,
             **own,
         )
