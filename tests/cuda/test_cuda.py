@@ -36,7 +36,7 @@ COMPOSED = {
     "slope": {"method": "wanda", "allocation": "slope"},
     "evolve": {"method": "wanda", "allocation": "evolve", "settings": SEARCHED},
     "besa, two blocks, swaps, reconstructed with norms": {
-        "preset": "best", "sparsity": 0.6,
+        "preset": "best", "update": "least-squares", "refine": "swaps", "sparsity": 0.6,
     },
     "half a block reconstructed": {"method": "sparsegpt", "reconstruct": "half"},
     "best, learned in bfloat16": {
