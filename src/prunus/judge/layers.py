@@ -130,8 +130,8 @@ def _unproven(report: PruningReport, subject: Subject) -> list[str]:
     return [
         f"No claim can be checked about the pattern of {number_of(len(names), 'layer')}, such as "
         f"{names[0]}: it is said to hold in an order of each layer's own, and {ORDERS} has none "
-        "that fits. "
-        "(Earlier versions of prunus did not write these orders.) Prune again to have them."
+        "that fits. (Earlier versions of prunus did not write these orders.) Prune again to have "
+        "them."
     ]
 
 

@@ -282,7 +282,7 @@ def check_share(name: str, block: nn.Module, linears: Mapping[str, nn.Module]) -
     if share > OTHER:
         raise UnsupportedModelError(
             f"{name} ({type(block).__name__}) has {share:.0%} of its weights outside of linear "
-            f"layers and experts: {', '.join(other[:4])}{' …' if len(other) > 4 else ''}. Such "
+            f"layers and experts: {a_few(other, 4)}. Such "
             "blocks are not handled yet: a part of them would silently stay dense."
         )
 

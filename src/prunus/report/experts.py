@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from ..base.words import a_few
 from .layer import LayerReport
 
 
@@ -43,7 +44,7 @@ class ExpertTokens:
     def cells(self) -> tuple[str, ...]:
         """Row of a table with the columns ``COLUMNS``."""
         alone = self.by_weights_alone
-        some = ", ".join(map(str, alone[:4])) + (" …" if len(alone) > 4 else "")
+        some = a_few([str(x) for x in alone], 4)
         return (
             self.name,
             str(len(self.tokens)),
