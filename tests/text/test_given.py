@@ -132,7 +132,7 @@ def test_a_loader_without_an_end_gives_as_many_samples_as_are_asked_for():
         (DataLoader(IDS.tolist()), "item 1 is 32 tensors of one dimension"),
         ({"train": STORIES}, r"a dict of train\. Give one part of it"),
         ([{"url": "x"}], "row 1: no text; expected an object"),
-        (["", None], "holds no text: its 2 rows are null or empty"),
+        (["", None], "holds no text: 2 null or empty rows"),
     ],
 )
 def test_type_errors_are_one_line(given, said, tiny_llama):
