@@ -49,12 +49,15 @@ class Small:
     def loss(self, weights, samples):
         return float(self.error(weights, samples).detach())
 
-    def error(self, weights, samples):
-        """Token by token: squared errors in terms of the targets' squares."""
+    def error(self, weights, samples, whole=1.0):
+        """Token by token: squared errors in terms of the target's square, and of all targets'."""
         total = 0.0
         for i in samples:
-            for out, aim in zip(self.forward(i, weights)[0], self.target(i)[0], strict=True):
-                total += ((out.double() - aim.double()) ** 2).sum() / (aim.double() ** 2).sum()
+            sizes = [float((aim.double() ** 2).sum()) for aim in self.target(i)[0]]
+            tokens = zip(self.forward(i, weights)[0], self.target(i)[0], sizes, strict=True)
+            for out, aim, size in tokens:
+                error = ((out.double() - aim.double()) ** 2).sum()
+                total += error / size + whole * len(sizes) * error / sum(sizes)
         return total / len(samples)
 
 
@@ -88,13 +91,27 @@ def test_a_token_counts_the_same_whatever_its_size():
             return super().forward(sample, weights) * sizes
 
     courses = [
-        _Course.of(Reconstruction(), small.pruned(), replay, [0, 1], [2], ALONE)
+        _Course.of(Reconstruction(whole=0), small.pruned(), replay, [0, 1], [2], ALONE)
         for replay in (small, Sized())
     ]
     plain, sized = (course.gradient(small.pruned(), 1.0, [0, 1]) for course in courses)
     assert sized[1] == pytest.approx(plain[1])
     for name in plain[0]:
         torch.testing.assert_close(sized[0][name], plain[0][name])
+
+
+@pytest.mark.parametrize("whole", [0.0, 0.3, 1.0])
+def test_the_token_that_is_much_larger_than_all_others_has_a_part_of_the_loss_of_its_own(whole):
+    """Attention of the blocks behind rests on it. With an error of its own size, it adds T."""
+    small = Small(samples=2)
+    small.targets = [x * torch.tensor([300, 1, 1, 2, 5, 1])[None, :, None] for x in small.targets]
+    weights, how = small.pruned(), Reconstruction(whole=whole)
+    loss = _Course.of(how, weights, small, [0], [1], ALONE).gradient(weights, 1.0, [0])[1]
+    assert loss == pytest.approx(float(small.error(weights, [0], whole)))
+    sizes = small.targets[0][0].square().sum(1)
+    first = (small.forward(0, weights) - small.targets[0])[0, 0].square().sum() / sizes[0]
+    assert first == pytest.approx(1, abs=0.02)
+    assert loss - float(small.error(weights, [0], 0)) == pytest.approx(6 * whole, rel=0.05)
 
 
 def test_a_token_that_should_put_out_zeros_has_a_finite_loss():
@@ -191,7 +208,8 @@ def test_a_block_at_its_optimum_stays():
     mask = torch.tensor([True, False, True, True])
     inputs, target = same.inputs[0][0][:, mask], same.targets[0][0]
     optimum = torch.zeros(4, 4, dtype=torch.float64)
-    size = target.norm(dim=1, keepdim=True)
+    squares = target.square().sum(1, keepdim=True)
+    size = (1 / squares + 1 / squares.mean()).rsqrt()
     optimum[:, mask] = torch.linalg.lstsq(inputs / size, target / size).solution.T
     found = Reconstruction(steps=50).descend({"up": optimum}, same)
     assert found.best == pytest.approx(1, abs=1e-9)

@@ -23,10 +23,14 @@ SMALLEST = 1e-6  # size of a token, squared and in terms of the mean, that it co
 class Reconstruction:
     """Lower ``‖F(W, X) − F(W ⊙ M, X_p)‖²`` over the weights W that the mask M keeps, by Adam.
 
-    The loss of a sample is ``Σ_t ‖F_t − Y_t‖² / ‖Y_t‖²``: the squared error of what the block puts
-    out for each token, relative to what it should. Blocks behind read what a norm has made of that,
-    so its size does not count there; undivided, the first token of a window, which can be a hundred
-    times as large as others, would be learned and little else. Losses are in terms of the held-out
+    The loss of a sample of T tokens has two parts,
+    ``Σ_t ‖F_t − Y_t‖² / ‖Y_t‖² + whole · T Σ_t ‖F_t − Y_t‖² / Σ_t ‖Y_t‖²``. In the first, the
+    squared error of what the block puts out for each token is relative to what it should be: blocks
+    behind read what a norm has made of that, so its size does not count there. The second is that
+    of all tokens, relative to all of them. In some block of many models the first token of a window
+    becomes a hundred times as large as any other, and attention rests on it (Sun et al. 2024,
+    "Massive Activations", arXiv:2402.17762). The first part alone would give it up, as one token of
+    a thousand; the second alone would learn it and little else. Losses are in terms of the held-out
     loss at the start: 1 is the block as it was pruned.
 
     Adam's rate rises over the first ``warmup`` of all steps and then falls in a line to 0. Each
@@ -55,6 +59,7 @@ class Reconstruction:
         patience: passes without a better one after which it ends early; 0: never.
         norms: whether biases and the weights of norms learn too.
         precision: of the products of matrices while learning, and while judging.
+        whole: how much the second part of the loss counts.
 
     Reference: Guo et al. 2024, "EBFT", arXiv:2402.12419, section 3: AdamW at 2e-4 for all layers
     alike, ten passes in batches of 8, no samples held out.
@@ -75,6 +80,7 @@ class Reconstruction:
     patience: int = 3
     norms: bool = False
     precision: Precision = "model"
+    whole: float = 1.0
 
     def __post_init__(self) -> None:
         one_of(
@@ -96,7 +102,7 @@ class Reconstruction:
                 "beta1, beta2, warmup and held_out are at least 0 and below 1; got "
                 f"{self.beta1:g}, {self.beta2:g}, {self.warmup:g}, {self.held_out:g}."
             )
-        at_least(0, decay=self.decay, patience=self.patience)
+        at_least(0, decay=self.decay, patience=self.patience, whole=self.whole)
 
     def judges(self, samples: int, groups: Sequence[int] = ()) -> list[int]:
         """Return the samples that are held out: spread evenly, and at least one.
@@ -366,8 +372,9 @@ class _Course:
         target_TD = _wide(self.replay.target(sample)).flatten(0, -2)
         error_TD = _wide(self.replay.forward(sample, weights)).flatten(0, -2) - target_TD
         size_T = target_TD.square().sum(1)
-        least = (SMALLEST * size_T.mean()).clamp_min(torch.finfo(size_T.dtype).tiny)
-        return (error_TD.square().sum(1) / size_T.maximum(least)).sum()
+        mean = size_T.mean().clamp_min(torch.finfo(size_T.dtype).tiny / SMALLEST)
+        counts_T = 1 / size_T.maximum(SMALLEST * mean) + self.how.whole / mean
+        return (error_TD.square().sum(1) * counts_T).sum()
 
 
 def _wide(tensor: Tensor) -> Tensor:
