@@ -44,6 +44,11 @@ def disjoint_windows(tokenizer: Any, source: str, samples: int, length: int) -> 
     return ids_T[: whole * length].view(whole, length)[drawn.sort().values]
 
 
+def keep_blocks(model: PreTrainedModel, count: int) -> None:
+    """Drop all blocks of a model but the first ``count``."""
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:count], count
+
+
 def head(*names: str) -> None:
     """Print the first two lines of a table."""
     row(*names)

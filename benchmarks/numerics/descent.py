@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 import prunus
-from benchmarks.common import disjoint_windows, head, row
+from benchmarks.common import disjoint_windows, head, keep_blocks, row
 from prunus.storage.checkpoint import load_model, load_tokenizer
 
 BLOCKS = 2
@@ -27,7 +27,7 @@ def main() -> None:
     given = arguments()
     dense, tokenizer = load_model(given.model, dtype="float32"), load_tokenizer(given.model)
     last = given.block + BLOCKS
-    dense.model.layers, dense.config.num_hidden_layers = dense.model.layers[:last], last
+    keep_blocks(dense, last)
     head("windows", "settings", *(f"block {i}, after pass" for i in range(given.block, last)))
     for samples in given.samples:
         windows_ST = disjoint_windows(tokenizer, given.calibration, samples, given.length)

@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor
 
 import prunus
-from benchmarks.common import head, row
+from benchmarks.common import head, keep_blocks, row
 from prunus.storage.checkpoint import load_model, load_tokenizer
 
 WINDOWS = 4
@@ -28,8 +28,7 @@ WINDOWS = 4
 def main() -> None:
     given = arguments()
     dense, tokenizer = load_model(given.model, dtype="float32"), load_tokenizer(given.model)
-    dense.model.layers = dense.model.layers[: given.last + 1]
-    dense.config.num_hidden_layers = given.last + 1
+    keep_blocks(dense, given.last + 1)
     with open(given.text, encoding="utf-8") as file:
         ids = tokenizer(file.read(40_000), return_tensors="pt").input_ids
     ids_ST = ids[:, : WINDOWS * given.length].view(WINDOWS, given.length)
