@@ -249,7 +249,7 @@ class Statistics:
 
 
 class _Reordered(Statistics):
-    """The same statistics in another order. Only what is read is permuted."""
+    """Statistics of a layer in another order of its inputs. Only what is read is permuted."""
 
     def __init__(self, stored: Statistics, order_I: Tensor) -> None:
         super().__init__((), 0)

@@ -114,7 +114,7 @@ class Recording:
 
     @cached_property
     def groups(self) -> tuple[int, ...]:
-        """Of all processes' samples: those that have text in common have the same number."""
+        """A number for each sample of all processes, the same for those with text in common."""
         return () if self.texts is None else groups_of(token_ids(self.texts))
 
     @property
@@ -123,7 +123,7 @@ class Recording:
         return self.total or len(self.hidden)
 
     def beginning(self, samples: int) -> Recording:
-        """Those that are here of the first samples of all processes."""
+        """Return a recording of those that are here of the first samples of all processes."""
         own = max(min(samples - self.first, len(self.hidden)), 0)
         return replace(
             self,

@@ -29,7 +29,7 @@ class LayerReport:
     updated: bool
     """Whether any kept weight has a new value."""
     error_before_update: float | None
-    """The same error with the dense values of the kept weights."""
+    """``relative_output_error`` with the dense values of the kept weights."""
     seconds: float
     notes: Mapping[str, Any] = field(default_factory=dict)
     expert: int | None = None

@@ -65,12 +65,12 @@ class Need:
 
     @property
     def fixed(self) -> int:
-        """Where the activations are, all that is there beside them."""
+        """Bytes of all that is where the activations are, beside them."""
         return self.on_device if self.home.type == "cuda" else self.held + self.ids
 
     @property
     def total(self) -> int:
-        """The same with them."""
+        """Bytes beside the activations, and those of the activations."""
         return self.fixed + self.activations
 
 
@@ -111,12 +111,12 @@ def gib(size: float) -> str:
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Of all their numbers."""
+    """Bytes of all numbers of these tensors."""
     return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
 
 def statistics_bytes(kinds: Iterable[type[Statistic]], features: int) -> int:
-    """Of statistics of that many inputs: made on the meta device, where nothing takes memory."""
+    """Bytes of statistics of so many inputs: made on the meta device, which takes no memory."""
     made: list[Any] = [kind(features, torch.device("meta")) for kind in kinds]
     return sum(bytes_of(x for x in vars(one).values() if isinstance(x, Tensor)) for one in made)
 
