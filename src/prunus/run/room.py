@@ -231,5 +231,5 @@ def _disk(folder: Path) -> int:
 
 
 def _size(output: Path) -> int:
-    """Of what an unfinished run has written already."""
+    """Bytes that an unfinished run has written already."""
     return sum(x.stat().st_size for x in unfinished(output).glob("*") if x.is_file())

@@ -131,7 +131,7 @@ class UnitsRun:
 
     @cached_property
     def share(self) -> float:
-        """Of the parameters in the modules' units: what is to go."""
+        """The share of the parameters in the modules' units that is to go."""
         asked, recipe = self.job.recipe.parameters, self.job.recipe
         if asked is not None:
             return share_of(self.modules, asked)

@@ -27,7 +27,7 @@ from .units_gather import Context, Halves
 
 @dataclass
 class DenseStream:
-    """The same samples on their way through the dense blocks."""
+    """The calibration samples on their way through the dense blocks."""
 
     recording: Recording
     block: nn.Module
@@ -255,7 +255,7 @@ class Step:
         begun: float,
         notes: dict[str, Any],
     ) -> list[LayerReport]:
-        """Of the module's layers, whose shapes were ``before``."""
+        """Return reports of the module's layers, whose shapes were ``before``."""
         module = self.module
         notes = {**notes, "units_kept": int(keep_U.sum()), "units": module.units}
         if module.unit == "heads":

@@ -211,7 +211,7 @@ class WeightsRun:
     def learner(
         self, recording: Recording | None, journal: Journal | None = None
     ) -> Learner | None:
-        """Of the allocation, if it learns; the loop will advance this recording."""
+        """Return the allocation's learner, if it has one; the loop will advance this recording."""
         allocation = learner_of(self.allocation)
         if allocation is None:
             return None
@@ -226,7 +226,7 @@ class WeightsRun:
     def reconstructor(
         self, recording: Recording | None, journal: Journal | None = None
     ) -> Reconstructor | None:
-        """Of the run, if it reconstructs blocks; the loop will advance this recording."""
+        """Return the reconstructor, if blocks are learned; the loop will advance this recording."""
         how, job = self.reconstruction, self.job
         if how is None:
             return None
